@@ -1,0 +1,376 @@
+//! Configurations: the fields of a `config` item bound by a preset, by a `config.json`, or by made-up numbers.
+
+use crate::program::{ItemRef, Program};
+use crate::size::Size;
+use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, FieldType, ItemKind, UnaryOp};
+use mdl_syntax::diag::{Diagnostic, Sink};
+use mdl_syntax::span::Span;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// A bound configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub item: ItemRef,
+    pub name: String,
+    pub fields: BTreeMap<String, Setting>,
+    /// Where each size was declared.
+    pub places: BTreeMap<String, Span>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Setting {
+    Size(Size),
+    Real(f64),
+    Bool(bool),
+    Text(String),
+    Config(Rc<Config>),
+}
+
+/// Where the values of fields come from.
+#[derive(Clone, Debug)]
+pub enum Source<'a> {
+    /// Bindings of a preset, in the scope of this module.
+    Preset(usize, &'a [(ast::Name, Expr)]),
+    /// A `config.json`: `from("a.b")` finds its values here.
+    Json(&'a serde_json::Value),
+    /// Small numbers, so that a model without presets can be checked.
+    Sample,
+}
+
+/// A field's value while it is worked out; `None` is absent.
+type Partial = Option<Setting>;
+
+struct Binder<'a, 'b> {
+    program: &'a Program,
+    sink: &'b mut Sink,
+    json: Option<&'a serde_json::Value>,
+    sample: bool,
+    /// Numbers handed out so far in a sample.
+    handed: u64,
+}
+
+/// Binds the configuration `item`. Problems are reported; the result is None where a field has no value.
+pub fn bind(
+    program: &Program,
+    item: ItemRef,
+    source: &Source<'_>,
+    at: Span,
+    sink: &mut Sink,
+) -> Option<Rc<Config>> {
+    let (json, sample) = match source {
+        Source::Json(json) => (Some(*json), false),
+        Source::Preset(..) => (None, false),
+        Source::Sample => (None, true),
+    };
+    let mut binder = Binder { program, sink, json, sample, handed: 0 };
+    let given: Vec<(&ast::Name, &Expr)> = match source {
+        Source::Preset(_, bindings) => bindings.iter().map(|(n, e)| (n, e)).collect(),
+        _ => Vec::new(),
+    };
+    let scope = match source {
+        Source::Preset(module, _) => *module,
+        _ => item.module,
+    };
+    binder.config(item, &given, scope, at)
+}
+
+impl Binder<'_, '_> {
+    fn fail<T>(&mut self, code: &'static str, message: String, at: Span, here: &str) -> Option<T> {
+        self.sink.push(Diagnostic::error(code, message, at, here));
+        None
+    }
+
+    fn config(
+        &mut self,
+        item: ItemRef,
+        given: &[(&ast::Name, &Expr)],
+        scope: usize,
+        at: Span,
+    ) -> Option<Rc<Config>> {
+        let program = self.program;
+        let ItemKind::Config(decl) = &program.item(item).kind else {
+            return self.fail("E0405", "this is no configuration".into(), at, "used as one here");
+        };
+        for (name, _) in given {
+            if !decl.fields.iter().any(|f| f.name.text == name.text) {
+                let message = format!("`{}` has no field `{}`", decl.name.text, name.text);
+                self.sink.push(
+                    Diagnostic::error("E0403", message, name.span, "no such field")
+                        .label(decl.name.span, "declared here"),
+                );
+            }
+        }
+        let mut config = Config {
+            item,
+            name: decl.name.text.clone(),
+            fields: BTreeMap::new(),
+            places: BTreeMap::new(),
+        };
+        let mut complete = true;
+        for field in &decl.fields {
+            let binding = given.iter().find(|(n, _)| n.text == field.name.text);
+            match self.field(field, binding.map(|(_, e)| *e), &config, scope, at) {
+                Some(setting) => {
+                    config.places.insert(field.name.text.clone(), field.span);
+                    config.fields.insert(field.name.text.clone(), setting);
+                }
+                None => complete = false,
+            }
+        }
+        if !complete {
+            return None;
+        }
+        for assertion in &decl.asserts {
+            if let Some(Some(Setting::Bool(false))) = self.eval(assertion, &config, item.module) {
+                let message = format!("an assertion of `{}` fails", config.name);
+                self.sink.push(
+                    Diagnostic::error("E0404", message, assertion.span, "this is false")
+                        .label(at, "for the values given here"),
+                );
+                return None;
+            }
+        }
+        Some(Rc::new(config))
+    }
+
+    fn field(
+        &mut self,
+        field: &ast::Field,
+        given: Option<&Expr>,
+        so_far: &Config,
+        scope: usize,
+        at: Span,
+    ) -> Option<Setting> {
+        let name = &field.name.text;
+        let (value, place) = match (given, &field.ty) {
+            (Some(e), FieldType::Config(ty)) => return self.nested(ty, e, so_far, scope),
+            (Some(e), _) => (self.eval(e, so_far, scope)?, e.span),
+            (None, FieldType::Config(ty)) => {
+                let item = self.lookup(so_far.item.module, ty)?;
+                return self.config(item, &[], item.module, at).map(Setting::Config);
+            }
+            (None, _) => match &field.default {
+                Some(e) => (self.eval(e, so_far, so_far.item.module)?, e.span),
+                None => (None, field.span),
+            },
+        };
+        let value = match value {
+            None if self.sample => Some(self.made_up(&field.ty)),
+            other => other,
+        };
+        let Some(value) = value else {
+            let code = if self.json.is_some() { "E0406" } else { "E0402" };
+            let message = format!("`{name}` has no value");
+            self.sink.push(
+                Diagnostic::error(code, message, at, "bound here")
+                    .label(field.span, "the field is declared here"),
+            );
+            return None;
+        };
+        self.fit(field, value, place)
+    }
+
+    /// A value as the field's kind wants it; named sizes start their own polynomial here.
+    fn fit(&mut self, field: &ast::Field, value: Setting, place: Span) -> Option<Setting> {
+        let name = &field.name.text;
+        match (&field.ty, value) {
+            (FieldType::Size, Setting::Size(size)) => match size.value() {
+                Some(n) if (1..1 << 31).contains(&n) => Some(Setting::Size(Size::named(name, n))),
+                Some(n) => {
+                    let message = format!("size `{name}` is {n}, and sizes are 1 to 2147483647");
+                    self.fail("E0307", message, place, "given here")
+                }
+                None => {
+                    let message = format!("size `{name}` is {}, no whole number", size.as_f64());
+                    self.fail("E0407", message, place, "this division leaves a remainder")
+                }
+            },
+            (FieldType::Real, Setting::Size(size)) => Some(Setting::Real(size.as_f64())),
+            (FieldType::Real, v @ Setting::Real(_)) => Some(v),
+            (FieldType::Bool, v @ Setting::Bool(_)) => Some(v),
+            (FieldType::Text, v @ Setting::Text(_)) => Some(v),
+            (FieldType::Config(_), v @ Setting::Config(_)) => Some(v),
+            (ty, _) => {
+                let wanted = match ty {
+                    FieldType::Size => "a size",
+                    FieldType::Real => "a number",
+                    FieldType::Bool => "`true` or `false`",
+                    FieldType::Text => "a text",
+                    FieldType::Config(_) => "a configuration",
+                };
+                self.fail("E0405", format!("`{name}` takes {wanted}"), place, "this is none")
+            }
+        }
+    }
+
+    fn nested(
+        &mut self,
+        ty: &ast::Name,
+        given: &Expr,
+        so_far: &Config,
+        scope: usize,
+    ) -> Option<Setting> {
+        let ExprKind::Call { function, args, .. } = &given.kind else {
+            let message = format!("this field takes `{}(…)`", ty.text);
+            return self.fail("E0405", message, given.span, "not a configuration");
+        };
+        let ExprKind::Name(name) = &function.kind else {
+            return self.fail("E0405", "a configuration is named here".into(), given.span, "here");
+        };
+        let item = self.lookup(scope, name).or_else(|| self.lookup(so_far.item.module, ty))?;
+        let mut bindings = Vec::new();
+        for arg in args {
+            match &arg.name {
+                Some(n) => bindings.push((n, &arg.value)),
+                None => {
+                    let message = "fields are given by name".to_string();
+                    return self.fail("E0208", message, arg.value.span, "which field is this?");
+                }
+            }
+        }
+        self.config(item, &bindings, scope, given.span).map(Setting::Config)
+    }
+
+    fn lookup(&mut self, module: usize, name: &ast::Name) -> Option<ItemRef> {
+        match self.program.find(module, &name.text) {
+            Some(item) => Some(item),
+            None => {
+                let message = format!("there is no `{}`", name.text);
+                self.fail("E0201", message, name.span, "not defined or imported here")
+            }
+        }
+    }
+
+    fn made_up(&mut self, ty: &FieldType) -> Setting {
+        // Small multiples of four by distinct primes: halves are whole and no two sizes agree by accident.
+        const PRIMES: [u64; 12] = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41];
+        match ty {
+            FieldType::Size => {
+                self.handed += 1;
+                Setting::Size(Size::number(4 * PRIMES[(self.handed as usize - 1) % PRIMES.len()]))
+            }
+            FieldType::Bool => Setting::Bool(false),
+            FieldType::Text => Setting::Text(String::new()),
+            FieldType::Real | FieldType::Config(_) => Setting::Real(1.0),
+        }
+    }
+
+    /// Outer None: reported. Inner None: absent.
+    fn eval(&mut self, e: &Expr, so_far: &Config, module: usize) -> Option<Partial> {
+        match &e.kind {
+            ExprKind::Number(text) => Some(Some(self.number(text, e.span)?)),
+            ExprKind::Text(t) => Some(Some(Setting::Text(t.clone()))),
+            ExprKind::Bool(b) => Some(Some(Setting::Bool(*b))),
+            ExprKind::Name(n) => match so_far.fields.get(&n.text) {
+                Some(setting) => Some(Some(setting.clone())),
+                None => {
+                    let message = format!("there is no field `{}` above", n.text);
+                    self.fail("E0201", message, n.span, "unknown here")
+                }
+            },
+            ExprKind::Unary(UnaryOp::Neg, inner) => match self.eval(inner, so_far, module)? {
+                Some(Setting::Real(x)) => Some(Some(Setting::Real(-x))),
+                Some(Setting::Size(s)) => Some(Some(Setting::Real(-s.as_f64()))),
+                None => Some(None),
+                Some(_) => self.fail("E0405", "a number is needed".into(), e.span, "negated here"),
+            },
+            ExprKind::Else(a, b) => match self.eval(a, so_far, module)? {
+                None => self.eval(b, so_far, module),
+                some => Some(some),
+            },
+            ExprKind::Binary(op, a, b) => {
+                let (x, y) = (self.eval(a, so_far, module)?, self.eval(b, so_far, module)?);
+                let (Some(x), Some(y)) = (x, y) else { return Some(None) };
+                self.binary(*op, x, y, e.span).map(Some)
+            }
+            ExprKind::Call { function, args, .. } => match (&function.kind, args.as_slice()) {
+                (ExprKind::Name(n), [arg]) if n.text == "from" => match &arg.value.kind {
+                    ExprKind::Text(path) => self.from_json(path, arg.value.span),
+                    _ => self.fail("E0405", "`from` takes a text".into(), arg.value.span, "here"),
+                },
+                _ => self.fail("E0201", "no such function here".into(), e.span, "only `from(\"…\")`"),
+            },
+            _ => self.fail("E0405", "a field takes a plain value".into(), e.span, "this is none"),
+        }
+    }
+
+    fn number(&mut self, text: &str, at: Span) -> Option<Setting> {
+        if let Ok(n) = text.parse::<u64>() {
+            return Some(Setting::Size(Size::number(n)));
+        }
+        match text.parse::<f64>() {
+            Ok(x) if x.is_finite() => Some(Setting::Real(x)),
+            _ => self.fail("E0307", format!("`{text}` is out of range"), at, "too large"),
+        }
+    }
+
+    fn binary(&mut self, op: BinaryOp, x: Setting, y: Setting, at: Span) -> Option<Setting> {
+        let number = |s: &Setting| match s {
+            Setting::Size(s) => Some(s.as_f64()),
+            Setting::Real(x) => Some(*x),
+            _ => None,
+        };
+        let result = match (op, &x, &y) {
+            (BinaryOp::And, Setting::Bool(a), Setting::Bool(b)) => Some(Setting::Bool(*a && *b)),
+            (BinaryOp::Or, Setting::Bool(a), Setting::Bool(b)) => Some(Setting::Bool(*a || *b)),
+            (BinaryOp::Eq, Setting::Text(a), Setting::Text(b)) => Some(Setting::Bool(a == b)),
+            (BinaryOp::Ne, Setting::Text(a), Setting::Text(b)) => Some(Setting::Bool(a != b)),
+            (BinaryOp::Eq, Setting::Bool(a), Setting::Bool(b)) => Some(Setting::Bool(a == b)),
+            (_, Setting::Size(a), Setting::Size(b)) if a.combine(op, b).is_some() => {
+                a.combine(op, b).map(Setting::Size)
+            }
+            _ => match (number(&x), number(&y)) {
+                (Some(a), Some(b)) => arithmetic(op, a, b),
+                _ => None,
+            },
+        };
+        match result {
+            Some(value) => Some(value),
+            None => self.fail("E0405", "these two do not go together".into(), at, "here"),
+        }
+    }
+
+    fn from_json(&mut self, path: &str, at: Span) -> Option<Partial> {
+        let Some(root) = self.json else { return Some(None) };
+        let mut value = root;
+        for key in path.split('.') {
+            match value.get(key) {
+                Some(inner) => value = inner,
+                None => return Some(None),
+            }
+        }
+        match value {
+            serde_json::Value::Null => Some(None),
+            serde_json::Value::Bool(b) => Some(Some(Setting::Bool(*b))),
+            serde_json::Value::String(s) => Some(Some(Setting::Text(s.clone()))),
+            serde_json::Value::Number(n) => Some(Some(match n.as_u64() {
+                Some(whole) => Setting::Size(Size::number(whole)),
+                None => Setting::Real(n.as_f64().unwrap_or(f64::NAN)),
+            })),
+            _ => {
+                let message = format!("`{path}` in config.json is no plain value");
+                self.fail("E0406", message, at, "read here")
+            }
+        }
+    }
+}
+
+/// Comparisons and arithmetic on numbers.
+pub fn arithmetic(op: BinaryOp, a: f64, b: f64) -> Option<Setting> {
+    let real = |x| Some(Setting::Real(x));
+    let truth = |x| Some(Setting::Bool(x));
+    match op {
+        BinaryOp::Add => real(a + b),
+        BinaryOp::Sub => real(a - b),
+        BinaryOp::Mul => real(a * b),
+        BinaryOp::Div => real(a / b),
+        BinaryOp::Eq => truth(a == b),
+        BinaryOp::Ne => truth(a != b),
+        BinaryOp::Lt => truth(a < b),
+        BinaryOp::Le => truth(a <= b),
+        BinaryOp::Gt => truth(a > b),
+        BinaryOp::Ge => truth(a >= b),
+        BinaryOp::And | BinaryOp::Or => None,
+    }
+}

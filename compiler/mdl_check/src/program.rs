@@ -1,0 +1,186 @@
+//! A root module with everything it imports, and what each name in each module refers to.
+
+use mdl_syntax::ast::{Item, ItemKind, Module, Name};
+use mdl_syntax::diag::{Diagnostic, Sink};
+use mdl_syntax::source::SourceMap;
+use mdl_syntax::span::Span;
+use std::collections::BTreeMap;
+
+/// Imports within imports.
+pub const MAX_IMPORT_DEPTH: usize = 16;
+/// Bytes of all modules together.
+pub const MAX_TOTAL_BYTES: usize = 64 << 20;
+
+/// An item of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ItemRef {
+    pub module: usize,
+    pub item: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoadedModule {
+    /// `std.norm`, or the file's own name for the root.
+    pub path: String,
+    pub ast: Module,
+    pub names: BTreeMap<String, ItemRef>,
+}
+
+/// Modules in the order in which they were finished; the root is last.
+#[derive(Clone, Debug, Default)]
+pub struct Program {
+    pub modules: Vec<LoadedModule>,
+}
+
+/// Gives the name and text of the module at a path such as `["std", "norm"]`.
+pub type Resolve<'a> = dyn Fn(&[String]) -> Option<(String, String)> + 'a;
+
+impl Program {
+    pub fn item(&self, at: ItemRef) -> &Item {
+        &self.modules[at.module].ast.items[at.item]
+    }
+
+    pub fn root(&self) -> usize {
+        self.modules.len() - 1
+    }
+
+    pub fn find(&self, module: usize, name: &str) -> Option<ItemRef> {
+        self.modules[module].names.get(name).copied()
+    }
+
+    /// An item of a standard module, which the compiler itself asks for.
+    pub fn find_in(&self, path: &str, name: &str) -> Option<ItemRef> {
+        let module = self.modules.iter().position(|m| m.path == path)?;
+        self.find(module, name)
+    }
+
+    /// The items of the root module, in order.
+    pub fn root_items(&self) -> impl Iterator<Item = (ItemRef, &Item)> {
+        let module = self.root();
+        let items = self.modules[module].ast.items.iter().enumerate();
+        items.map(move |(item, it)| (ItemRef { module, item }, it))
+    }
+}
+
+/// The name that an item defines.
+pub fn item_name(item: &Item) -> Option<&Name> {
+    match &item.kind {
+        ItemKind::Config(c) => Some(&c.name),
+        ItemKind::Fn(f) => Some(&f.name),
+        ItemKind::Block(b) | ItemKind::Model(b) => Some(&b.name),
+        ItemKind::Preset(p) => Some(&p.name),
+        ItemKind::Use(_) | ItemKind::Error => None,
+    }
+}
+
+struct Loader<'a> {
+    program: Program,
+    sources: &'a mut SourceMap,
+    resolve: &'a Resolve<'a>,
+    sink: &'a mut Sink,
+    open: Vec<String>,
+    bytes: usize,
+}
+
+/// Parses `text` and all that it imports. `also` are standard modules that the compiler needs besides.
+pub fn load(
+    name: &str,
+    text: &str,
+    also: &[&[&str]],
+    sources: &mut SourceMap,
+    resolve: &Resolve<'_>,
+    sink: &mut Sink,
+) -> Program {
+    let mut loader =
+        Loader { program: Program::default(), sources, resolve, sink, open: Vec::new(), bytes: 0 };
+    for path in also {
+        let path: Vec<String> = path.iter().map(|s| s.to_string()).collect();
+        loader.import(&path, Span::default());
+    }
+    loader.module(name, name, text);
+    loader.program
+}
+
+impl Loader<'_> {
+    fn module(&mut self, path: &str, name: &str, text: &str) -> usize {
+        self.bytes += text.len();
+        let file = self.sources.add(name, text);
+        let ast = mdl_syntax::parse(file, text, self.sink);
+        self.open.push(path.to_string());
+        let mut names: BTreeMap<String, ItemRef> = BTreeMap::new();
+        let mut places: BTreeMap<String, Span> = BTreeMap::new();
+        for item in &ast.items {
+            if let ItemKind::Use(u) = &item.kind {
+                let parts: Vec<String> = u.path.iter().map(|n| n.text.clone()).collect();
+                let Some(module) = self.import(&parts, item.span) else { continue };
+                for name in &u.names {
+                    match self.program.find(module, &name.text) {
+                        Some(at) => self.define(&mut names, &mut places, name, at),
+                        None => self.sink.push(Diagnostic::error(
+                            "E0203",
+                            format!("`{}` has no item `{}`", parts.join("."), name.text),
+                            name.span,
+                            "not defined there",
+                        )),
+                    }
+                }
+            }
+        }
+        // The module's own index is known only when its imports are in.
+        let module = self.program.modules.len();
+        for (i, item) in ast.items.iter().enumerate() {
+            if let Some(name) = item_name(item) {
+                self.define(&mut names, &mut places, name, ItemRef { module, item: i });
+            }
+        }
+        self.open.pop();
+        self.program.modules.push(LoadedModule { path: path.to_string(), ast, names });
+        module
+    }
+
+    fn define(
+        &mut self,
+        names: &mut BTreeMap<String, ItemRef>,
+        places: &mut BTreeMap<String, Span>,
+        name: &Name,
+        at: ItemRef,
+    ) {
+        if let Some(first) = places.insert(name.text.clone(), name.span) {
+            let message = format!("`{}` is defined twice", name.text);
+            let diagnostic = Diagnostic::error("E0202", message, name.span, "defined again here");
+            self.sink.push(diagnostic.label(first, "first defined here"));
+        }
+        names.insert(name.text.clone(), at);
+    }
+
+    fn import(&mut self, parts: &[String], span: Span) -> Option<usize> {
+        let path = parts.join(".");
+        if let Some(found) = self.program.modules.iter().position(|m| m.path == path) {
+            return Some(found);
+        }
+        if self.open.contains(&path) || self.open.len() >= MAX_IMPORT_DEPTH {
+            let message = if self.open.contains(&path) {
+                format!("`{path}` imports itself")
+            } else {
+                format!("imports are nested more than {MAX_IMPORT_DEPTH} deep")
+            };
+            self.sink.push(Diagnostic::error("E0205", message, span, "imported here"));
+            return None;
+        }
+        let Some((name, text)) = (self.resolve)(parts) else {
+            self.sink.push(Diagnostic::error(
+                "E0203",
+                format!("there is no module `{path}`"),
+                span,
+                "imported here",
+            ));
+            return None;
+        };
+        if self.bytes + text.len() > MAX_TOTAL_BYTES {
+            let message = "all modules together are larger than 64 MiB";
+            self.sink.push(Diagnostic::error("E0205", message, span, "imported here"));
+            return None;
+        }
+        Some(self.module(&path, &name, &text))
+    }
+}

@@ -1,0 +1,191 @@
+//! Symbolic sizes: polynomials in named sizes with rational coefficients, in a normal form, each with its value.
+//!
+//! Two sizes are equal when their polynomials are: sizes are compared, never solved. The value belongs to the preset
+//! (or to made-up numbers where a model is checked without one) and appears in messages and in graphs.
+
+use mdl_syntax::ast::BinaryOp;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A fraction in lowest terms with a positive denominator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ratio {
+    num: i128,
+    den: i128,
+}
+
+impl Ratio {
+    pub fn new(num: i128, den: i128) -> Option<Ratio> {
+        if den == 0 {
+            return None;
+        }
+        let g = gcd(num.unsigned_abs(), den.unsigned_abs()).max(1) as i128;
+        let sign = if den < 0 { -1 } else { 1 };
+        Some(Ratio { num: sign * num / g, den: sign * den / g })
+    }
+
+    pub fn whole(n: i128) -> Ratio {
+        Ratio { num: n, den: 1 }
+    }
+
+    fn add(self, o: Ratio) -> Option<Ratio> {
+        let num = self.num.checked_mul(o.den)?.checked_add(o.num.checked_mul(self.den)?)?;
+        Ratio::new(num, self.den.checked_mul(o.den)?)
+    }
+
+    fn mul(self, o: Ratio) -> Option<Ratio> {
+        Ratio::new(self.num.checked_mul(o.num)?, self.den.checked_mul(o.den)?)
+    }
+
+    fn div(self, o: Ratio) -> Option<Ratio> {
+        Ratio::new(self.num.checked_mul(o.den)?, self.den.checked_mul(o.num)?)
+    }
+}
+
+fn gcd(a: u128, b: u128) -> u128 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Exponents by name; a division by a named size is a negative exponent.
+type Monomial = BTreeMap<String, i32>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Size {
+    terms: Vec<(Monomial, Ratio)>,
+    value: Ratio,
+}
+
+impl Size {
+    pub fn number(n: u64) -> Size {
+        let ratio = Ratio::whole(i128::from(n));
+        Size { terms: vec![(Monomial::new(), ratio)], value: ratio }
+    }
+
+    pub fn named(name: &str, value: u64) -> Size {
+        let monomial = Monomial::from([(name.to_string(), 1)]);
+        let value = Ratio::whole(i128::from(value));
+        Size { terms: vec![(monomial, Ratio::whole(1))], value }
+    }
+
+    /// The whole number, if it is one.
+    pub fn value(&self) -> Option<u64> {
+        (self.value.den == 1).then(|| u64::try_from(self.value.num).ok()).flatten()
+    }
+
+    pub fn as_f64(&self) -> f64 {
+        self.value.num as f64 / self.value.den as f64
+    }
+
+    pub fn same(&self, other: &Size) -> bool {
+        self.terms == other.terms
+    }
+
+    /// Is it a plain number, so that its polynomial says no more than its value?
+    pub fn is_number(&self) -> bool {
+        self.terms.iter().all(|(m, _)| m.is_empty())
+    }
+
+    /// `self op other`; None where a number overflows or the operation has no meaning for sizes.
+    pub fn combine(&self, op: BinaryOp, other: &Size) -> Option<Size> {
+        let minus = Ratio::whole(-1);
+        match op {
+            BinaryOp::Add => self.plus(other, Ratio::whole(1)),
+            BinaryOp::Sub => self.plus(other, minus),
+            BinaryOp::Mul => self.times(other),
+            BinaryOp::Div => self.over(other),
+            _ => None,
+        }
+    }
+
+    fn plus(&self, other: &Size, factor: Ratio) -> Option<Size> {
+        let mut terms = self.terms.clone();
+        for (m, c) in &other.terms {
+            enter(&mut terms, m.clone(), c.mul(factor)?)?;
+        }
+        Some(normal(terms, self.value.add(other.value.mul(factor)?)?))
+    }
+
+    fn times(&self, other: &Size) -> Option<Size> {
+        let mut terms = Vec::new();
+        for (a, x) in &self.terms {
+            for (b, y) in &other.terms {
+                enter(&mut terms, joined(a, b, 1), x.mul(*y)?)?;
+            }
+        }
+        Some(normal(terms, self.value.mul(other.value)?))
+    }
+
+    fn over(&self, other: &Size) -> Option<Size> {
+        let value = self.value.div(other.value)?;
+        let [(m, c)] = &other.terms[..] else {
+            return None;
+        };
+        let mut terms = Vec::new();
+        for (a, x) in &self.terms {
+            enter(&mut terms, joined(a, m, -1), x.div(*c)?)?;
+        }
+        Some(normal(terms, value))
+    }
+}
+
+fn joined(a: &Monomial, b: &Monomial, sign: i32) -> Monomial {
+    let mut out = a.clone();
+    for (name, power) in b {
+        *out.entry(name.clone()).or_insert(0) += sign * power;
+    }
+    out.retain(|_, power| *power != 0);
+    out
+}
+
+fn enter(terms: &mut Vec<(Monomial, Ratio)>, m: Monomial, c: Ratio) -> Option<()> {
+    match terms.iter_mut().find(|(x, _)| *x == m) {
+        Some((_, old)) => *old = old.add(c)?,
+        None => terms.push((m, c)),
+    }
+    Some(())
+}
+
+fn normal(mut terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
+    terms.retain(|(_, c)| c.num != 0);
+    terms.sort_by(|a, b| a.0.cmp(&b.0));
+    Size { terms, value }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (monomial, c)) in self.terms.iter().enumerate() {
+            if i > 0 {
+                write!(f, " + ")?;
+            }
+            let mut parts = Vec::new();
+            if c.num != 1 || monomial.is_empty() {
+                parts.push(c.num.to_string());
+            }
+            for (name, power) in monomial.iter().filter(|(_, p)| **p > 0) {
+                parts.extend(std::iter::repeat_n(name.clone(), *power as usize));
+            }
+            if parts.is_empty() {
+                parts.push("1".into());
+            }
+            write!(f, "{}", parts.join(" * "))?;
+            for (name, power) in monomial.iter().filter(|(_, p)| **p < 0) {
+                write!(f, "{}", format!(" / {name}").repeat(power.unsigned_abs() as usize))?;
+            }
+            if c.den != 1 {
+                write!(f, " / {}", c.den)?;
+            }
+        }
+        if self.terms.is_empty() {
+            write!(f, "0")?;
+        }
+        Ok(())
+    }
+}
+
+impl Size {
+    /// The size and its number: `kv_heads * head = 1024`, or only `1024` where that is all there is.
+    pub fn explained(&self) -> String {
+        let value = self.as_f64();
+        if self.is_number() { format!("{value}") } else { format!("{self} = {value}") }
+    }
+}

@@ -1,0 +1,4 @@
+//! From source text to graphs, plans and executables: the pipeline with nothing but data going in and out.
+
+pub mod embedded;
+pub mod front;

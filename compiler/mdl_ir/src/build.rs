@@ -1,0 +1,283 @@
+//! A body under construction: types are inferred, what is known is folded, what was made before is used again.
+
+use crate::graph::{Body, Node, Value, ValueId};
+use crate::infer::infer;
+use crate::interp::fold;
+use crate::op::{Binary, Class, Op, Reduction, Unary};
+use crate::tensor_type::{Axis, DType, Type};
+use crate::place::Place;
+use std::collections::HashMap;
+
+#[derive(Debug, Default)]
+pub struct Builder {
+    pub body: Body,
+    /// Nodes that would compute the same thing again: key is the operation and its arguments.
+    known: HashMap<String, ValueId>,
+    producer: HashMap<ValueId, usize>,
+}
+
+impl Builder {
+    pub fn input(&mut self, name: &str, ty: Type) -> ValueId {
+        let id = self.value(name, ty);
+        self.body.inputs.push(id);
+        id
+    }
+
+    pub fn value(&mut self, name: &str, ty: Type) -> ValueId {
+        let id = ValueId(self.body.values.len() as u32);
+        self.body.values.push(Value { name: name.to_string(), ty });
+        id
+    }
+
+    pub fn ty(&self, id: ValueId) -> &Type {
+        self.body.ty(id)
+    }
+
+    /// The operation that makes a value, if it is not an input.
+    pub fn op(&self, id: ValueId) -> Option<&Node> {
+        self.producer.get(&id).map(|n| &self.body.nodes[*n])
+    }
+
+    pub fn constant(&self, id: ValueId) -> Option<f64> {
+        match self.op(id)?.op {
+            Op::Const(c) => Some(c),
+            _ => None,
+        }
+    }
+
+    pub fn number(&mut self, value: f64, span: Place) -> ValueId {
+        self.push(Op::Const(value), &[], span).expect("a constant has a type")
+    }
+
+    /// Adds a node with one result, or finds the value that already is this.
+    pub fn push(&mut self, op: Op, args: &[ValueId], span: Place) -> Result<ValueId, String> {
+        let types: Vec<&Type> = args.iter().map(|a| self.ty(*a)).collect();
+        let mut results = infer(&op, &types)?;
+        let ty = results.pop().ok_or("the operation has no result")?;
+        if let Some(simple) = self.simplify(&op, args, &ty, span) {
+            return Ok(simple);
+        }
+        let key = format!("{op:?}{args:?}");
+        let pure = !matches!(op.class(), Class::Kernel | Class::Repeat)
+            || matches!(op, Op::Contract { .. } | Op::Gather { .. });
+        if pure && let Some(id) = self.known.get(&key) {
+            return Ok(*id);
+        }
+        let name = op.name().to_string();
+        let id = self.node(op, args.to_vec(), vec![(name, ty)], span)[0];
+        if pure {
+            self.known.insert(key, id);
+        }
+        Ok(id)
+    }
+
+    /// Adds a node as it is, with results of these names and types.
+    pub fn node(
+        &mut self,
+        op: Op,
+        args: Vec<ValueId>,
+        results: Vec<(String, Type)>,
+        span: Place,
+    ) -> Vec<ValueId> {
+        let ids: Vec<ValueId> = results.into_iter().map(|(n, ty)| self.value(&n, ty)).collect();
+        for id in &ids {
+            self.producer.insert(*id, self.body.nodes.len());
+        }
+        self.body.nodes.push(Node { op, args, results: ids.clone(), span });
+        ids
+    }
+
+    pub fn unary(&mut self, op: Unary, a: ValueId, span: Place) -> Result<ValueId, String> {
+        self.push(Op::Unary(op), &[a], span)
+    }
+
+    pub fn binary(
+        &mut self,
+        op: Binary,
+        a: ValueId,
+        b: ValueId,
+        span: Place,
+    ) -> Result<ValueId, String> {
+        self.push(Op::Binary(op), &[a, b], span)
+    }
+
+    pub fn mul(&mut self, a: ValueId, b: ValueId, span: Place) -> Result<ValueId, String> {
+        self.binary(Binary::Mul, a, b, span)
+    }
+
+    /// Sum over these axes, outermost walk last: axes at the end of memory first, as kernels want them.
+    pub fn sum(&mut self, a: ValueId, axes: &[String], span: Place) -> Result<ValueId, String> {
+        self.push(Op::Reduce { kind: Reduction::Sum, axes: axes.to_vec() }, &[a], span)
+    }
+
+    /// A value that is already there for this operation, if the operation is known to give it.
+    fn simplify(&mut self, op: &Op, args: &[ValueId], ty: &Type, span: Place) -> Option<ValueId> {
+        let consts: Vec<Option<f64>> = args.iter().map(|a| self.constant(*a)).collect();
+        if !args.is_empty() && consts.iter().all(Option::is_some) && ty.axes.is_empty() {
+            let known: Vec<f64> = consts.iter().map(|c| c.unwrap_or(0.0)).collect();
+            if ty.dtype == DType::F32 && let Some(value) = fold(op, &known) {
+                return Some(self.number(value, span));
+            }
+        }
+        let same = |id: ValueId, b: &Self| b.ty(id) == ty;
+        match op {
+            Op::Binary(Binary::Mul) if consts[0] == Some(1.0) && same(args[1], self) => {
+                Some(args[1])
+            }
+            Op::Binary(Binary::Mul | Binary::Div)
+                if consts[1] == Some(1.0) && same(args[0], self) =>
+            {
+                Some(args[0])
+            }
+            Op::Binary(Binary::Add) if consts[0] == Some(0.0) && same(args[1], self) => {
+                Some(args[1])
+            }
+            Op::Binary(Binary::Add | Binary::Sub)
+                if consts[1] == Some(0.0) && same(args[0], self) =>
+            {
+                Some(args[0])
+            }
+            Op::Binary(Binary::Add) => self.join_pads(args, span),
+            Op::Broadcast { .. } | Op::Reorder { .. } if same(args[0], self) => Some(args[0]),
+            Op::Cast(_) | Op::Rename { .. } if same(args[0], self) => Some(args[0]),
+            Op::Reduce { axes, .. } if axes.is_empty() => Some(args[0]),
+            Op::Reduce { kind: Reduction::Sum, axes } => self.contraction(args[0], axes, span),
+            _ => None,
+        }
+    }
+
+    /// Σ(a·b) is a contraction where each factor has an axis of its own.
+    fn contraction(&mut self, sum_of: ValueId, axes: &[String], span: Place) -> Option<ValueId> {
+        let product = self.op(sum_of)?;
+        let (Op::Binary(Binary::Mul), [a, b]) = (&product.op, product.args[..].as_ref()) else {
+            return None;
+        };
+        let (a, b) = (*a, *b);
+        let (ta, tb) = (self.ty(a), self.ty(b));
+        let both = axes.iter().all(|x| ta.has(x) && tb.has(x));
+        let own = |x: &Type, y: &Type| x.axes.iter().any(|axis| !y.has(&axis.name));
+        if !both || !own(ta, tb) || !own(tb, ta) {
+            return None;
+        }
+        self.push(Op::Contract { axes: axes.to_vec() }, &[a, b], span).ok()
+    }
+
+    /// Two paddings that fill an axis between them are a concatenation.
+    fn join_pads(&mut self, args: &[ValueId], span: Place) -> Option<ValueId> {
+        let pad = |id: ValueId| match self.op(id) {
+            Some(Node { op: Op::Pad { axis, start, into }, args, .. }) => {
+                let size = self.ty(args[0]).axis(axis)?.size;
+                Some((args[0], axis.clone(), *start, into.clone(), size))
+            }
+            _ => None,
+        };
+        let (x, y) = (pad(args[0])?, pad(args[1])?);
+        let (x, y) = if x.2 <= y.2 { (x, y) } else { (y, x) };
+        let fills = x.2 == 0 && y.2 == x.4 && y.2 + y.4 == x.3.size;
+        if !fills || x.1 != y.1 || x.3 != y.3 {
+            return None;
+        }
+        self.push(Op::Concat { axis: x.1, into: x.3 }, &[x.0, y.0], span).ok()
+    }
+
+    /// Copies a body's nodes into this one with `args` for its inputs; gives its outputs.
+    pub fn inline(&mut self, body: &Body, args: &[ValueId]) -> Result<Vec<ValueId>, String> {
+        let map = self.inline_all(body, args)?;
+        Ok(body.outputs.iter().map(|o| map[o]).collect())
+    }
+
+    /// As `inline`, but gives where every value of the body went.
+    pub fn inline_all(
+        &mut self,
+        body: &Body,
+        args: &[ValueId],
+    ) -> Result<HashMap<ValueId, ValueId>, String> {
+        let mut map: HashMap<ValueId, ValueId> =
+            body.inputs.iter().copied().zip(args.iter().copied()).collect();
+        for node in &body.nodes {
+            self.copy_node(body, node, &mut map)?;
+        }
+        Ok(map)
+    }
+
+    /// Copies one node whose arguments are in `map`, and enters its results there.
+    pub fn copy_node(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        map: &mut HashMap<ValueId, ValueId>,
+    ) -> Result<(), String> {
+        let args: Vec<ValueId> = node.args.iter().map(|a| map[a]).collect();
+        if node.results.len() == 1 && !matches!(node.op, Op::Repeat { .. } | Op::Call { .. }) {
+            let before = self.body.values.len();
+            let id = self.push(node.op.clone(), &args, node.span)?;
+            if id.index() >= before {
+                self.body.values[id.index()].name = body.name(node.results[0]).to_string();
+            }
+            map.insert(node.results[0], id);
+            return Ok(());
+        }
+        let results = node.results.iter().map(|r| body.values[r.index()].clone());
+        let results = results.map(|v| (v.name, v.ty)).collect();
+        let ids = self.node(node.op.clone(), args, results, node.span);
+        map.extend(node.results.iter().copied().zip(ids));
+        Ok(())
+    }
+
+    /// The finished body with these outputs and without nodes that no output needs.
+    pub fn finish(mut self, outputs: Vec<ValueId>) -> Body {
+        self.body.outputs = outputs;
+        remove_dead(&mut self.body);
+        self.body
+    }
+}
+
+/// Drops nodes that no output needs, and values that nothing mentions.
+pub fn remove_dead(body: &mut Body) {
+    let mut needed = vec![false; body.values.len()];
+    for o in &body.outputs {
+        needed[o.index()] = true;
+    }
+    let mut kept = Vec::new();
+    for node in std::mem::take(&mut body.nodes).into_iter().rev() {
+        if node.results.iter().any(|r| needed[r.index()]) {
+            for a in &node.args {
+                needed[a.index()] = true;
+            }
+            kept.push(node);
+        }
+    }
+    kept.reverse();
+    body.nodes = kept;
+    compact(body);
+}
+
+/// Renumbers values in the order in which they appear.
+fn compact(body: &mut Body) {
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut values = Vec::new();
+    let mut enter = |id: ValueId, old: &[Value]| {
+        map.entry(id).or_insert_with(|| {
+            values.push(old[id.index()].clone());
+            ValueId(values.len() as u32 - 1)
+        });
+    };
+    for id in body.inputs.iter().chain(body.nodes.iter().flat_map(|n| &n.results)) {
+        enter(*id, &body.values);
+    }
+    for id in &mut body.inputs {
+        *id = map[id];
+    }
+    for node in &mut body.nodes {
+        node.args.iter_mut().chain(&mut node.results).for_each(|id| *id = map[id]);
+    }
+    for id in &mut body.outputs {
+        *id = map[id];
+    }
+    body.values = values;
+}
+
+/// `names` of these axes.
+pub fn axis_names(axes: &[Axis]) -> Vec<String> {
+    axes.iter().map(|a| a.name.clone()).collect()
+}

@@ -1,0 +1,226 @@
+//! The type rule of every operation.
+
+use crate::op::{Binary, Op, Unary};
+use crate::tensor_type::{Axis, DType, Type};
+
+/// Axes per tensor, as the language limits them.
+pub const MAX_AXES: usize = 8;
+
+/// Types of the results of `op` on arguments of these types, or what is wrong in one clause.
+pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
+    check_count(op, args.len())?;
+    let one = |ty: Type| Ok(vec![ty]);
+    match op {
+        Op::Const(_) => one(Type::scalar(DType::F32)),
+        Op::Position(axis) => one(Type::new(DType::F32, vec![axis.clone()])),
+        Op::Random { axes, .. } => one(Type::new(DType::F32, axes.clone())),
+        Op::Unary(Unary::Not) => one(args[0].clone()),
+        Op::Unary(_) | Op::StopGradient => one(args[0].clone()),
+        Op::Binary(b) => one(Type::new(binary_dtype(*b), union(args)?)),
+        Op::Select => one(Type::new(DType::F32, union(args)?)),
+        Op::Reduce { axes, .. } => {
+            need_axes(args[0], axes)?;
+            one(args[0].without(axes))
+        }
+        Op::Contract { axes } => one(contract(args[0], args[1], axes)?),
+        Op::Broadcast { axes } => {
+            let missing = args[0].axes.iter().find(|a| !axes.contains(a));
+            match missing {
+                Some(a) => Err(format!("broadcast drops axis `{}`", a.name)),
+                None => one(Type::new(args[0].dtype, axes.clone())),
+            }
+        }
+        Op::Reorder { axes } => one(reorder(args[0], axes)?),
+        Op::Cast(dtype) => one(Type::new(*dtype, args[0].axes.clone())),
+        Op::Rename { from, to } => one(rename(args[0], from, to)?),
+        Op::Split { axis, into } => one(split(args[0], axis, into)?),
+        Op::Merge { axes, into } => one(merge(args[0], axes, into)?),
+        Op::Slice { axis, start, into } => {
+            let old = find(args[0], axis)?;
+            if start + into.size > old.size {
+                return Err(format!("slice ends beyond axis `{axis}` of size {}", old.size));
+            }
+            one(replace(args[0], axis, into)?)
+        }
+        Op::Pad { axis, start, into } => {
+            let old = find(args[0], axis)?;
+            if start + old.size > into.size {
+                return Err(format!("pad ends beyond axis `{}`", into.name));
+            }
+            one(replace(args[0], axis, into)?)
+        }
+        Op::Concat { axis, into } => one(concat(args, axis, into)?),
+        Op::Gather { axis } => {
+            find(args[0], axis)?;
+            let mut axes = args[1].axes.clone();
+            axes.extend(args[0].without(std::slice::from_ref(axis)).axes);
+            one(Type::new(args[0].dtype, axes))
+        }
+        Op::ScatterAdd { axis } => {
+            let ids: Vec<String> = args[0].axes.iter().map(|a| a.name.clone()).collect();
+            need_axes(args[1], &ids)?;
+            one(args[1].without(&ids).stacked(axis.clone()))
+        }
+        Op::CacheWrite { axis } => {
+            find(args[0], axis)?;
+            one(args[1].clone())
+        }
+        Op::Repeat { axis, count, carries, consts, body, .. } => {
+            repeat(args, axis, *count, *carries, *consts, body)
+        }
+        Op::Call { body, .. } => Ok(body.outputs.iter().map(|o| body.ty(*o).clone()).collect()),
+    }
+}
+
+fn check_count(op: &Op, count: usize) -> Result<(), String> {
+    let fits = match op {
+        Op::Const(_) | Op::Position(_) | Op::Random { .. } => count == 0,
+        Op::Binary(_) | Op::Contract { .. } | Op::Gather { .. } => count == 2,
+        Op::Select | Op::CacheWrite { .. } => count == 3,
+        Op::ScatterAdd { .. } => count == 2 || count == 3,
+        Op::Concat { .. } => count >= 1,
+        Op::Repeat { body, .. } => count == body.inputs.len(),
+        Op::Call { body, .. } => count >= body.inputs.len(),
+        _ => count == 1,
+    };
+    if fits { Ok(()) } else { Err(format!("`{}` does not take {count} arguments", op.name())) }
+}
+
+fn binary_dtype(op: Binary) -> DType {
+    if op.is_comparison() || op.is_logic() { DType::Bool } else { DType::F32 }
+}
+
+/// All axes of all arguments: the order of the argument with most axes, then what it lacks.
+pub fn union(args: &[&Type]) -> Result<Vec<Axis>, String> {
+    let most = args.iter().map(|t| t.axes.len()).max().unwrap_or(0);
+    let base = args.iter().find(|t| t.axes.len() == most).map_or(&[][..], |t| &t.axes[..]);
+    let mut axes = base.to_vec();
+    for ty in args {
+        for axis in &ty.axes {
+            match axes.iter().find(|a| a.name == axis.name) {
+                None => axes.push(axis.clone()),
+                Some(a) if a.size != axis.size => {
+                    return Err(format!(
+                        "axis `{}` is {} here and {} there",
+                        a.name, a.size, axis.size
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    if axes.len() > MAX_AXES {
+        return Err(format!("a tensor with {} axes, and {MAX_AXES} is the most", axes.len()));
+    }
+    Ok(axes)
+}
+
+fn find<'a>(ty: &'a Type, axis: &str) -> Result<&'a Axis, String> {
+    ty.axis(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))
+}
+
+fn need_axes(ty: &Type, axes: &[String]) -> Result<(), String> {
+    axes.iter().try_for_each(|a| find(ty, a).map(|_| ()))
+}
+
+fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
+    need_axes(a, over)?;
+    need_axes(b, over)?;
+    union(&[a, b])?;
+    let kept = |axis: &&Axis| !over.contains(&axis.name);
+    let shared = a.axes.iter().filter(kept).filter(|x| b.has(&x.name));
+    let only_a = a.axes.iter().filter(kept).filter(|x| !b.has(&x.name));
+    let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(&x.name));
+    let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).cloned().collect();
+    Ok(Type::new(DType::F32, axes))
+}
+
+fn reorder(ty: &Type, names: &[String]) -> Result<Type, String> {
+    let axes: Result<Vec<Axis>, String> = names.iter().map(|n| find(ty, n).cloned()).collect();
+    let out = Type::new(ty.dtype, axes?);
+    if out.same_axes(ty) { Ok(out) } else { Err("reorder drops an axis".into()) }
+}
+
+fn rename(ty: &Type, from: &str, to: &str) -> Result<Type, String> {
+    let size = find(ty, from)?.size;
+    if ty.has(to) {
+        return Err(format!("axis `{to}` stands twice"));
+    }
+    replace(ty, from, &Axis::new(to, size))
+}
+
+fn replace(ty: &Type, axis: &str, new: &Axis) -> Result<Type, String> {
+    let at = ty.index_of(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))?;
+    let mut out = ty.clone();
+    out.axes[at] = new.clone();
+    Ok(out)
+}
+
+fn split(ty: &Type, axis: &str, into: &[Axis]) -> Result<Type, String> {
+    let at = ty.index_of(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))?;
+    let product: u64 = into.iter().map(|a| a.size).product();
+    if product != ty.axes[at].size {
+        return Err(format!("axis `{axis}` is {}, the product {product}", ty.axes[at].size));
+    }
+    let mut out = ty.clone();
+    out.axes.splice(at..=at, into.iter().cloned());
+    Ok(out)
+}
+
+fn merge(ty: &Type, axes: &[String], into: &str) -> Result<Type, String> {
+    let first = axes.first().ok_or("merge of no axes")?;
+    let at = ty.index_of(first).ok_or_else(|| format!("no axis `{first}` in {ty}"))?;
+    let names: Vec<&str> = ty.axes[at..].iter().map(|a| a.name.as_str()).collect();
+    if !names.iter().zip(axes).all(|(n, a)| n == a) || names.len() < axes.len() {
+        return Err("merged axes are not adjacent".into());
+    }
+    let size = ty.axes[at..at + axes.len()].iter().map(|a| a.size).product();
+    let mut out = ty.clone();
+    out.axes.splice(at..at + axes.len(), [Axis::new(into, size)]);
+    Ok(out)
+}
+
+fn concat(args: &[&Type], axis: &str, into: &Axis) -> Result<Type, String> {
+    let mut total = 0;
+    for ty in args {
+        total += find(ty, axis)?.size;
+        if ty.without(&[axis.to_string()]).axes != args[0].without(&[axis.to_string()]).axes {
+            return Err("concatenated tensors differ in another axis".into());
+        }
+    }
+    if total != into.size {
+        return Err(format!("axis `{}` is {}, the parts make {total}", into.name, into.size));
+    }
+    replace(args[0], axis, into)
+}
+
+fn repeat(
+    args: &[&Type],
+    axis: &str,
+    count: u64,
+    carries: usize,
+    consts: usize,
+    body: &crate::graph::Body,
+) -> Result<Vec<Type>, String> {
+    for (i, arg) in args.iter().enumerate() {
+        let inner = body.ty(body.inputs[i]);
+        let expected =
+            if i < carries + consts { inner.clone() } else { inner.stacked(Axis::new(axis, count)) };
+        if **arg != expected {
+            return Err(format!("argument {i} is {arg}, the region takes {expected}"));
+        }
+    }
+    let mut results = Vec::new();
+    for (i, out) in body.outputs.iter().enumerate() {
+        let ty = body.ty(*out);
+        if i < carries {
+            if ty != body.ty(body.inputs[i]) {
+                return Err(format!("carry {i} goes in as {} and comes out as {ty}", args[i]));
+            }
+            results.push(ty.clone());
+        } else {
+            results.push(ty.stacked(Axis::new(axis, count)));
+        }
+    }
+    Ok(results)
+}

@@ -1,0 +1,322 @@
+//! What a kernel computes, as plain data: the boundary between the compiler and `mdl_kernels`.
+//!
+//! A spec names sizes and strides (in elements) and never a device. Buffers are passed beside it, in the order
+//! that each spec states: inputs, outputs, workspace. All arithmetic is f32; `Elem::I32` is converted when loaded.
+
+use serde::{Deserialize, Serialize};
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum KernelSpec {
+    Region(RegionSpec),
+    Contract(ContractSpec),
+    Attention(AttentionSpec),
+    AttentionGrad(AttentionSpec),
+    LinearCrossEntropy(LinearCrossEntropySpec),
+    Gather(GatherSpec),
+    ScatterAdd(ScatterAddSpec),
+    CacheWrite(CacheWriteSpec),
+    SumOfSquares(SumOfSquaresSpec),
+    AdamW(AdamWSpec),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Elem {
+    F32,
+    I32,
+}
+
+/// How an iteration space reads or writes a buffer: element `offset + Σ index[i] · strides[i]`.
+/// A stride of 0 broadcasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    pub elem: Elem,
+    pub offset: u32,
+    pub strides: Vec<u32>,
+}
+
+/// A register machine's instruction: `dst = op(a, b, c)`. Booleans are 0 and 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Instr {
+    pub op: InstrOp,
+    pub dst: u16,
+    pub a: u16,
+    pub b: u16,
+    pub c: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum InstrOp {
+    Const(f32),
+    /// Input number, at the current index.
+    Load(u16),
+    /// The current index along this dim of the iteration space, as a number.
+    Index(u16),
+    /// Value of a row register (see `Phase`).
+    Row(u16),
+    /// Writes register `a` to this output at the current index.
+    Store(u16),
+    /// Row register `dst` = reduction of register `a` over the walked axis.
+    Sum,
+    Max,
+    Neg,
+    Exp,
+    Log,
+    Sqrt,
+    Rsqrt,
+    Sigmoid,
+    Sin,
+    Cos,
+    Tanh,
+    Abs,
+    Not,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Min,
+    MaxOf,
+    Lt,
+    Le,
+    Eq,
+    And,
+    Or,
+    /// a != 0 ? b : c
+    Select,
+}
+
+/// A fused region of elementwise work and reductions over the iteration space `dims`, outermost first.
+///
+/// `Walk::Rows`: the last dim is walked with vectors; every index of the other dims is a row. Each phase walks
+/// the row once. `Sum` and `Max` reduce along it into row registers, which later phases read with `Row`.
+///
+/// `Walk::Columns { reduced }`: the `reduced` dims before the last are reduced; what is left of them is outer.
+/// There is one phase; `cols` runs at every index, `Sum`/`Max` accumulate per column over the reduced dims into
+/// row registers, and then `row` of a second phase runs once per outer index and column (its `Store`s write there).
+///
+/// Buffers: inputs, outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegionSpec {
+    pub dims: Vec<u32>,
+    pub walk: Walk,
+    pub inputs: Vec<View>,
+    pub outputs: Vec<View>,
+    pub phases: Vec<Phase>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Walk {
+    Rows,
+    Columns { reduced: u32 },
+}
+
+/// `row` runs once per row before the walk, and all its registers are row registers (they persist through all
+/// phases; `Load` and `Store` there use column 0); `cols` runs at each index of the row, on registers of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    pub row: Vec<Instr>,
+    pub cols: Vec<Instr>,
+}
+
+/// One dim of a contraction's axis group with its strides in both tensors that carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dim {
+    pub size: u32,
+    /// Stride in the first tensor that carries the group: `a` for batch, m and k; `b` for n.
+    pub stride: u32,
+    /// Stride in the second: `b` for batch and k; unused for m and n.
+    pub stride_b: u32,
+}
+
+/// c[batch, m, n] = epilogue(Σ_k prologue(a[batch, m, k]) · b[batch, k, n]); c is dense in the order batch, m, n.
+///
+/// The prologue maps register 0 (the loaded `a`) to register `prologue_result`; its `Load`s read `prologue_inputs`,
+/// views over the two dims (m, k) of a problem whose m and k groups each have been flattened (batch must be empty).
+/// The epilogue maps register 0 (the sum) and its `Load`s of `epilogue_inputs` (views over flattened batch·m, n) to
+/// `Store`s, one per output; without an epilogue there is one output, the sum. Outputs are dense [batch·m, n].
+///
+/// Buffers: a, b, prologue inputs, epilogue inputs, outputs, workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContractSpec {
+    pub batch: Vec<Dim>,
+    pub m: Vec<Dim>,
+    pub n: Vec<Dim>,
+    pub k: Vec<Dim>,
+    pub prologue_inputs: Vec<View>,
+    pub prologue: Vec<Instr>,
+    pub prologue_result: u16,
+    pub epilogue_inputs: Vec<View>,
+    pub epilogue: Vec<Instr>,
+    pub n_outputs: u16,
+}
+
+/// Which keys a query sees. Positions: query t stands at `start + t`, key s at `s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskSpec {
+    /// key position ≤ query position
+    pub causal: bool,
+    /// query position − key position < window
+    pub window: Option<u32>,
+    /// document[t] == document[s]; takes the two document buffers
+    pub documents: bool,
+    /// A scalar i32 buffer gives the position of query 0; otherwise it is 0.
+    pub start: bool,
+}
+
+/// y[b,t,h,g,:] = Σ_s softmax_s(scale · q[b,t,h,g,:]·k[b,s,h,:]) · v[b,s,h,:] under the mask; a row that sees
+/// nothing is zero. All tensors are dense: q, y [b, t, kv_heads, group, head]; k, v [b, s, kv_heads, head];
+/// log-sum-exp [b, t, kv_heads, group] (of scaled scores; −inf where nothing is seen).
+///
+/// Attention buffers: q, k, v, (documents_t i32 [b, t], documents_s i32 [b, s] if mask.documents),
+/// (start i32 [1] if mask.start), y, log-sum-exp, workspace.
+/// AttentionGrad buffers: q, k, v, (documents_t, documents_s), (start), y, log-sum-exp, dy, dq, dk, dv, workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionSpec {
+    pub batch: u32,
+    pub t: u32,
+    pub s: u32,
+    pub kv_heads: u32,
+    pub group: u32,
+    pub head: u32,
+    pub scale: f32,
+    pub mask: MaskSpec,
+}
+
+/// loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1), for x [rows, width] and
+/// w [vocab, width]; all logits are never stored. With `grad`, the same visit writes d loss/dx and d loss/dw.
+///
+/// Buffers: x, w, targets i32 [rows], loss f32 [1], (dx [rows, width], dw [vocab, width] if grad), workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinearCrossEntropySpec {
+    pub rows: u32,
+    pub vocab: u32,
+    pub width: u32,
+    pub grad: bool,
+}
+
+/// out[i, :] = table[ids[i], :]. Ids are known to be in range. Buffers: table [vocab, width], ids i32 [rows], out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatherSpec {
+    pub rows: u32,
+    pub vocab: u32,
+    pub width: u32,
+}
+
+/// out[v, :] = (base[v, :] if accumulate, else 0) + Σ_{i: ids[i] = v} g[i, :], summed in the order of i.
+/// With `accumulate`, `out` already holds the base.
+/// Buffers: ids i32 [rows], g [rows, width], out [vocab, width], workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScatterAddSpec {
+    pub rows: u32,
+    pub vocab: u32,
+    pub width: u32,
+    pub accumulate: bool,
+}
+
+/// cache[b, start + t, :] = x[b, t, :] for every t, in place.
+/// Buffers: x [batch, t, width], start i32 [1], cache [batch, capacity, width].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheWriteSpec {
+    pub batch: u32,
+    pub t: u32,
+    pub capacity: u32,
+    pub width: u32,
+}
+
+/// out = Σ g². The order of the sum depends on `len` alone. Buffers: g [len], out f32 [1], workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SumOfSquaresSpec {
+    pub len: u64,
+}
+
+/// In place: g' = g·scale; m = beta1·m + (1−beta1)·g'; v = beta2·v + (1−beta2)·g'²;
+/// p −= lr·(decay·p + (m/correct1)/(sqrt(v/correct2) + eps)).
+/// Buffers: g [len], scale, lr, correct1, correct2 (f32 [1] each), p, m, v [len].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamWSpec {
+    pub len: u64,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub decay: f32,
+}
+
+/// Elements of one partial sum of `SumOfSquares`. Changing it changes the bits of every gradient norm.
+pub const SUM_CHUNK: u64 = 16384;
+
+/// The blocks that a contraction is cut into: fixed by the spec and the number of units alone, so that the memory
+/// plan knows the workspace. No block of k depends on the units, and with it no order of summation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContractBlocks {
+    /// Steps of k between two visits of a partial sum.
+    pub depth: u64,
+    /// Columns of the packed block of b, a multiple of every tile's width.
+    pub columns: u64,
+    /// Rows of each unit's packed block of a, a multiple of every tile's height.
+    pub rows: u64,
+    /// Each unit takes batches of its own instead of a share of every batch.
+    pub split_batch: bool,
+    /// Partial sums are kept in the workspace, because an epilogue follows and k takes several blocks.
+    pub partial: bool,
+}
+
+impl ContractBlocks {
+    const DEPTH: u64 = 512;
+    const COLUMNS: u64 = 3072;
+    const ROWS: u64 = 96;
+    /// Common multiples of the widths and heights that tiles have.
+    const TILE_COLUMNS: u64 = 192;
+    const TILE_ROWS: u64 = 48;
+
+    pub fn of(spec: &ContractSpec, units: u32) -> ContractBlocks {
+        let size = |dims: &[Dim]| dims.iter().map(|dim| u64::from(dim.size)).product::<u64>();
+        let (batch, m, n, k) = (size(&spec.batch), size(&spec.m), size(&spec.n), size(&spec.k));
+        let blocks = k.div_ceil(Self::DEPTH).max(1);
+        ContractBlocks {
+            // Blocks of nearly the same depth, in whole vectors.
+            depth: k.div_ceil(blocks).next_multiple_of(16).min(Self::DEPTH),
+            columns: n.next_multiple_of(Self::TILE_COLUMNS).min(Self::COLUMNS),
+            rows: m.next_multiple_of(Self::TILE_ROWS).min(Self::ROWS),
+            split_batch: batch >= u64::from(units) * 2,
+            partial: blocks > 1 && !spec.epilogue.is_empty(),
+        }
+    }
+
+    /// Elements of the packed block of b.
+    pub fn packed_b(&self) -> u64 {
+        self.columns * self.depth
+    }
+
+    /// Elements of a unit's packed block of a; rows are kept apart by one vector.
+    pub fn packed_a(&self) -> u64 {
+        self.rows * (self.depth + 16)
+    }
+
+    /// Elements of the tile that a unit hands from the accumulators to the epilogue.
+    pub fn tile(&self) -> u64 {
+        Self::TILE_ROWS * Self::TILE_COLUMNS
+    }
+
+    /// Elements of the partial sums of one block of columns.
+    pub fn partial_sums(&self, spec: &ContractSpec) -> u64 {
+        let m: u64 = spec.m.iter().map(|dim| u64::from(dim.size)).product();
+        if self.partial { m * self.columns } else { 0 }
+    }
+}
+
+fn contract_workspace_bytes(spec: &ContractSpec, units: u32) -> u64 {
+    let blocks = ContractBlocks::of(spec, units);
+    let shared = blocks.packed_b() + blocks.partial_sums(spec);
+    let copies = if blocks.split_batch { u64::from(units) } else { 1 };
+    4 * (shared * copies + (blocks.packed_a() + blocks.tile()) * u64::from(units))
+}
+
+/// Workspace bytes of a launch; `units` is the number of threads that the device gives to one cube.
+/// The memory plan reserves exactly this, so a kernel may rely on it and must not need more.
+pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
+    match spec {
+        KernelSpec::Contract(spec) => contract_workspace_bytes(spec, units),
+        KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
+        _ => 0,
+    }
+}

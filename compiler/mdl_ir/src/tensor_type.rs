@@ -1,0 +1,119 @@
+//! Element types, named axes and tensor types with concrete sizes.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DType {
+    F32,
+    I32,
+    Bool,
+}
+
+impl DType {
+    pub const ALL: [DType; 3] = [DType::F32, DType::I32, DType::Bool];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::I32 => "i32",
+            DType::Bool => "bool",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// Bytes of one element on a device.
+    pub fn bytes(self) -> u64 {
+        4
+    }
+}
+
+/// An axis is known by its name; within a body one name may have several sizes only in different values.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Axis {
+    pub name: String,
+    pub size: u64,
+}
+
+impl Axis {
+    pub fn new(name: impl Into<String>, size: u64) -> Self {
+        Axis { name: name.into(), size }
+    }
+}
+
+/// Element type and axes. The order of the axes is the order in memory, outermost first; it means nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Type {
+    pub dtype: DType,
+    pub axes: Vec<Axis>,
+}
+
+impl Type {
+    pub fn new(dtype: DType, axes: Vec<Axis>) -> Self {
+        Type { dtype, axes }
+    }
+
+    pub fn scalar(dtype: DType) -> Self {
+        Type { dtype, axes: Vec::new() }
+    }
+
+    pub fn elements(&self) -> u64 {
+        self.axes.iter().map(|a| a.size).product()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.bytes()
+    }
+
+    pub fn axis(&self, name: &str) -> Option<&Axis> {
+        self.axes.iter().find(|a| a.name == name)
+    }
+
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.axes.iter().position(|a| a.name == name)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.axis(name).is_some()
+    }
+
+    /// Strides of the dense layout, in elements.
+    pub fn strides(&self) -> Vec<u64> {
+        let mut strides = vec![1; self.axes.len()];
+        for i in (0..self.axes.len().saturating_sub(1)).rev() {
+            strides[i] = strides[i + 1] * self.axes[i + 1].size;
+        }
+        strides
+    }
+
+    /// The same axes in any order.
+    pub fn same_axes(&self, other: &Type) -> bool {
+        self.axes.len() == other.axes.len() && self.axes.iter().all(|a| other.axes.contains(a))
+    }
+
+    /// The type without these axes.
+    pub fn without(&self, names: &[String]) -> Type {
+        let axes = self.axes.iter().filter(|a| !names.contains(&a.name)).cloned().collect();
+        Type { dtype: self.dtype, axes }
+    }
+
+    /// With one more axis in front, as a repeated region stacks its values.
+    pub fn stacked(&self, axis: Axis) -> Type {
+        let mut axes = vec![axis];
+        axes.extend(self.axes.iter().cloned());
+        Type { dtype: self.dtype, axes }
+    }
+}
+
+impl std::fmt::Display for Type {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}[", self.dtype.name())?;
+        for (i, axis) in self.axes.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{}={}", axis.name, axis.size)?;
+        }
+        write!(f, "]")
+    }
+}

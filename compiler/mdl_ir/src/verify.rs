@@ -1,0 +1,96 @@
+//! The verifier: run after every pass, it holds a graph against what its stage promises.
+//!
+//! A body is in SSA form and in order: every value is made once, before it is used. Every node's results have the
+//! types that `infer` gives. A graph has one role for each input and each output of its body.
+
+use crate::graph::{Body, Graph, InputRole, OutputRole};
+use crate::infer::infer;
+use crate::op::{Class, Op};
+use crate::graph::Stage;
+use crate::tensor_type::Type;
+
+/// Everything that is wrong with a graph, in plain words. A fault is an error of the compiler, never of the user.
+pub fn verify(graph: &Graph) -> Result<(), Vec<String>> {
+    let mut faults = Vec::new();
+    if graph.inputs.len() != graph.body.inputs.len() {
+        faults.push("inputs and their roles differ in number".to_string());
+    }
+    if graph.outputs.len() != graph.body.outputs.len() {
+        faults.push("outputs and their roles differ in number".to_string());
+    }
+    check_body(&graph.body, "graph", graph.stage, &mut faults);
+    if faults.is_empty() {
+        check_roles(graph, &mut faults);
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn check_body(body: &Body, place: &str, stage: Stage, faults: &mut Vec<String>) {
+    let mut made = vec![false; body.values.len()];
+    for id in &body.inputs {
+        made[id.index()] = true;
+    }
+    for (i, node) in body.nodes.iter().enumerate() {
+        let at = format!("{place}: node {i} `{}`", node.op.name());
+        for a in &node.args {
+            if !made.get(a.index()).copied().unwrap_or(false) {
+                faults.push(format!("{at} uses %{} before it is made", a.0));
+            }
+        }
+        for r in &node.results {
+            if std::mem::replace(&mut made[r.index()], true) {
+                faults.push(format!("{at} makes %{} again", r.0));
+            }
+        }
+        let args: Vec<&Type> = node.args.iter().map(|a| body.ty(*a)).collect();
+        match infer(&node.op, &args) {
+            Err(fault) => faults.push(format!("{at}: {fault}")),
+            Ok(types) => {
+                for (r, ty) in node.results.iter().zip(&types) {
+                    if body.ty(*r) != ty {
+                        faults.push(format!("{at} gives {ty}, not {}", body.ty(*r)));
+                    }
+                }
+            }
+        }
+        if stage == Stage::Fused {
+            let loose = matches!(node.op.class(), Class::Elementwise | Class::Reduce);
+            if loose || matches!(node.op, Op::Contract { .. }) {
+                faults.push(format!("{at} is in no kernel"));
+            }
+        }
+        match &node.op {
+            Op::Repeat { body, .. } => check_body(body, &at, stage, faults),
+            // A call's body is its meaning and stays as it was written.
+            Op::Call { body, .. } => check_body(body, &at, Stage::Forward, faults),
+            _ => {}
+        }
+    }
+    for o in &body.outputs {
+        if !made.get(o.index()).copied().unwrap_or(false) {
+            faults.push(format!("{place}: output %{} is never made", o.0));
+        }
+    }
+}
+
+fn check_roles(graph: &Graph, faults: &mut Vec<String>) {
+    for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {
+        let param = match role {
+            InputRole::Param(p) | InputRole::Moment1(p) | InputRole::Moment2(p) => *p,
+            _ => continue,
+        };
+        if graph.params.get(param).map(|p| &p.ty) != Some(graph.body.ty(*id)) {
+            faults.push(format!("input {role:?} is {}", graph.body.ty(*id)));
+        }
+    }
+    for (id, role) in graph.body.outputs.iter().zip(&graph.outputs) {
+        let param = match role {
+            OutputRole::Grad(p) | OutputRole::Param(p) => *p,
+            OutputRole::Moment1(p) | OutputRole::Moment2(p) => *p,
+            _ => continue,
+        };
+        if graph.params.get(param).map(|p| &p.ty) != Some(graph.body.ty(*id)) {
+            faults.push(format!("output {role:?} is {}", graph.body.ty(*id)));
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Packing: blocks of a and b rearranged so that a tile reads them in the order it needs.
+//!
+//! Rows and columns past the edge repeat the last one: their sums are never stored.
+
+use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
+use crate::contract_tile::run_prologue;
+use crate::vector_io::{load, store};
+use cubecl::prelude::*;
+
+/// Steps of k that a unit packs at a time, so that few columns still give work to all units.
+const CHUNK: usize = 64;
+
+/// A block of k and of columns.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Block {
+    pub k: usize,
+    pub depth: usize,
+    pub column: usize,
+    pub columns: usize,
+}
+
+/// Packs the block of b into panels of a tile's width, k outermost, at `to` in the workspace.
+#[cube]
+pub(crate) fn pack_b<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    block: &Block,
+    unit: usize,
+    units: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let panels = block.columns.div_ceil(width);
+    let chunks = block.depth.div_ceil(CHUNK);
+    let items = panels * chunks;
+    for item in items * unit / units..items * (unit + 1) / units {
+        let panel = item / chunks;
+        let k0 = item % chunks * CHUNK;
+        let k1 = min(k0 + CHUNK, block.depth);
+        #[unroll]
+        for v in 0..comptime!(plan.tile_vectors) {
+            let column = block.column + panel * width + v * N::value();
+            let out = to + panel * width * block.depth + v * N::value();
+            let plan = comptime!(plan.clone());
+            if comptime!(matches!(plan.layout_b, LayoutB::Columns)) {
+                pack_b_columns::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
+            } else {
+                pack_b_gathered::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
+            }
+        }
+    }
+}
+
+/// One vector of columns for k0..k1, n contiguous.
+#[cube]
+fn pack_b_columns<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    out: usize,
+    block_k: usize,
+    k0: usize,
+    k1: usize,
+    column: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    if column + N::value() <= comptime!(plan.columns) {
+        for k in k0..k1 {
+            let from = base + offset_of(block_k + k, comptime!(plan.k.clone()), true) + column;
+            store::<f32, N>(workspace, out + k * width, load::<f32, N>(b, from));
+        }
+    } else {
+        pack_b_gathered::<N>(b, base, workspace, out, block_k, k0, k1, column, plan);
+    }
+}
+
+/// One vector of columns for k0..k1, element by element.
+#[cube]
+fn pack_b_gathered<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    out: usize,
+    block_k: usize,
+    k0: usize,
+    k1: usize,
+    column: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let mut from = Array::<usize>::new(N::value());
+    #[unroll]
+    for lane in 0..N::value() {
+        let here = min(column + lane, comptime!(plan.columns - 1));
+        from[lane] = base + offset_of(here, comptime!(plan.n.clone()), false);
+    }
+    for k in k0..k1 {
+        let k_offset = offset_of(block_k + k, comptime!(plan.k.clone()), true);
+        #[unroll]
+        for lane in 0..N::value() {
+            workspace[out + k * width + lane] = b[from[lane] + k_offset];
+        }
+    }
+}
+
+/// Packs `rows` rows of a from `row` for one block of k, through the prologue.
+#[cube]
+pub(crate) fn pack_a<N: Size, M: Size>(
+    a: &[f32],
+    base: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    row: usize,
+    rows: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
+        pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
+    } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
+        pack_a_columns::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
+    }
+}
+
+/// Rows of `block_depth` and one vector, contiguous along k.
+#[cube]
+fn pack_a_rows<N: Size>(
+    a: &[f32],
+    base: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    row: usize,
+    rows: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let stride = comptime!(plan.block_depth + 16);
+    let padded = rows.div_ceil(comptime!(plan.tile_rows)) * comptime!(plan.tile_rows);
+    let whole = block.depth / N::value() * N::value();
+    for r in 0..padded {
+        let m = min(row + r, comptime!(plan.rows - 1));
+        let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+        let out = to + r * stride;
+        for v in 0..block.depth / N::value() {
+            let k = v * N::value();
+            let value = prepare::<N>(
+                inputs,
+                m,
+                block.k + k,
+                load::<f32, N>(a, from + k),
+                comptime!(plan.clone()),
+            );
+            store::<f32, N>(workspace, out + k, value);
+        }
+        for k in whole..block.depth {
+            let value = prepare::<Const<1>>(
+                inputs,
+                m,
+                block.k + k,
+                load::<f32, Const<1>>(a, from + k),
+                comptime!(plan.clone()),
+            );
+            store::<f32, Const<1>>(workspace, out + k, value);
+        }
+    }
+}
+
+/// Panels of a tile's rows, k outermost.
+#[cube]
+fn pack_a_columns<M: Size>(
+    a: &[f32],
+    base: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    row: usize,
+    rows: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let height = comptime!(plan.tile_rows);
+    for panel in 0..rows.div_ceil(height) {
+        let first = row + panel * height;
+        let out = to + panel * height * comptime!(plan.block_depth);
+        let plain = comptime!(plan.prologue.0.is_empty() && plan.layout_a == LayoutA::Columns);
+        let mut from = Array::<usize>::new(height);
+        #[unroll]
+        for r in 0..height {
+            let m = min(first + r, comptime!(plan.rows - 1));
+            from[r] = base + offset_of(m, comptime!(plan.m.clone()), false);
+        }
+        if plain && first + height <= comptime!(plan.rows) {
+            for k in 0..block.depth {
+                let at = from[0] + offset_of(block.k + k, comptime!(plan.k.clone()), false);
+                store::<f32, M>(workspace, out + k * height, load::<f32, M>(a, at));
+            }
+        } else {
+            for k in 0..block.depth {
+                let at = offset_of(block.k + k, comptime!(plan.k.clone()), false);
+                #[unroll]
+                for r in 0..height {
+                    let value = prepare::<Const<1>>(
+                        inputs,
+                        min(first + r, comptime!(plan.rows - 1)),
+                        block.k + k,
+                        load::<f32, Const<1>>(a, from[r] + at),
+                        comptime!(plan.clone()),
+                    );
+                    store::<f32, Const<1>>(workspace, out + k * height + r, value);
+                }
+            }
+        }
+    }
+}
+
+/// The prologue on lanes that run along k.
+#[cube]
+fn prepare<N: Size>(
+    inputs: &Sequence<Box<[f32]>>,
+    m: usize,
+    k: usize,
+    value: Vector<f32, N>,
+    #[comptime] plan: Plan,
+) -> Vector<f32, N> {
+    if comptime!(plan.prologue.0.is_empty()) {
+        value
+    } else {
+        run_prologue::<N>(
+            inputs,
+            m,
+            k,
+            value,
+            comptime!(plan.prologue.clone()),
+            comptime!(plan.prologue_views.clone()),
+            comptime!(plan.prologue_result),
+        )
+    }
+}

@@ -1,0 +1,236 @@
+//! A contraction as the kernels see it: merged axes, block sizes and the division among units.
+//!
+//! All of it is comptime, so each distinct plan is one compiled kernel.
+
+use crate::device::Device;
+use crate::program::Program;
+use cubecl::intrinsic;
+use cubecl::prelude::*;
+use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, View};
+
+/// One axis of a group with its strides in the two tensors that carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Axis {
+    pub size: usize,
+    pub stride: usize,
+    pub stride_b: usize,
+}
+
+/// How the tiles read a.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LayoutA {
+    /// In place: k is contiguous.
+    Direct,
+    /// Packed rows, each contiguous along k: k is contiguous and there is a prologue.
+    Rows,
+    /// Packed panels of a tile's rows, k outermost: m is contiguous.
+    Columns,
+    /// The same panels, gathered element by element.
+    Gathered,
+}
+
+/// How b is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LayoutB {
+    /// n is contiguous: copied.
+    Columns,
+    /// k is contiguous: transposed.
+    Rows,
+    Gathered,
+}
+
+/// A two-dimensional view in a kernel's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct View2 {
+    pub integer: bool,
+    pub offset: usize,
+    pub row: usize,
+    pub column: usize,
+}
+
+impl View2 {
+    pub(crate) fn of(view: &View) -> View2 {
+        assert_eq!(view.strides.len(), 2, "views of a contraction have two dims");
+        View2 {
+            integer: view.elem == Elem::I32,
+            offset: view.offset as usize,
+            row: view.strides[0] as usize,
+            column: view.strides[1] as usize,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Plan {
+    pub batch: Vec<Axis>,
+    pub m: Vec<Axis>,
+    pub n: Vec<Axis>,
+    pub k: Vec<Axis>,
+    pub batches: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    /// Rows and vectors of a tile; its accumulators stay in registers.
+    pub tile_rows: usize,
+    pub tile_vectors: usize,
+    pub width: usize,
+    pub block_depth: usize,
+    pub block_columns: usize,
+    pub block_rows: usize,
+    pub layout_a: LayoutA,
+    pub layout_b: LayoutB,
+    pub split_batch: bool,
+    pub units: usize,
+    /// Units share a block's rows and columns as this grid; the product is `units`.
+    pub units_m: usize,
+    pub units_n: usize,
+    /// There is no epilogue: tiles go to the output as they are.
+    pub direct: bool,
+    pub partial_elements: usize,
+    pub tile_elements: usize,
+    pub packed_a_elements: usize,
+    pub packed_b_elements: usize,
+    pub prologue: Program,
+    pub prologue_result: u16,
+    pub prologue_views: Vec<View2>,
+    pub epilogue: Program,
+    pub epilogue_views: Vec<View2>,
+}
+
+impl Plan {
+    pub(crate) fn of(spec: &ContractSpec, device: &Device) -> Plan {
+        let units = device.units() as usize;
+        let blocks = ContractBlocks::of(spec, device.units());
+        let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
+        let width = device.vector_width();
+        let (tile_rows, tile_vectors) = tile_shape(device);
+        let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
+        let (rows, columns) = (size(&m), size(&n));
+        let panels_m = rows.div_ceil(tile_rows);
+        let panels_n = columns.min(blocks.columns as usize).div_ceil(tile_vectors * width);
+        let (units_m, units_n) = grid(units, panels_m, panels_n);
+        let mut epilogue = spec.epilogue.clone();
+        if epilogue.is_empty() {
+            epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
+        }
+        let batch = merge(&spec.batch, true);
+        Plan {
+            batches: size(&batch),
+            depth: size(&k),
+            layout_a: layout_a(&m, &k, spec),
+            layout_b: layout_b(&n, &k),
+            split_batch: blocks.split_batch,
+            block_depth: blocks.depth as usize,
+            block_columns: blocks.columns as usize,
+            block_rows: blocks.rows as usize,
+            direct: spec.epilogue.is_empty(),
+            partial_elements: blocks.partial_sums(spec) as usize,
+            tile_elements: blocks.tile() as usize,
+            packed_a_elements: blocks.packed_a() as usize,
+            packed_b_elements: blocks.packed_b() as usize,
+            prologue: Program(spec.prologue.clone()),
+            prologue_result: spec.prologue_result,
+            prologue_views: spec.prologue_inputs.iter().map(View2::of).collect(),
+            epilogue: Program(epilogue),
+            epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
+            batch,
+            m,
+            n,
+            k,
+            rows,
+            columns,
+            tile_rows,
+            tile_vectors,
+            width,
+            units,
+            units_m,
+            units_n,
+        }
+    }
+}
+
+/// Merges adjacent dims that step through memory as one; dims of size 1 vanish.
+fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
+    let mut axes: Vec<Axis> = Vec::new();
+    for dim in dims.iter().filter(|dim| dim.size != 1) {
+        let stride_b = if both { dim.stride_b as usize } else { 0 };
+        let axis = Axis { size: dim.size as usize, stride: dim.stride as usize, stride_b };
+        match axes.last_mut() {
+            Some(outer)
+                if outer.stride == axis.size * axis.stride
+                    && outer.stride_b == axis.size * axis.stride_b =>
+            {
+                *outer = Axis { size: outer.size * axis.size, ..axis };
+            }
+            _ => axes.push(axis),
+        }
+    }
+    axes
+}
+
+fn layout_a(m: &[Axis], k: &[Axis], spec: &ContractSpec) -> LayoutA {
+    let k_contiguous = k.is_empty() || k.len() == 1 && k[0].stride == 1;
+    let m_contiguous = m.len() == 1 && m[0].stride == 1;
+    match (k_contiguous, m_contiguous, spec.prologue.is_empty()) {
+        (true, _, true) => LayoutA::Direct,
+        (true, _, false) => LayoutA::Rows,
+        (false, true, _) => LayoutA::Columns,
+        (false, false, _) => LayoutA::Gathered,
+    }
+}
+
+fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
+    if n.is_empty() || n.len() == 1 && n[0].stride == 1 {
+        LayoutB::Columns
+    } else if k.len() == 1 && k[0].stride_b == 1 {
+        LayoutB::Rows
+    } else {
+        LayoutB::Gathered
+    }
+}
+
+/// Rows and vectors of a tile. Beside the accumulators it needs registers for a row of b and one broadcast of a:
+/// 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16).
+fn tile_shape(device: &Device) -> (usize, usize) {
+    if device.vector_registers() >= 32 { (8, 3) } else { (4, 2) }
+}
+
+/// The grid of units over panels whose busiest unit has the least to do.
+fn grid(units: usize, panels_m: usize, panels_n: usize) -> (usize, usize) {
+    (1..=units)
+        .filter(|units_m| units % units_m == 0)
+        .map(|units_m| (units_m, units / units_m))
+        .min_by_key(|(units_m, units_n)| {
+            let work = panels_m.div_ceil(*units_m) * panels_n.div_ceil(*units_n);
+            // Columns are shared before rows only where that balances better: rows need no packing twice.
+            (work, *units_n)
+        })
+        .expect("invariant: one unit at least")
+}
+
+/// Where element `index` of a group lies, by the strides of its first tensor, or of its second.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn offset_of(
+    index: usize,
+    #[comptime] axes: Vec<Axis>,
+    #[comptime] second: bool,
+) -> usize {
+    intrinsic!(|scope| {
+        let mut rest = index;
+        let mut total = NativeExpand::<usize>::from_lit(scope, 0);
+        for (i, axis) in axes.iter().enumerate().rev() {
+            let here = match i {
+                0 => rest,
+                _ => rest.__expand_rem_method(scope, axis.size.into()),
+            };
+            let stride = if second { axis.stride_b } else { axis.stride };
+            total = total
+                .__expand_add_method(scope, here.__expand_mul_method(scope, stride.into()));
+            if i > 0 {
+                rest = rest.__expand_div_method(scope, axis.size.into());
+            }
+        }
+        total
+    })
+}

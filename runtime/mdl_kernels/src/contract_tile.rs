@@ -1,0 +1,245 @@
+//! One tile of a contraction: the multiply-adds on registers, and the way from there to the outputs.
+//!
+//! Tiles that are whole and have no epilogue are stored from the registers. All others go through
+//! a small buffer, from which loops over rows and vectors run the epilogue.
+
+use crate::contract_plan::{Plan, View2};
+use crate::program::{Environment, Lanes, Program, Registers, interpret};
+use crate::vector_io::{load, load_strided, store};
+use cubecl::intrinsic;
+use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
+
+/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to `sums[r·vectors + v]`.
+#[cube]
+pub(crate) fn multiply<N: Size>(
+    a: &[f32],
+    offsets: &Array<usize>,
+    packed: &[f32],
+    at: usize,
+    depth: usize,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] step: usize,
+    #[comptime] rows: usize,
+    #[comptime] vectors: usize,
+    #[comptime] panel: usize,
+) {
+    for k in 0..depth {
+        let mut b = Array::<Vector<f32, N>>::new(vectors);
+        #[unroll]
+        for v in 0..vectors {
+            b[v] = load::<f32, N>(packed, at + k * panel + v * N::value());
+        }
+        #[unroll]
+        for r in 0..rows {
+            let broadcast = Vector::<f32, N>::new(a[offsets[r] + k * step]);
+            #[unroll]
+            for v in 0..vectors {
+                sums[r * vectors + v] = fma(broadcast, b[v], sums[r * vectors + v]);
+            }
+        }
+    }
+}
+
+/// Stores a whole tile, or adds it to what is there. `at` is its first element.
+#[cube]
+pub(crate) fn store_tile<N: Size>(
+    out: &mut [f32],
+    at: usize,
+    sums: &Array<Vector<f32, N>>,
+    accumulate: bool,
+    #[comptime] rows: usize,
+    #[comptime] vectors: usize,
+    #[comptime] stride: usize,
+) {
+    #[unroll]
+    for r in 0..rows {
+        #[unroll]
+        for v in 0..vectors {
+            let here = at + r * stride + v * N::value();
+            let mut sum = sums[r * vectors + v];
+            if accumulate {
+                sum += load::<f32, N>(&*out, here);
+            }
+            store::<f32, N>(out, here, sum);
+        }
+    }
+}
+
+/// Where a tile's buffered sums go.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Finish {
+    /// The tile's buffer in the workspace.
+    pub tile: usize,
+    /// First row of the tile, counting all batches, and its first column.
+    pub row: usize,
+    pub column: usize,
+    /// Valid rows and columns.
+    pub rows: usize,
+    pub columns: usize,
+    /// Element of the workspace where this tile's partial sums start.
+    pub partial: usize,
+    pub first: bool,
+    pub last: bool,
+}
+
+/// Takes a tile from its buffer: keeps partial sums, or runs the epilogue on complete ones.
+#[cube]
+pub(crate) fn finish_tile<N: Size>(
+    workspace: &mut [f32],
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    at: &Finish,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let whole = at.columns / N::value() * N::value();
+    for r in 0..at.rows {
+        for v in 0..at.columns / N::value() {
+            let c = v * N::value();
+            let sum = load::<f32, N>(&*workspace, at.tile + r * width + c);
+            finish_lanes::<N>(workspace, inputs, outputs, at, r, c, sum, comptime!(plan.clone()));
+        }
+        for c in whole..at.columns {
+            let sum = load::<f32, Const<1>>(&*workspace, at.tile + r * width + c);
+            let plan = comptime!(plan.clone());
+            finish_lanes::<Const<1>>(workspace, inputs, outputs, at, r, c, sum, plan);
+        }
+    }
+}
+
+#[cube]
+fn finish_lanes<N: Size>(
+    workspace: &mut [f32],
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    at: &Finish,
+    r: usize,
+    c: usize,
+    sum: Vector<f32, N>,
+    #[comptime] plan: Plan,
+) {
+    let mut total = sum;
+    let row = at.row + r;
+    let column = at.column + c;
+    if comptime!(plan.direct) {
+        let here = row * comptime!(plan.columns) + column;
+        let out = outputs.index_mut(0usize);
+        if !at.first {
+            total += load::<f32, N>(&*out, here);
+        }
+        store::<f32, N>(out, here, total);
+    } else {
+        let here = at.partial + r * comptime!(plan.block_columns) + c;
+        if comptime!(plan.partial_elements > 0) {
+            if !at.first {
+                total += load::<f32, N>(&*workspace, here);
+            }
+        }
+        if at.last {
+            run_epilogue::<N>(
+                inputs,
+                outputs,
+                row,
+                column,
+                total,
+                comptime!(plan.epilogue.clone()),
+                comptime!(plan.epilogue_views.clone()),
+                comptime!(plan.columns),
+            );
+        } else {
+            store::<f32, N>(workspace, here, total);
+        }
+    }
+}
+
+/// Runs a program on the lanes `(row, column..column + N)` with register 0 = `value`; its loads
+/// read `inputs` through `views` and its stores write dense rows of `columns`.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn run_epilogue<N: Size>(
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    row: usize,
+    column: usize,
+    value: Vector<f32, N>,
+    #[comptime] program: Program,
+    #[comptime] views: Vec<View2>,
+    #[comptime] columns: usize,
+) {
+    intrinsic!(|scope| {
+        let mut registers = Registers::new();
+        registers.set(0, value);
+        let mut cell = Cell { inputs, outputs: Some((outputs, columns)), row, column, views: &views };
+        interpret(scope, &program, &mut registers, &mut cell);
+    })
+}
+
+/// Runs a program that only loads, and gives register `result`.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn run_prologue<N: Size>(
+    inputs: &Sequence<Box<[f32]>>,
+    row: usize,
+    column: usize,
+    value: Vector<f32, N>,
+    #[comptime] program: Program,
+    #[comptime] views: Vec<View2>,
+    #[comptime] result: u16,
+) -> Vector<f32, N> {
+    intrinsic!(|scope| {
+        let mut registers = Registers::new();
+        registers.set(0, value);
+        let mut cell = Cell { inputs, outputs: None, row, column, views: &views };
+        interpret(scope, &program, &mut registers, &mut cell);
+        registers.get(result)
+    })
+}
+
+/// The lanes of one row that start at a column.
+struct Cell<'a> {
+    inputs: &'a SequenceExpand<Box<[f32]>>,
+    outputs: Option<(&'a mut SequenceExpand<Box<[f32]>>, usize)>,
+    row: NativeExpand<usize>,
+    column: NativeExpand<usize>,
+    views: &'a [View2],
+}
+
+impl<N: Size> Environment<N> for Cell<'_> {
+    fn load(&mut self, scope: &Scope, input: u16) -> Lanes<N> {
+        let number = (input as usize).into();
+        let buffer = self.inputs.__expand_index_method(scope, number);
+        let view = self.views[input as usize];
+        load_view::expand::<N>(scope, buffer.into(), self.row, self.column, view)
+    }
+
+    fn store(&mut self, scope: &Scope, output: u16, value: Lanes<N>) {
+        let (outputs, columns) = self.outputs.as_mut().expect("invariant: prologues store nothing");
+        let number = (output as usize).into();
+        let buffer = outputs.__expand_index_mut_method(scope, number);
+        store_dense::expand::<N>(scope, buffer.into(), self.row, self.column, value, *columns);
+    }
+}
+
+#[cube]
+fn load_view<N: Size>(
+    buffer: &[f32],
+    row: usize,
+    column: usize,
+    #[comptime] view: View2,
+) -> Vector<f32, N> {
+    let elem = comptime!(if view.integer { Elem::I32 } else { Elem::F32 });
+    let at = row * comptime!(view.row) + column * comptime!(view.column);
+    load_strided::<N>(buffer, at + comptime!(view.offset), comptime!(view.column), elem)
+}
+
+#[cube]
+fn store_dense<N: Size>(
+    buffer: &mut [f32],
+    row: usize,
+    column: usize,
+    value: Vector<f32, N>,
+    #[comptime] columns: usize,
+) {
+    store::<f32, N>(buffer, row * columns + column, value);
+}

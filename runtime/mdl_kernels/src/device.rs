@@ -1,0 +1,255 @@
+//! A device with its one stream, and arenas: the memory that kernels read and write.
+//!
+//! On the CPU runtime a kernel is compiled per common alignment of its buffers; binding one
+//! buffer at an odd element (`Device::unaligned`) is what makes vector accesses at any element legal.
+
+use cubecl::MemoryScope;
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use mdl_ir::kernel::KernelSpec;
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Beyond about 48 launches in flight the queue's back-pressure puts the caller to sleep.
+const LAUNCHES_PER_FLUSH: u32 = 32;
+/// Kept behind each arena so that `Device::unaligned` may bind past the last slice's first element.
+const ARENA_TAIL_BYTES: u64 = 64;
+/// All launches of a process go to one stream, the opening thread's: two streams would share the
+/// worker threads, and two kernels with barriers could each hold a worker the other waits for.
+static CPU: OnceLock<Client> = OnceLock::new();
+
+/// What a caller can get wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelError {
+    /// A slice reaches past the end of its arena.
+    OutOfArena { offset: u64, bytes: u64, arena: u64 },
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KernelError::OutOfArena { offset, bytes, arena } => write!(
+                f,
+                "bytes {offset}..{} lie outside an arena of {arena} bytes",
+                offset + bytes
+            ),
+        }
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+/// One allocation, from which every tensor is a slice.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    handle: Handle,
+    bytes: u64,
+}
+
+impl Arena {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The part `offset..offset + bytes`.
+    pub fn slice(&self, offset: u64, bytes: u64) -> Slice<'_> {
+        Slice { arena: self, offset, bytes }
+    }
+}
+
+/// A part of an arena, in bytes. Offsets of tensors are multiples of 256.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    pub arena: &'a Arena,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+impl<'a> Slice<'a> {
+    /// The part of this slice that starts `offset` bytes in.
+    pub fn part(&self, offset: u64, bytes: u64) -> Slice<'a> {
+        assert!(offset + bytes <= self.bytes, "a part lies inside its slice");
+        Slice { arena: self.arena, offset: self.offset + offset, bytes }
+    }
+
+    /// The number of f32 or i32 elements.
+    pub fn len(&self) -> usize {
+        (self.bytes / 4) as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes < 4
+    }
+}
+
+/// Bytes that the device's pool holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub allocations: u64,
+    pub in_use: u64,
+    pub reserved: u64,
+}
+
+fn open_cpu() -> Client {
+    let mut client = cubecl::Device::cpu().expect("invariant: built with the CPU").client();
+    let stream = client.empty(4).binding().stream;
+    // SAFETY: this crate issues all work of this client on the one stream, so order is kept.
+    unsafe { client.set_stream(stream) };
+    client
+}
+
+/// A device and its stream.
+pub struct Device {
+    client: Client,
+    units: u32,
+    vector_width: usize,
+    vector_registers: usize,
+    in_flight: AtomicU32,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("units", &self.units)
+            .field("vector_width", &self.vector_width)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    /// The CPU, with as many units as cores unless `threads` says otherwise.
+    pub fn cpu(threads: Option<u32>) -> Device {
+        let client = CPU.get_or_init(open_cpu).clone();
+        let hardware = &client.properties().hardware;
+        let cores = hardware.num_cpu_cores.unwrap_or(1);
+        let width = (hardware.load_width / 32).max(1) as usize;
+        let registers = hardware.vector_register_count.unwrap_or(16) as usize;
+        Device {
+            units: threads.unwrap_or(cores).max(1),
+            vector_width: width,
+            vector_registers: registers,
+            in_flight: AtomicU32::new(0),
+            client,
+        }
+    }
+
+    /// Units of a cube: the threads that share one launch.
+    pub fn units(&self) -> u32 {
+        self.units
+    }
+
+    /// f32 lanes of one vector register.
+    pub fn vector_width(&self) -> usize {
+        self.vector_width
+    }
+
+    /// Vector registers that a kernel may keep its accumulators in.
+    pub fn vector_registers(&self) -> usize {
+        self.vector_registers
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The shape of a launch on this device: one cube whose units are the threads.
+    pub(crate) fn cube_dim(&self) -> CubeDim {
+        CubeDim::new_1d(self.units)
+    }
+
+    /// One zeroed allocation.
+    pub fn alloc(&self, bytes: u64) -> Arena {
+        let bytes = bytes.next_multiple_of(256).max(256);
+        let handle = self.client.empty((bytes + ARENA_TAIL_BYTES) as usize);
+        let arena = Arena { handle, bytes };
+        crate::peak::fill(self, &arena.slice(0, bytes), 0.0);
+        self.sync();
+        arena
+    }
+
+    /// Writes `data` into the arena, in place.
+    pub fn write(&self, arena: &Arena, offset: u64, data: &[u8]) -> Result<(), KernelError> {
+        self.check(arena, offset, data.len() as u64)?;
+        if !data.is_empty() {
+            let handle = self.handle(&arena.slice(offset, data.len() as u64));
+            self.client.write(&handle, Bytes::from_bytes_vec(data.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Waits for all launches before it and reads the bytes back.
+    pub fn read(&self, arena: &Arena, offset: u64, bytes: u64) -> Result<Vec<u8>, KernelError> {
+        self.check(arena, offset, bytes)?;
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let handle = self.handle(&arena.slice(offset, bytes));
+        self.in_flight.store(0, Ordering::Relaxed);
+        Ok(self.client.read_one(handle).expect("invariant: launches compile").to_vec())
+    }
+
+    fn check(&self, arena: &Arena, offset: u64, bytes: u64) -> Result<(), KernelError> {
+        if offset.checked_add(bytes).is_none_or(|end| end > arena.bytes) {
+            return Err(KernelError::OutOfArena { offset, bytes, arena: arena.bytes });
+        }
+        Ok(())
+    }
+
+    /// Issues one kernel; `args` in the order that the spec states.
+    pub fn launch(&self, spec: &KernelSpec, args: &[Slice]) {
+        crate::launch::dispatch(self, spec, args);
+    }
+
+    /// To be called after each launch into the client; flushes in time.
+    pub(crate) fn launched(&self) {
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) + 1 >= LAUNCHES_PER_FLUSH {
+            self.flush();
+        }
+    }
+
+    /// Hands all launches so far to the device.
+    pub fn flush(&self) {
+        self.in_flight.store(0, Ordering::Relaxed);
+        self.client.flush().expect("invariant: launches compile");
+    }
+
+    /// Waits until all launches have run.
+    pub fn sync(&self) {
+        self.in_flight.store(0, Ordering::Relaxed);
+        cubecl::future::block_on(self.client.sync()).expect("invariant: launches compile");
+    }
+
+    /// What the pool holds: a step that allocates would show here.
+    pub fn memory_usage(&self) -> MemoryUse {
+        let usage = self.client.memory_report(MemoryScope::Device).usage();
+        MemoryUse {
+            allocations: usage.number_allocs,
+            in_use: usage.bytes_in_use,
+            reserved: usage.bytes_reserved,
+        }
+    }
+
+    fn handle(&self, slice: &Slice) -> Handle {
+        let end = slice.offset + slice.bytes;
+        assert!(end <= slice.arena.bytes + ARENA_TAIL_BYTES, "a slice lies inside its arena");
+        let tail = slice.arena.bytes + ARENA_TAIL_BYTES - end;
+        slice.arena.handle.clone().offset_start(slice.offset).offset_end(tail)
+    }
+
+    /// A kernel argument of f32 or i32 elements.
+    pub(crate) fn buffer(&self, slice: &Slice) -> BufferArg {
+        // SAFETY: the length is that of the bytes the handle names.
+        unsafe { BufferArg::from_raw_parts(self.handle(slice), slice.len()) }
+    }
+
+    /// The argument that each kernel using `vector_io` takes besides its buffers: one element that
+    /// is never accessed, at an odd element offset, so that the kernel is compiled to access
+    /// vectors with the alignment of one element.
+    pub(crate) fn unaligned(&self, any: &Slice) -> BufferArg {
+        let at = any.offset / 8 * 8 + 4;
+        self.buffer(&Slice { arena: any.arena, offset: at, bytes: 4 })
+    }
+}

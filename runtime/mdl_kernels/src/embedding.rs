@@ -1,0 +1,181 @@
+//! Rows picked out of a table, added back into it, and written into a cache at a run-time place.
+//!
+//! What they compute, with `width` contiguous elements a row:
+//! - gather: out[i, :] = table[ids[i], :]; moves 8·rows·width bytes.
+//! - scatter-add: out[v, :] += Σ_{i: ids[i] = v} g[i, :], in the order of i; rows·width adds,
+//!   12·rows·width bytes, and 4·vocab·width more to zero `out` unless it accumulates.
+//! - cache write: cache[b, start + t, :] = x[b, t, :]; moves 8·batch·t·width bytes.
+//!
+//! Each unit of a scatter-add owns a range of columns and walks all ids in order: no two units
+//! touch one element, and skewed ids do not unbalance it.
+
+use crate::device::{Device, Slice};
+use crate::vector_io::{load, store};
+use cubecl::prelude::*;
+use mdl_ir::kernel::{CacheWriteSpec, GatherSpec, ScatterAddSpec};
+
+/// The first of `count` things that this unit owns, or that unit `UNIT_POS + 1` does.
+#[cube]
+pub(crate) fn share(count: usize, unit: usize) -> usize {
+    count * unit / CUBE_DIM as usize
+}
+
+#[cube]
+fn copy_row<N: Size>(from: &[f32], at: usize, into: &mut [f32], to: usize, width: usize) {
+    let vectors = width / N::value();
+    for i in 0..vectors {
+        store::<f32, N>(into, to + i * N::value(), load::<f32, N>(from, at + i * N::value()));
+    }
+    for i in vectors * N::value()..width {
+        into[to + i] = from[at + i];
+    }
+}
+
+#[cube(launch_unchecked, address_type = "u64")]
+fn gather<N: Size>(
+    table: &[f32],
+    ids: &[i32],
+    out: &mut [f32],
+    #[comptime] width: usize,
+    _unaligned: &[f32],
+) {
+    let first = share(ids.len(), UNIT_POS as usize);
+    let end = share(ids.len(), UNIT_POS as usize + 1);
+    for row in first..end {
+        let id = ids[row] as usize;
+        copy_row::<N>(table, id * width, out, row * width, width);
+    }
+}
+
+#[cube]
+fn add_at<N: Size>(g: &[f32], from: usize, out: &mut [f32], to: usize) {
+    let sum = load::<f32, N>(&*out, to) + load::<f32, N>(g, from);
+    store::<f32, N>(out, to, sum);
+}
+
+#[cube(launch_unchecked, address_type = "u64")]
+fn scatter_add<N: Size>(
+    ids: &[i32],
+    g: &[f32],
+    out: &mut [f32],
+    vocab: usize,
+    #[comptime] width: usize,
+    #[comptime] accumulate: bool,
+    _unaligned: &[f32],
+) {
+    let lanes = N::value();
+    let blocks = comptime!(width.div_ceil(lanes));
+    let first = share(blocks, UNIT_POS as usize) * lanes;
+    let end = min(share(blocks, UNIT_POS as usize + 1) * lanes, width);
+    let tail = first + (end - first) / lanes * lanes;
+    if comptime!(!accumulate) {
+        for row in 0..vocab {
+            for i in range_stepped(first, tail, lanes) {
+                store::<f32, N>(out, row * width + i, Vector::new(0.0));
+            }
+            for i in tail..end {
+                out[row * width + i] = 0.0;
+            }
+        }
+    }
+    for row in 0..ids.len() {
+        let to = ids[row] as usize * width;
+        let from = row * width;
+        for i in range_stepped(first, tail, lanes) {
+            add_at::<N>(g, from + i, out, to + i);
+        }
+        for i in tail..end {
+            add_at::<Const<1>>(g, from + i, out, to + i);
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "u64")]
+fn cache_write<N: Size>(
+    x: &[f32],
+    start: &[i32],
+    cache: &mut [f32],
+    batch: usize,
+    t: usize,
+    capacity: usize,
+    #[comptime] width: usize,
+    _unaligned: &[f32],
+) {
+    let rows = batch * t;
+    let place = start[0] as usize;
+    let first = share(rows, UNIT_POS as usize);
+    let end = share(rows, UNIT_POS as usize + 1);
+    for row in first..end {
+        let to = row / t * capacity + place + row % t;
+        copy_row::<N>(x, row * width, cache, to * width, width);
+    }
+}
+
+// ---- Launches: one cube; rows, or columns for the scatter-add, are shared by its units.
+
+/// Buffers: table, ids, out.
+pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) {
+    // SAFETY: ids are in range, and `out` has one row per id.
+    unsafe {
+        gather::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0]),
+            device.buffer(&args[1].part(0, u64::from(spec.rows) * 4)),
+            device.buffer(&args[2]),
+            spec.width as usize,
+            device.unaligned(&args[0]),
+        );
+    }
+    device.launched();
+}
+
+/// Buffers: ids, g, out.
+pub(crate) fn launch_scatter_add(device: &Device, spec: &ScatterAddSpec, args: &[Slice]) {
+    // SAFETY: ids are in range, and the sizes are those of the spec.
+    unsafe {
+        scatter_add::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0].part(0, u64::from(spec.rows) * 4)),
+            device.buffer(&args[1]),
+            device.buffer(&args[2]),
+            spec.vocab as usize,
+            spec.width as usize,
+            spec.accumulate,
+            device.unaligned(&args[0]),
+        );
+    }
+    device.launched();
+}
+
+/// Buffers: x, start, cache.
+pub(crate) fn launch_cache_write(device: &Device, spec: &CacheWriteSpec, args: &[Slice]) {
+    // SAFETY: start + t ≤ capacity, so every row written lies in the cache.
+    unsafe {
+        cache_write::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0]),
+            device.buffer(&args[1]),
+            device.buffer(&args[2]),
+            spec.batch as usize,
+            spec.t as usize,
+            spec.capacity as usize,
+            spec.width as usize,
+            device.unaligned(&args[0]),
+        );
+    }
+    device.launched();
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

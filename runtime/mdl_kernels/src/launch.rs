@@ -1,0 +1,22 @@
+//! The table of kernels: one row per spec.
+
+use crate::device::{Device, Slice};
+use crate::{
+    attention, attention_grad, contract, embedding, linear_cross_entropy, optimizer, region,
+};
+use mdl_ir::kernel::KernelSpec;
+
+pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
+    match spec {
+        KernelSpec::Region(spec) => region::launch(device, spec, args),
+        KernelSpec::Contract(spec) => contract::launch(device, spec, args),
+        KernelSpec::Attention(spec) => attention::launch(device, spec, args),
+        KernelSpec::AttentionGrad(spec) => attention_grad::launch(device, spec, args),
+        KernelSpec::LinearCrossEntropy(spec) => linear_cross_entropy::launch(device, spec, args),
+        KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
+        KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
+        KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
+        KernelSpec::SumOfSquares(spec) => optimizer::launch_sum_of_squares(device, spec, args),
+        KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),
+    }
+}

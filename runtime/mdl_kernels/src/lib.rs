@@ -1,0 +1,24 @@
+//! The kernels and the device they run on: each `KernelSpec` has one launch here.
+//!
+//! A `Device` is one stream, so launches run in the order they are issued. Nothing is allocated
+//! by a launch: every tensor is a `Slice` of an `Arena`.
+
+mod attention;
+mod attention_grad;
+mod contract;
+mod contract_pack;
+mod contract_plan;
+mod contract_skinny;
+mod contract_tile;
+mod device;
+mod embedding;
+mod launch;
+mod linear_cross_entropy;
+mod optimizer;
+mod peak;
+mod program;
+mod region;
+mod vector_io;
+
+pub use device::{Arena, Device, KernelError, Slice};
+pub use peak::{measure_fma_peak, measure_triad};

@@ -1,0 +1,351 @@
+//! Contractions against a plain loop in f64: every layout, ragged edges, batches, programs.
+
+use mdl_ir::kernel::{
+    ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes,
+};
+use mdl_kernels::{Arena, Device, Slice};
+
+/// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
+/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds the sum.
+fn tolerance(k: usize) -> f64 {
+    ((k as f64).sqrt() + 2.0) * 2f64.powi(-24)
+}
+
+fn numbers(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(12345);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Slices of one arena, laid out one after the other as the memory plan would.
+struct Buffers {
+    arena: Arena,
+    parts: Vec<(u64, u64)>,
+}
+
+impl Buffers {
+    fn new(device: &Device, sizes: &[u64]) -> Buffers {
+        let mut parts = Vec::new();
+        let mut end = 0u64;
+        for bytes in sizes {
+            parts.push((end, *bytes));
+            end = (end + bytes).next_multiple_of(256);
+        }
+        Buffers { arena: device.alloc(end), parts }
+    }
+
+    fn slice(&self, i: usize) -> Slice<'_> {
+        self.arena.slice(self.parts[i].0, self.parts[i].1)
+    }
+
+    fn write(&self, device: &Device, i: usize, data: &[u8]) {
+        device.write(&self.arena, self.parts[i].0, data).expect("inside the arena");
+    }
+
+    fn read(&self, device: &Device, i: usize) -> Vec<f32> {
+        let bytes = device.read(&self.arena, self.parts[i].0, self.parts[i].1);
+        let bytes = bytes.expect("inside the arena");
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+}
+
+fn dim(size: u32, stride: u32, stride_b: u32) -> Dim {
+    Dim { size, stride, stride_b }
+}
+
+fn size(dims: &[Dim]) -> usize {
+    dims.iter().map(|dim| dim.size as usize).product()
+}
+
+/// Offset of element `index` of a group by its first or second strides.
+fn offset(dims: &[Dim], index: usize, second: bool) -> usize {
+    let mut rest = index;
+    let mut total = 0;
+    for dim in dims.iter().rev() {
+        let stride = if second { dim.stride_b } else { dim.stride };
+        total += rest % dim.size as usize * stride as usize;
+        rest /= dim.size as usize;
+    }
+    total
+}
+
+fn extent(groups: &[(&[Dim], bool)]) -> usize {
+    let last = |dims: &[Dim], second: bool| -> usize {
+        dims.iter()
+            .map(|d| (d.size as usize - 1) * if second { d.stride_b } else { d.stride } as usize)
+            .sum()
+    };
+    groups.iter().map(|(dims, second)| last(dims, *second)).sum::<usize>() + 1
+}
+
+fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec {
+    ContractSpec {
+        batch,
+        m,
+        n,
+        k,
+        prologue_inputs: vec![],
+        prologue: vec![],
+        prologue_result: 0,
+        epilogue_inputs: vec![],
+        epilogue: vec![],
+        n_outputs: 1,
+    }
+}
+
+/// Row-major operands of which a and b may each be transposed.
+fn matrices(m: u32, n: u32, k: u32, a_transposed: bool, b_transposed: bool) -> ContractSpec {
+    let (am, ak) = if a_transposed { (1, m) } else { (k, 1) };
+    let (bn, bk) = if b_transposed { (k, 1) } else { (1, n) };
+    plain(vec![], vec![dim(m, am, 0)], vec![dim(n, bn, 0)], vec![dim(k, ak, bk)])
+}
+
+fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
+    let at = view.offset as usize
+        + row * view.strides[0] as usize
+        + column * view.strides[1] as usize;
+    match view.elem {
+        Elem::F32 => f64::from(data[at]),
+        Elem::I32 => f64::from(data[at].to_bits() as i32),
+    }
+}
+
+/// Runs a program in f64; returns the registers and the stores.
+fn run(
+    program: &[Instr],
+    value: f64,
+    load: impl Fn(usize) -> f64,
+) -> (Vec<f64>, Vec<(usize, f64)>) {
+    let mut registers = vec![0.0; 32];
+    registers[0] = value;
+    let mut stores = Vec::new();
+    for i in program {
+        let (a, b) = (registers[i.a as usize], registers[i.b as usize]);
+        registers[i.dst as usize] = match i.op {
+            InstrOp::Const(c) => f64::from(c),
+            InstrOp::Load(input) => load(input as usize),
+            InstrOp::Store(output) => {
+                stores.push((output as usize, a));
+                registers[i.dst as usize]
+            }
+            InstrOp::Add => a + b,
+            InstrOp::Mul => a * b,
+            InstrOp::Sub => a - b,
+            InstrOp::Sigmoid => 1.0 / (1.0 + (-a).exp()),
+            InstrOp::Lt => f64::from(u8::from(a < b)),
+            InstrOp::Select => if a != 0.0 { b } else { registers[i.c as usize] },
+            _ => panic!("not used by these tests"),
+        };
+    }
+    (registers, stores)
+}
+
+/// Launches the spec on random operands and compares each output with the plain loop.
+fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
+    let a = numbers(extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]), 1);
+    let b = numbers(extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]), 2);
+    let (batches, m, n, k) = (size(&spec.batch), size(&spec.m), size(&spec.n), size(&spec.k));
+    let input = |view: &View, rows: usize, columns: usize, seed: u32| -> Vec<f32> {
+        let last = (rows - 1) * view.strides[0] as usize + (columns - 1) * view.strides[1] as usize;
+        let data = numbers(view.offset as usize + last + 1, seed);
+        match view.elem {
+            Elem::F32 => data,
+            Elem::I32 => data.iter().map(|x| f32::from_bits((x * 9.0) as i32 as u32)).collect(),
+        }
+    };
+    let prologues: Vec<_> =
+        spec.prologue_inputs.iter().zip(10..).map(|(v, s)| input(v, m, k, s)).collect();
+    let epilogues: Vec<_> =
+        spec.epilogue_inputs.iter().zip(20..).map(|(v, s)| input(v, batches * m, n, s)).collect();
+    let outputs = spec.n_outputs as usize;
+    let whole = KernelSpec::Contract(spec.clone());
+    let data: Vec<&Vec<f32>> =
+        [&a, &b].into_iter().chain(&prologues).chain(&epilogues).collect();
+    let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64 * 4).collect();
+    sizes.extend(vec![(batches * m * n) as u64 * 4; outputs]);
+    sizes.push(workspace_bytes(&whole, device.units()));
+    let buffers = Buffers::new(device, &sizes);
+    for (i, values) in data.iter().enumerate() {
+        buffers.write(device, i, bytemuck::cast_slice(values));
+    }
+    let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
+    device.launch(&whole, &args);
+    let got: Vec<Vec<f32>> =
+        (0..outputs).map(|o| buffers.read(device, data.len() + o)).collect();
+    for row in 0..batches * m {
+        let (batch, i) = (row / m, row % m);
+        let (a0, b0) = (offset(&spec.batch, batch, false), offset(&spec.batch, batch, true));
+        let a_row: Vec<f64> = (0..k)
+            .map(|p| {
+                let at = a0 + offset(&spec.m, i, false) + offset(&spec.k, p, false);
+                let load = |v: usize| view_at(&spec.prologue_inputs[v], &prologues[v], i, p);
+                let (registers, _) = run(&spec.prologue, f64::from(a[at]), load);
+                registers[if spec.prologue.is_empty() { 0 } else { spec.prologue_result as usize }]
+            })
+            .collect();
+        for j in 0..n {
+            let (mut sum, mut scale) = (0.0, 0.0);
+            for (p, a_value) in a_row.iter().enumerate() {
+                let at = b0 + offset(&spec.n, j, false) + offset(&spec.k, p, true);
+                sum += a_value * f64::from(b[at]);
+                scale += (a_value * f64::from(b[at])).abs();
+            }
+            let load = |v: usize| view_at(&spec.epilogue_inputs[v], &epilogues[v], row, j);
+            let (_, mut stores) = run(&spec.epilogue, sum, load);
+            if spec.epilogue.is_empty() {
+                stores.push((0, sum));
+            }
+            for (output, want) in stores {
+                let value = f64::from(got[output][row * n + j]);
+                let bound = tolerance(k) * (scale + want.abs() + 1.0);
+                assert!(
+                    (value - want).abs() <= bound,
+                    "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
+                );
+            }
+        }
+    }
+    got
+}
+
+fn check(spec: &ContractSpec) {
+    check_on(&Device::cpu(None), spec);
+}
+
+#[test]
+fn all_transpositions_and_ragged_edges() {
+    let shapes =
+        [(64, 96, 64), (133, 131, 67), (9, 1, 5), (1, 17, 33), (16, 49, 1), (50, 200, 1100)];
+    for (m, n, k) in shapes {
+        for (a_transposed, b_transposed) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            check(&matrices(m, n, k, a_transposed, b_transposed));
+        }
+    }
+}
+
+#[test]
+fn few_rows() {
+    for m in 1..=8 {
+        for b_transposed in [false, true] {
+            check(&matrices(m, 131, 300, false, b_transposed));
+            check(&matrices(m, 1, 40, false, b_transposed));
+            check(&matrices(m, 1030, 1111, true, b_transposed));
+        }
+    }
+}
+
+#[test]
+fn many_columns() {
+    check(&matrices(20, 3200, 30, false, true));
+    check(&matrices(20, 3200, 530, false, false));
+}
+
+#[test]
+fn batches() {
+    // [b, h, t, d] x [b, h, s, d] with heads inside the rows: t strides over h·d.
+    for batch in [1, 3, 8] {
+        let (h, t, s, d) = (3, 37, 29, 16);
+        let spec = plain(
+            vec![dim(batch, t * h * d, s * h * d), dim(h, d, d)],
+            vec![dim(t, h * d, 0)],
+            vec![dim(s, h * d, 0)],
+            vec![dim(d, 1, 1)],
+        );
+        check(&spec);
+        // The same with b read as [s, d] summed over s.
+        let spec = plain(
+            vec![dim(batch, h * t * s, s * h * d), dim(h, t * s, d)],
+            vec![dim(t, s, 0)],
+            vec![dim(d, 1, 0)],
+            vec![dim(s, 1, h * d)],
+        );
+        check(&spec);
+    }
+}
+
+#[test]
+fn permuted_groups() {
+    // m and k each of two dims that do not merge, n strided.
+    let spec = plain(
+        vec![],
+        vec![dim(5, 11 * 7 * 6, 0), dim(7, 6, 0)],
+        vec![dim(3, 200, 0), dim(10, 3, 0)],
+        vec![dim(11, 7 * 6, 600), dim(6, 1, 30)],
+    );
+    check(&spec);
+    // a broadcast along m: stride 0.
+    check(&plain(vec![], vec![dim(12, 0, 0)], vec![dim(20, 1, 0)], vec![dim(9, 1, 20)]));
+}
+
+fn instr(op: InstrOp, dst: u16, a: u16, b: u16, c: u16) -> Instr {
+    Instr { op, dst, a, b, c }
+}
+
+fn view(elem: Elem, offset: u32, strides: [u32; 2]) -> View {
+    View { elem, offset, strides: strides.to_vec() }
+}
+
+#[test]
+fn prologue() {
+    // silu(a)·scale[k] + shift[m], in each layout of a.
+    for (m, n, k) in [(70, 50, 90), (3, 40, 50), (21, 33, 600)] {
+        for a_transposed in [false, true] {
+            let mut spec = matrices(m, n, k, a_transposed, true);
+            spec.prologue_inputs =
+                vec![view(Elem::F32, 3, [0, 1]), view(Elem::I32, 0, [2, 0])];
+            spec.prologue = vec![
+                instr(InstrOp::Sigmoid, 1, 0, 0, 0),
+                instr(InstrOp::Mul, 1, 1, 0, 0),
+                instr(InstrOp::Load(0), 2, 0, 0, 0),
+                instr(InstrOp::Mul, 1, 1, 2, 0),
+                instr(InstrOp::Load(1), 2, 0, 0, 0),
+                instr(InstrOp::Add, 3, 1, 2, 0),
+            ];
+            spec.prologue_result = 3;
+            check(&spec);
+        }
+    }
+}
+
+#[test]
+fn epilogue_with_two_outputs() {
+    for (m, n, k) in [(70, 96, 90), (133, 131, 67), (3, 40, 50), (30, 70, 1200), (8, 200, 1200)] {
+        for b_transposed in [false, true] {
+            let mut spec = matrices(m, n, k, false, b_transposed);
+            spec.epilogue_inputs = vec![
+                view(Elem::F32, 1, [0, 1]),
+                view(Elem::F32, 0, [n, 1]),
+                view(Elem::F32, 0, [1, m]),
+            ];
+            spec.epilogue = vec![
+                instr(InstrOp::Load(0), 1, 0, 0, 0),
+                instr(InstrOp::Add, 2, 0, 1, 0),
+                instr(InstrOp::Store(1), 0, 2, 0, 0),
+                instr(InstrOp::Load(1), 3, 0, 0, 0),
+                instr(InstrOp::Lt, 4, 3, 2, 0),
+                instr(InstrOp::Load(2), 5, 0, 0, 0),
+                instr(InstrOp::Mul, 6, 3, 5, 0),
+                instr(InstrOp::Store(0), 0, 6, 0, 0),
+            ];
+            spec.n_outputs = 2;
+            check(&spec);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_units() {
+    for (m, n, k) in [(133, 131, 1067), (1, 300, 700), (6, 700, 70)] {
+        for b_transposed in [false, true] {
+            let spec = matrices(m, n, k, false, b_transposed);
+            let one = check_on(&Device::cpu(Some(1)), &spec);
+            assert_eq!(one, check_on(&Device::cpu(Some(2)), &spec));
+            assert_eq!(one, check_on(&Device::cpu(Some(3)), &spec));
+        }
+    }
+}
