@@ -366,17 +366,9 @@ impl Elaborator<'_> {
             scope.values.insert(arg.name.text.clone(), Val::Tensor(TensorVal { id, ..t }));
         }
         let axes = decl.axes.iter().map(|a| scope.axes[&a.text].name.clone()).collect();
-        let result = self.run_fn(decl, scope);
+        let result = self.run_fn(decl, scope).and_then(|val| self.laid_out(val, at));
         let frame = self.frames.pop().expect("pushed above");
-        let results = match result? {
-            Val::Tensor(t) => vec![t],
-            Val::Tuple(vals) => {
-                vals.into_iter()
-                    .filter_map(|v| if let Val::Tensor(t) = v { Some(t) } else { None })
-                    .collect()
-            }
-            _ => Vec::new(),
-        };
+        let results = result?;
         let depth = self.frames.len() - 1;
         for (what, _, _) in &frame.captures {
             outer.push(self.capture(what, depth).0);
@@ -395,6 +387,25 @@ impl Elaborator<'_> {
             .map(|(id, t)| Val::Tensor(TensorVal { id, ..t }))
             .collect();
         Ok(if vals.len() == 1 { vals.remove(0) } else { Val::Tuple(vals) })
+    }
+}
+
+impl Elaborator<'_> {
+    /// Results of a kernel: one that has the axes of an input lies in memory as that input does.
+    fn laid_out(&mut self, val: Val, at: Span) -> Eval<Vec<TensorVal>> {
+        let vals = if let Val::Tuple(vals) = val { vals } else { vec![val] };
+        let mut out = Vec::new();
+        for val in vals {
+            let t = self.tensor(val, at)?;
+            let body = &self.frame().builder.body;
+            let ty = body.ty(t.id).clone();
+            let like = body.inputs.iter().map(|i| body.ty(*i)).find(|x| x.same_axes(&ty));
+            out.push(match like.map(|x| mdl_ir::build::axis_names(&x.axes)) {
+                Some(axes) => self.op(Op::Reorder { axes }, &[&t], &[], at)?,
+                None => t,
+            });
+        }
+        Ok(out)
     }
 }
 

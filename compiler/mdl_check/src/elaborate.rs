@@ -427,7 +427,7 @@ impl Elaborator<'_> {
                 match (names.as_slice(), val) {
                     ([one], val) => {
                         if let Val::Tensor(t) = &val {
-                            self.frame().builder.body.values[t.id.index()].name = one.text.clone();
+                            self.frame().builder.name(t.id, &one.text);
                         }
                         scope.values.insert(one.text.clone(), val);
                     }

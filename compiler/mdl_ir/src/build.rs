@@ -38,6 +38,14 @@ impl Builder {
         self.producer.get(&id).map(|n| &self.body.nodes[*n])
     }
 
+    /// Gives a value the name that the source has for it, unless it already has one.
+    pub fn name(&mut self, id: ValueId, name: &str) {
+        let unnamed = self.op(id).is_some_and(|n| n.op.name() == self.body.name(id));
+        if unnamed {
+            self.body.values[id.index()].name = name.to_string();
+        }
+    }
+
     pub fn constant(&self, id: ValueId) -> Option<f64> {
         match self.op(id)?.op {
             Op::Const(c) => Some(c),

@@ -254,6 +254,8 @@ pub struct ContractBlocks {
     pub columns: u64,
     /// Rows of each unit's packed block of a, a multiple of every tile's height.
     pub rows: u64,
+    /// So few rows that b is better read in place once than packed; then all of a is packed by each unit.
+    pub skinny: bool,
     /// Each unit takes batches of its own instead of a share of every batch.
     pub split_batch: bool,
     /// Partial sums are kept in the workspace, because an epilogue follows and k takes several blocks.
@@ -267,6 +269,7 @@ impl ContractBlocks {
     /// Common multiples of the widths and heights that tiles have.
     const TILE_COLUMNS: u64 = 192;
     const TILE_ROWS: u64 = 48;
+    const SKINNY_ROWS: u64 = 8;
 
     pub fn of(spec: &ContractSpec, units: u32) -> ContractBlocks {
         let size = |dims: &[Dim]| dims.iter().map(|dim| u64::from(dim.size)).product::<u64>();
@@ -277,6 +280,7 @@ impl ContractBlocks {
             depth: k.div_ceil(blocks).next_multiple_of(16).min(Self::DEPTH),
             columns: n.next_multiple_of(Self::TILE_COLUMNS).min(Self::COLUMNS),
             rows: m.next_multiple_of(Self::TILE_ROWS).min(Self::ROWS),
+            skinny: m <= Self::SKINNY_ROWS && batch == 1,
             split_batch: batch >= u64::from(units) * 2,
             partial: blocks > 1 && !spec.epilogue.is_empty(),
         }
@@ -288,8 +292,10 @@ impl ContractBlocks {
     }
 
     /// Elements of a unit's packed block of a; rows are kept apart by one vector.
-    pub fn packed_a(&self) -> u64 {
-        self.rows * (self.depth + 16)
+    pub fn packed_a(&self, spec: &ContractSpec) -> u64 {
+        let k: u64 = spec.k.iter().map(|dim| u64::from(dim.size)).product();
+        let all = if self.skinny { Self::SKINNY_ROWS * (k + 16) } else { 0 };
+        all.max(self.rows * (self.depth + 16))
     }
 
     /// Elements of the tile that a unit hands from the accumulators to the epilogue.
@@ -308,7 +314,57 @@ fn contract_workspace_bytes(spec: &ContractSpec, units: u32) -> u64 {
     let blocks = ContractBlocks::of(spec, units);
     let shared = blocks.packed_b() + blocks.partial_sums(spec);
     let copies = if blocks.split_batch { u64::from(units) } else { 1 };
-    4 * (shared * copies + (blocks.packed_a() + blocks.tile()) * u64::from(units))
+    4 * (shared * copies + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
+}
+
+/// The blocks that attention works in; they depend on the spec alone, so results do too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionBlocks {
+    /// Parts of a sequence's keys that decoding visits on their own and combines.
+    pub decode_parts: u64,
+    /// Parts of a head's queries whose key gradients are added up at the end.
+    pub grad_parts: u64,
+}
+
+impl AttentionBlocks {
+    /// Queries of a block, at most; keys of a block.
+    pub const QUERIES: u64 = 64;
+    pub const KEYS: u64 = 64;
+    /// Keys of one part when decoding.
+    pub const DECODE_KEYS: u64 = 512;
+    /// Work items of a gradient below which a head is split, so that all units find work.
+    const GRAD_ITEMS: u64 = 16;
+    const GRAD_PARTS: u64 = 4;
+    /// Heads are padded to this in gradients of keys.
+    const LANES: u64 = 16;
+
+    pub fn of(spec: &AttentionSpec) -> Self {
+        let heads = u64::from(spec.batch) * u64::from(spec.kv_heads);
+        let blocks = u64::from(spec.group) * u64::from(spec.t).div_ceil(Self::QUERIES);
+        let wanted = Self::GRAD_ITEMS.div_ceil(heads.max(1)).min(Self::GRAD_PARTS);
+        AttentionBlocks {
+            decode_parts: u64::from(spec.s).div_ceil(Self::DECODE_KEYS),
+            grad_parts: wanted.min(blocks).max(1),
+        }
+    }
+
+    fn forward_bytes(&self, spec: &AttentionSpec, units: u32) -> u64 {
+        let head = u64::from(spec.head);
+        let unit = (2 * head + Self::KEYS + 4) * Self::QUERIES;
+        let rows = u64::from(spec.batch * spec.kv_heads * spec.group);
+        let decode = rows * self.decode_parts * (head + 2);
+        4 * if spec.t == 1 { decode } else { unit * u64::from(units) }
+    }
+
+    fn grad_bytes(&self, spec: &AttentionSpec, units: u32) -> u64 {
+        let padded = u64::from(spec.head).next_multiple_of(Self::LANES);
+        let tiles = 2 * Self::KEYS * Self::QUERIES;
+        let unit = tiles + (3 * u64::from(spec.head) + 2 * padded + 4) * Self::QUERIES;
+        let heads = u64::from(spec.batch) * u64::from(spec.kv_heads);
+        let sums = 2 * padded * (u64::from(spec.s) + Self::KEYS);
+        let items = if self.grad_parts == 1 { u64::from(units) } else { heads * self.grad_parts };
+        4 * (unit * u64::from(units) + sums * items)
+    }
 }
 
 /// Workspace bytes of a launch; `units` is the number of threads that the device gives to one cube.
@@ -317,6 +373,8 @@ pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
     match spec {
         KernelSpec::Contract(spec) => contract_workspace_bytes(spec, units),
         KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
+        KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),
+        KernelSpec::AttentionGrad(spec) => AttentionBlocks::of(spec).grad_bytes(spec, units),
         _ => 0,
     }
 }

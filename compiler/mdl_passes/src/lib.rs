@@ -1,1 +1,4 @@
-//! Placeholder.
+//! Passes over graphs, and the way from a fused graph to a schedule, a plan and an executable.
+
+pub mod adjoint;
+pub mod differentiate;

@@ -98,8 +98,12 @@ fn function<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<
     let one = tensor(cx, expr.clone()).map(|ty| vec![ty]);
     let tuple = list(tok(Kind::ParenOpen), Kind::ParenClose, 1, tensor(cx, expr.clone()));
     let result = tok(Kind::Arrow).ignore_then(one.or(tuple)).or_not();
+    let nothing = rest_of(starts_entry).map_with(move |(), e| Expr {
+        kind: ExprKind::Error,
+        span: cx.span(e.slice()),
+    });
     let short = tok(Kind::Assign)
-        .ignore_then(expr)
+        .ignore_then(expr.recover_with(via_parser(nothing)))
         .map(|result| Body { lets: Vec::new(), result: Box::new(result) });
     kernel
         .or_not()
@@ -121,6 +125,12 @@ fn function<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<
         .boxed()
 }
 
+/// Whether a token that is first on its line begins a member or a method.
+fn starts_entry(token: Token, next: Option<Token>) -> bool {
+    let member = token.kind.is_name() && next.is_some_and(|next| next.kind == Kind::Colon);
+    member || matches!(token.kind, Kind::Fn | Kind::At)
+}
+
 /// `Attention(c: Llama) { members and methods }`, after its keyword.
 fn block<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, function: Rule<'t, Fn>) -> Rule<'t, Block> {
     enum Entry {
@@ -134,10 +144,7 @@ fn block<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, function: Rule<'t, Fn>) -> Rule<'
         Entry::Method(method)
     });
     let entry = method.or(member(cx, expr).map(Entry::Member));
-    let skipped = junk(|token, next| {
-        let member = token.kind.is_name() && next.is_some_and(|next| next.kind == Kind::Colon);
-        member || matches!(token.kind, Kind::Fn | Kind::At)
-    });
+    let skipped = junk(starts_entry);
     let entries = entries(entry, skipped.map(|()| Entry::Skipped));
     name(cx)
         .then(axis_names(cx).or_not())

@@ -53,8 +53,15 @@ impl Wanted {
                 words.push(word.to_string());
             }
         }
+        if self.has(Wanted::kind(Kind::String)) {
+            words.push("a text in quotes".to_string());
+        }
+        // The start of a type goes without saying.
+        let types = [Kind::BracketOpen, Kind::Fn, Kind::Param].map(Wanted::kind);
+        let types = if self.has(Wanted::TYPE) { types } else { Default::default() };
         for (kind, text) in SPELLING {
-            if self.has(Wanted::kind(*kind)) {
+            let said = types.contains(&Wanted::kind(*kind));
+            if !said && self.has(Wanted::kind(*kind)) {
                 words.push(format!("`{text}`"));
             }
         }
@@ -90,7 +97,6 @@ const SPELLING: &[(Kind, &str)] = &[
     (Kind::Assert, "assert"),
     (Kind::From, "from"),
     (Kind::Init, "init"),
-    (Kind::String, "a text"),
 ];
 
 /// A fact that the grammar cannot say as an expectation.
@@ -208,14 +214,28 @@ pub(crate) fn end_of_input<'t>() -> impl Parser<'t, In<'t>, (), Extra> + Copy {
     })
 }
 
+/// Skips what `junk` skips, or nothing.
+pub(crate) fn rest_of<'t>(
+    stop: fn(Token, Option<Token>) -> bool,
+) -> impl Parser<'t, In<'t>, (), Extra> + Copy {
+    skip(stop, true)
+}
+
 /// Skips whole bracketed groups until a token that `stop` knows by itself and its successor, or
 /// the bracket that closes the present group. Skips one at least, and fails where there is none.
 pub(crate) fn junk<'t>(
     stop: fn(Token, Option<Token>) -> bool,
 ) -> impl Parser<'t, In<'t>, (), Extra> + Copy {
+    skip(stop, false)
+}
+
+fn skip<'t>(
+    stop: fn(Token, Option<Token>) -> bool,
+    or_nothing: bool,
+) -> impl Parser<'t, In<'t>, (), Extra> + Copy {
     custom(move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| {
         let mut depth = 0usize;
-        let mut skipped = false;
+        let mut skipped = or_nothing;
         while let Some(token) = inp.peek() {
             if depth == 0 {
                 if token.kind.is_close() {

@@ -227,7 +227,7 @@ fn multiply_tile<N: Size>(
             first,
             last,
         };
-        finish_tile::<N>(workspace, epilogue_inputs, outputs, &finish, plan);
+        finish_tile::<N>(workspace, epilogue_inputs, outputs, &finish, width, plan);
     }
 }
 
@@ -269,6 +269,9 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()
     };
+    if plan.skinny {
+        return crate::contract_skinny::launch(device, plan, args);
+    }
     let (inputs, rest) = args[2..].split_at(prologues);
     let (extra, rest) = rest.split_at(epilogues);
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.

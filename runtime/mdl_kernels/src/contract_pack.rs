@@ -220,7 +220,7 @@ fn pack_a_columns<M: Size>(
 
 /// The prologue on lanes that run along k.
 #[cube]
-fn prepare<N: Size>(
+pub(crate) fn prepare<N: Size>(
     inputs: &Sequence<Box<[f32]>>,
     m: usize,
     k: usize,

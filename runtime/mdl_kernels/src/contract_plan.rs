@@ -79,6 +79,8 @@ pub(crate) struct Plan {
     pub block_rows: usize,
     pub layout_a: LayoutA,
     pub layout_b: LayoutB,
+    /// b is read in place, by `contract_skinny`.
+    pub skinny: bool,
     pub split_batch: bool,
     pub units: usize,
     /// Units share a block's rows and columns as this grid; the product is `units`.
@@ -119,6 +121,7 @@ impl Plan {
             depth: size(&k),
             layout_a: layout_a(&m, &k, spec),
             layout_b: layout_b(&n, &k),
+            skinny: blocks.skinny && layout_b(&n, &k) != LayoutB::Gathered,
             split_batch: blocks.split_batch,
             block_depth: blocks.depth as usize,
             block_columns: blocks.columns as usize,
@@ -126,7 +129,7 @@ impl Plan {
             direct: spec.epilogue.is_empty(),
             partial_elements: blocks.partial_sums(spec) as usize,
             tile_elements: blocks.tile() as usize,
-            packed_a_elements: blocks.packed_a() as usize,
+            packed_a_elements: blocks.packed_a(spec) as usize,
             packed_b_elements: blocks.packed_b() as usize,
             prologue: Program(spec.prologue.clone()),
             prologue_result: spec.prologue_result,

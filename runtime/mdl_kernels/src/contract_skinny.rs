@@ -1,1 +1,292 @@
-//! Placeholder.
+//! Contractions of few rows, as in decoding: b is read once, in place.
+//!
+//! # What it computes
+//!
+//! The contraction of `contract` for at most eight rows and one batch: 2·m·n·k operations on
+//! 4·n·k bytes of b, so the memory's speed is the limit. a goes first, through the prologue, into
+//! each unit's part of the workspace as rows along k. Units share the columns.
+
+use crate::contract_pack::prepare;
+use crate::contract_plan::{LayoutB, Plan, offset_of};
+use crate::contract_tile::{Finish, finish_tile};
+use crate::device::{Device, Slice};
+use crate::vector_io::{load, store};
+use cubecl::prelude::*;
+
+/// Steps of k for which a sum stays in a register while b is contiguous along n.
+const STEPS: usize = 4;
+/// Accumulators that leave registers for the operands.
+const ACCUMULATORS: usize = 24;
+
+#[cube(launch_unchecked)]
+fn contract_skinny<N: Size>(
+    a: &[f32],
+    b: &[f32],
+    prologue_inputs: &Sequence<Box<[f32]>>,
+    epilogue_inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    _unaligned: &[f32],
+    #[comptime] plan: Plan,
+    #[comptime] chunk: usize,
+) {
+    let unit = UNIT_POS as usize;
+    let units = comptime!(plan.units);
+    let own = comptime!(plan.packed_a_elements + plan.tile_elements);
+    let shared = comptime!(plan.packed_b_elements + plan.partial_elements);
+    let copies = comptime!(if plan.split_batch { plan.units } else { 1 });
+    let packed = copies * shared + unit * own;
+    let tile = packed + comptime!(plan.packed_a_elements);
+    pack_rows(a, prologue_inputs, workspace, packed, comptime!(plan.clone()));
+    let chunks = comptime!(plan.columns.div_ceil(chunk));
+    for c in chunks * unit / units..chunks * (unit + 1) / units {
+        let column = c * chunk;
+        let columns = min(chunk, comptime!(plan.columns) - column);
+        if comptime!(plan.layout_b == LayoutB::Rows) {
+            dot_columns::<N>(b, workspace, packed, tile, column, chunk, comptime!(plan.clone()));
+        } else {
+            add_rows::<N>(b, workspace, packed, tile, column, columns, chunk, comptime!(plan.clone()));
+        }
+        let finish = Finish {
+            tile,
+            row: 0usize.runtime(),
+            column,
+            rows: comptime!(plan.rows).runtime(),
+            columns,
+            partial: 0usize.runtime(),
+            first: true.runtime(),
+            last: true.runtime(),
+        };
+        let plan = comptime!(plan.clone());
+        finish_tile::<N>(workspace, epilogue_inputs, outputs, &finish, chunk, plan);
+    }
+}
+
+/// All of a, through the prologue, as rows along k.
+#[cube]
+fn pack_rows(
+    a: &[f32],
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    #[comptime] plan: Plan,
+) {
+    for m in 0..comptime!(plan.rows) {
+        let from = offset_of(m, comptime!(plan.m.clone()), false);
+        for k in 0..comptime!(plan.depth) {
+            let at = from + offset_of(k, comptime!(plan.k.clone()), false);
+            let value = load::<f32, Const<1>>(a, at);
+            let value = prepare::<Const<1>>(inputs, m, k, value, comptime!(plan.clone()));
+            let here = to + m * comptime!(plan.depth + plan.width) + k;
+            store::<f32, Const<1>>(workspace, here, value);
+        }
+    }
+}
+
+/// b contiguous along k: each sum is a dot product, kept as a vector of partial sums.
+#[cube]
+fn dot_columns<N: Size>(
+    b: &[f32],
+    workspace: &mut [f32],
+    packed: usize,
+    tile: usize,
+    column: usize,
+    #[comptime] chunk: usize,
+    #[comptime] plan: Plan,
+) {
+    let rows = comptime!(plan.rows);
+    let depth = comptime!(plan.depth);
+    let stride = comptime!(plan.depth + plan.width);
+    let group = comptime!(columns_at_once(plan.rows));
+    for g in 0..comptime!(chunk / group) {
+        let mut from = Array::<usize>::new(group);
+        #[unroll]
+        for c in 0..group {
+            let n = min(column + g * group + c, comptime!(plan.columns - 1));
+            from[c] = offset_of(n, comptime!(plan.n.clone()), false);
+        }
+        let mut sums = Array::<Vector<f32, N>>::new(comptime!(rows * group));
+        for v in 0..comptime!(depth / plan.width) {
+            let k = v * N::value();
+            let mut b_lanes = Array::<Vector<f32, N>>::new(group);
+            #[unroll]
+            for c in 0..group {
+                b_lanes[c] = load::<f32, N>(b, from[c] + k);
+            }
+            #[unroll]
+            for m in 0..rows {
+                let a_lanes = load::<f32, N>(&*workspace, packed + m * stride + k);
+                #[unroll]
+                for c in 0..group {
+                    sums[m * group + c] = fma(a_lanes, b_lanes[c], sums[m * group + c]);
+                }
+            }
+        }
+        #[unroll]
+        for m in 0..rows {
+            #[unroll]
+            for c in 0..group {
+                let mut sum = sum_lanes::<N>(sums[m * group + c]);
+                for k in comptime!(depth / plan.width * plan.width)..depth {
+                    sum = fma(workspace[packed + m * stride + k], b[from[c] + k], sum);
+                }
+                workspace[tile + m * chunk + g * group + c] = sum;
+            }
+        }
+    }
+}
+
+/// The sum of the lanes, pairwise.
+#[cube]
+fn sum_lanes<N: Size>(lanes: Vector<f32, N>) -> f32 {
+    let width = N::value();
+    let mut parts = Array::<f32>::new(width);
+    #[unroll]
+    for lane in 0..N::value() {
+        parts[lane] = lanes.extract(lane);
+    }
+    #[unroll]
+    for level in 0..comptime!(width.trailing_zeros() as usize) {
+        let half = comptime!(width >> (level + 1));
+        #[unroll]
+        for lane in 0..half {
+            parts[lane] = parts[lane] + parts[lane + half];
+        }
+    }
+    parts[0]
+}
+
+/// Columns whose sums for all rows fit the registers; a divisor of every chunk.
+fn columns_at_once(rows: usize) -> usize {
+    [8, 6, 4, 3, 2, 1].into_iter().find(|c| rows * c <= ACCUMULATORS).unwrap_or(1)
+}
+
+/// b contiguous along n: rows of b are added to rows of sums that stay in the nearest cache.
+#[cube]
+fn add_rows<N: Size>(
+    b: &[f32],
+    workspace: &mut [f32],
+    packed: usize,
+    tile: usize,
+    column: usize,
+    columns: usize,
+    #[comptime] chunk: usize,
+    #[comptime] plan: Plan,
+) {
+    let depth = comptime!(plan.depth);
+    #[unroll]
+    for m in 0..comptime!(plan.rows) {
+        for v in 0..comptime!(chunk / plan.width) {
+            store::<f32, N>(workspace, tile + m * chunk + v * N::value(), Vector::new(0.0));
+        }
+    }
+    for s in 0..comptime!(depth / STEPS) {
+        let k = s * STEPS;
+        let plan = comptime!(plan.clone());
+        add_steps::<N>(b, workspace, packed, tile, column, columns, k, STEPS, chunk, plan);
+    }
+    for k in comptime!(depth / STEPS * STEPS)..depth {
+        let plan = comptime!(plan.clone());
+        add_steps::<N>(b, workspace, packed, tile, column, columns, k, 1usize, chunk, plan);
+    }
+}
+
+#[cube]
+fn add_steps<N: Size>(
+    b: &[f32],
+    workspace: &mut [f32],
+    packed: usize,
+    tile: usize,
+    column: usize,
+    columns: usize,
+    k: usize,
+    #[comptime] steps: usize,
+    #[comptime] chunk: usize,
+    #[comptime] plan: Plan,
+) {
+    let mut from = Array::<usize>::new(steps);
+    #[unroll]
+    for s in 0..steps {
+        from[s] = offset_of(k + s, comptime!(plan.k.clone()), true) + column;
+    }
+    for v in 0..columns / N::value() {
+        let plan = comptime!(plan.clone());
+        let c = v * N::value();
+        add_lanes::<N>(b, workspace, packed, tile, &from, k, c, steps, chunk, plan);
+    }
+    for c in columns / N::value() * N::value()..columns {
+        let plan = comptime!(plan.clone());
+        add_lanes::<Const<1>>(b, workspace, packed, tile, &from, k, c, steps, chunk, plan);
+    }
+}
+
+#[cube]
+fn add_lanes<N: Size>(
+    b: &[f32],
+    workspace: &mut [f32],
+    packed: usize,
+    tile: usize,
+    from: &Array<usize>,
+    k: usize,
+    c: usize,
+    #[comptime] steps: usize,
+    #[comptime] chunk: usize,
+    #[comptime] plan: Plan,
+) {
+    let stride = comptime!(plan.depth + plan.width);
+    let mut lanes = Array::<Vector<f32, N>>::new(steps);
+    #[unroll]
+    for s in 0..steps {
+        lanes[s] = load::<f32, N>(b, from[s] + c);
+    }
+    #[unroll]
+    for m in 0..comptime!(plan.rows) {
+        let at = tile + m * chunk + c;
+        let mut sum = load::<f32, N>(&*workspace, at);
+        #[unroll]
+        for s in 0..steps {
+            let broadcast = Vector::<f32, N>::new(workspace[packed + m * stride + k + s]);
+            sum = fma(broadcast, lanes[s], sum);
+        }
+        store::<f32, N>(workspace, at, sum);
+    }
+}
+
+pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
+    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
+        slices.iter().map(|slice| device.buffer(slice)).collect()
+    };
+    let (inputs, rest) = args[2..].split_at(plan.prologue_views.len());
+    let (extra, rest) = rest.split_at(plan.epilogue_views.len());
+    let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
+    let chunk = chunk_columns(&plan);
+    // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
+    unsafe {
+        contract_skinny::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            plan.width,
+            device.buffer(&args[0]),
+            device.buffer(&args[1]),
+            buffers(inputs),
+            buffers(extra),
+            buffers(outputs),
+            device.buffer(workspace),
+            device.unaligned(&args[0]),
+            plan,
+            chunk,
+        );
+    }
+    device.launched();
+}
+
+/// Columns of a unit's turn. Along k a turn is short, for balance; along n it is as long as the
+/// tile buffer and an even share allow, because b is then read in runs of this length.
+fn chunk_columns(plan: &Plan) -> usize {
+    let tile = plan.tile_elements / plan.rows / 48 * 48;
+    match plan.layout_b {
+        LayoutB::Rows => 48,
+        _ => plan.columns.div_ceil(plan.units).next_multiple_of(48).min(tile),
+    }
+}

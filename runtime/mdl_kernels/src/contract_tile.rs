@@ -83,16 +83,16 @@ pub(crate) struct Finish {
     pub last: bool,
 }
 
-/// Takes a tile from its buffer: keeps partial sums, or runs the epilogue on complete ones.
+/// Takes a tile from its buffer, whose rows are `width` apart: keeps partial sums, or runs the epilogue on complete ones.
 #[cube]
 pub(crate) fn finish_tile<N: Size>(
     workspace: &mut [f32],
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
     at: &Finish,
+    #[comptime] width: usize,
     #[comptime] plan: Plan,
 ) {
-    let width = comptime!(plan.tile_vectors * plan.width);
     let whole = at.columns / N::value() * N::value();
     for r in 0..at.rows {
         for v in 0..at.columns / N::value() {

@@ -10,8 +10,8 @@
 //! by width; none of it depends on how rows are shared by the units.
 
 mod columns;
-mod environment;
-mod plan;
+pub(crate) mod environment;
+pub(crate) mod plan;
 mod rows;
 
 use crate::device::{Device, Slice};

@@ -187,7 +187,7 @@ impl<N: Size> Environment<N> for At<'_, N> {
         let output = usize::from(output);
         let view = &self.views.plan.outputs[output];
         let at = self.element(scope, self.place.outputs[output], view.inner());
-        let mut buffer = self.views.outputs[output];
+        let mut buffer = self.views.outputs[output].clone();
         let value = if view.i32 { rounded::expand::<N>(scope, value) } else { value };
         store_strided::expand::<N>(scope, &mut buffer, at, value, view.inner());
     }

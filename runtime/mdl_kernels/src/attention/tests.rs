@@ -1,0 +1,146 @@
+//! Attention and its gradient against f64 loops.
+
+use crate::embedding::testing::{Buffers, relative_error};
+use mdl_ir::kernel::{AttentionSpec, KernelSpec, MaskSpec};
+
+/// Scores are sums of at most 64 products of size 1 and so carry about 8 roundings of 2⁻²⁴;
+/// exponentials are good to 1.5e-7, and both average out over the keys.
+const FORWARD_TOLERANCE: f64 = 1e-6;
+
+fn case(t: u32, s: u32, kv_heads: u32, group: u32, head: u32, mask: MaskSpec) -> AttentionSpec {
+    let scale = 1.0 / (head as f32).sqrt();
+    AttentionSpec { batch: 2, t, s, kv_heads, group, head, scale, mask }
+}
+
+pub(crate) fn causal() -> MaskSpec {
+    MaskSpec { causal: true, ..MaskSpec::default() }
+}
+
+/// Shapes that reach every branch: ragged blocks of queries and keys, every mask, groups.
+pub(crate) fn cases() -> Vec<AttentionSpec> {
+    let window = MaskSpec { window: Some(9), ..causal() };
+    let documents = MaskSpec { documents: true, ..causal() };
+    vec![
+        case(5, 5, 1, 1, 8, causal()),
+        case(33, 33, 2, 3, 12, causal()),
+        case(16, 50, 1, 2, 16, MaskSpec::default()),
+        case(70, 70, 1, 1, 20, causal()),
+        case(130, 130, 2, 1, 48, causal()),
+        case(97, 201, 1, 2, 64, MaskSpec::default()),
+        case(100, 100, 1, 1, 7, window),
+        case(150, 150, 1, 2, 32, MaskSpec { window: Some(64), ..causal() }),
+        case(40, 300, 1, 1, 16, MaskSpec { window: Some(20), ..MaskSpec::default() }),
+        case(90, 90, 2, 2, 32, documents),
+        case(80, 80, 1, 1, 128, MaskSpec { window: Some(30), ..documents }),
+        case(6, 40, 2, 1, 16, MaskSpec { start: true, ..causal() }),
+        case(40, 90, 1, 1, 16, MaskSpec { start: true, window: Some(17), ..causal() }),
+        case(1, 60, 2, 3, 48, MaskSpec { start: true, ..causal() }),
+        case(1, 1100, 1, 2, 20, MaskSpec { start: true, ..causal() }),
+        case(1, 700, 2, 1, 64, MaskSpec { start: true, window: Some(600), ..causal() }),
+        case(1, 30, 1, 1, 7, MaskSpec { documents: true, ..MaskSpec::default() }),
+    ]
+}
+
+/// The position of query 0 in a test: the cache is nearly full.
+pub(crate) fn start_of(spec: &AttentionSpec) -> usize {
+    if spec.mask.start { (spec.s - spec.t - 3) as usize } else { 0 }
+}
+
+/// Documents in runs of about a third; the last queries belong to one that no key has.
+pub(crate) fn document_t(spec: &AttentionSpec, t: usize) -> i32 {
+    if t + 2 > spec.t as usize { 99 } else { (t * 3 / spec.t as usize) as i32 }
+}
+
+pub(crate) fn document_s(spec: &AttentionSpec, s: usize) -> i32 {
+    (s * 3 / spec.s as usize) as i32
+}
+
+pub(crate) fn sees(spec: &AttentionSpec, t: usize, s: usize) -> bool {
+    let position = start_of(spec) + t;
+    let mask = spec.mask;
+    let causal = !mask.causal || s <= position;
+    let window = mask.window.is_none_or(|window| position < s + window as usize);
+    causal && window && (!mask.documents || document_t(spec, t) == document_s(spec, s))
+}
+
+/// q, k, v and the mask's buffers.
+pub(crate) fn inputs(buffers: &mut Buffers, spec: &AttentionSpec) -> Vec<usize> {
+    let queries = (spec.batch * spec.t * spec.kv_heads * spec.group * spec.head) as usize;
+    let keys = (spec.batch * spec.s * spec.kv_heads * spec.head) as usize;
+    let mut args = vec![buffers.random(queries), buffers.random(keys), buffers.random(keys)];
+    if spec.mask.documents {
+        let (batch, t, s) = (spec.batch as usize, spec.t as usize, spec.s as usize);
+        args.push(buffers.ints((0..batch * t).map(|i| document_t(spec, i % t))));
+        args.push(buffers.ints((0..batch * s).map(|i| document_s(spec, i % s))));
+    }
+    if spec.mask.start {
+        args.push(buffers.ints([start_of(spec) as i32].into_iter()));
+    }
+    args
+}
+
+/// One query row of the reference: its offsets, and the probability of every key.
+pub(crate) struct Row {
+    pub q: usize,
+    pub keys: Vec<usize>,
+    pub p: Vec<f64>,
+    pub lse: f64,
+}
+
+pub(crate) fn rows(spec: &AttentionSpec, q: &[f64], k: &[f64]) -> Vec<Row> {
+    let head = spec.head as usize;
+    let (heads, group) = ((spec.kv_heads * spec.group) as usize, spec.group as usize);
+    let (t_count, s_count) = (spec.t as usize, spec.s as usize);
+    let mut rows = Vec::new();
+    for row in 0..spec.batch as usize * t_count * heads {
+        let (b, t, h) = (row / heads / t_count, row / heads % t_count, row % heads / group);
+        let key = |s: usize| ((b * s_count + s) * spec.kv_heads as usize + h) * head;
+        let keys: Vec<usize> = (0..s_count).map(key).collect();
+        let score = |s: usize| {
+            let pairs = q[row * head..][..head].iter().zip(&k[keys[s]..][..head]);
+            let dot: f64 = pairs.map(|(a, b)| a * b).sum();
+            if sees(spec, t, s) { dot * f64::from(spec.scale) } else { f64::NEG_INFINITY }
+        };
+        let scores: Vec<f64> = (0..s_count).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|x| (x - largest).exp()).sum();
+        let lse = if largest.is_finite() { largest + sum.ln() } else { f64::NEG_INFINITY };
+        let p = scores.iter().map(|x| if x.is_finite() { (x - lse).exp() } else { 0.0 });
+        rows.push(Row { q: row * head, keys, p: p.collect(), lse });
+    }
+    rows
+}
+
+pub(crate) fn reference(spec: &AttentionSpec, rows: &[Row], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let head = spec.head as usize;
+    let mut y = vec![0.0; rows.len() * head];
+    for row in rows {
+        for (p, key) in row.p.iter().zip(&row.keys) {
+            for d in 0..head {
+                y[row.q + d] += p * v[key + d];
+            }
+        }
+    }
+    (y, rows.iter().map(|row| row.lse).collect())
+}
+
+#[test]
+fn forward_matches_the_formula() {
+    for spec in cases() {
+        let mut buffers = Buffers::new();
+        let mut args = inputs(&mut buffers, &spec);
+        let y = buffers.zeros(buffers.f32(args[0]).len());
+        let lse = buffers.zeros(buffers.f32(args[0]).len() / spec.head as usize);
+        args.extend([y, lse]);
+        let results = buffers.run_on_units(&KernelSpec::Attention(spec.clone()), &args);
+        let rows = rows(&spec, &buffers.f64(args[0]), &buffers.f64(args[1]));
+        let (expected, sums) = reference(&spec, &rows, &buffers.f64(args[2]));
+        let error = relative_error(&results[y], &expected);
+        assert!(error < FORWARD_TOLERANCE, "{spec:?}: {error}");
+        for (got, expected) in results[lse].iter().zip(&sums) {
+            let same = f64::from(*got) == *expected;
+            let close = (f64::from(*got) - expected).abs() < 4e-6;
+            assert!(same || close, "{spec:?}: log-sum-exp {got} for {expected}");
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Text to token ids and back: raw bytes, or a `tokenizer.json`.
+//!
+//! Which ids begin and end a text is not in `tokenizer.json` alone: the files beside it that a
+//! model is published with come first. Whatever a tokenizer could produce is compared with the
+//! model's vocabulary when it is opened, because an id that is too high would read a row that
+//! the embedding does not have. Special tokens that stand in a text are read as such.
+
+use std::path::Path;
+
+use crate::tokenizer_file::{MAX_FILE_BYTES, MAX_NESTING, begin_and_end, read_capped};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error(
+        "tokenizer `{path}` is not there; give `bytes`, a tokenizer.json, or the directory of one"
+    )]
+    NotFound { path: String },
+    #[error("tokenizer file `{path}` cannot be read: {reason}; fetch it again from its source")]
+    Unreadable { path: String, reason: String },
+    #[error("tokenizer file `{path}` has {bytes} bytes; at most {MAX_FILE_BYTES} are read")]
+    TooLarge { path: String, bytes: u64 },
+    #[error("tokenizer file `{path}` nests deeper than {MAX_NESTING} brackets")]
+    TooDeep { path: String },
+    #[error("the tokenizer cannot encode or decode this text: {reason}")]
+    Text { reason: String },
+    #[error(
+        "token id {id} (`{token}`) of tokenizer `{path}` is not below the model's vocabulary of \
+         {vocab}; set vocab to at least {}, or use the model's own tokenizer", id + 1
+    )]
+    Vocabulary {
+        path: String,
+        id: u32,
+        token: String,
+        vocab: usize,
+    },
+}
+
+impl TokenizerError {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Vocabulary { .. } => "E0912",
+            _ => "E0911",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Ids 0 to 255 are the bytes of UTF-8.
+    Bytes,
+    File {
+        tokenizer: Box<tokenizers::Tokenizer>,
+        json: Vec<u8>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    kind: Kind,
+    name: String,
+    vocab: usize,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    adds_bos: bool,
+}
+
+impl Tokenizer {
+    /// `name` is `bytes`, a `tokenizer.json`, or a directory that holds one; `vocab` is the
+    /// number of ids of the model.
+    pub fn open(name: &str, vocab: usize) -> Result<Self, TokenizerError> {
+        if name == "bytes" {
+            Self::bytes(vocab)
+        } else {
+            Self::file(Path::new(name), vocab)
+        }
+    }
+
+    /// BOS is 256 and EOS 257 where the vocabulary has room for them.
+    pub fn bytes(vocab: usize) -> Result<Self, TokenizerError> {
+        let name = "bytes".to_owned();
+        if vocab < 256 {
+            return Err(TokenizerError::Vocabulary {
+                path: name,
+                id: 255,
+                token: "ff".into(),
+                vocab,
+            });
+        }
+        let bos = (vocab > 256).then_some(256);
+        let eos = if vocab > 257 { vec![257] } else { Vec::new() };
+        Ok(Self {
+            kind: Kind::Bytes,
+            name,
+            vocab,
+            bos,
+            eos,
+            adds_bos: bos.is_some(),
+        })
+    }
+
+    fn file(path: &Path, vocab: usize) -> Result<Self, TokenizerError> {
+        let path = if path.is_dir() {
+            path.join("tokenizer.json")
+        } else {
+            path.to_owned()
+        };
+        let name = path.display().to_string();
+        let json = read_capped(&path)?;
+        let unreadable = |reason: String| TokenizerError::Unreadable {
+            path: name.clone(),
+            reason,
+        };
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&json)
+            .map_err(|error| unreadable(error.to_string()))?;
+        // A file can ask for a fixed length, which would cut or pad every document in silence.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let highest = tokenizer
+            .get_vocab(true)
+            .into_iter()
+            .max_by_key(|(_, id)| *id);
+        if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= vocab) {
+            return Err(TokenizerError::Vocabulary {
+                path: name,
+                id,
+                token,
+                vocab,
+            });
+        }
+        let (bos, eos, adds_bos) = begin_and_end(&path, &tokenizer)?;
+        for id in bos.iter().chain(&eos) {
+            if *id as usize >= vocab {
+                let token = "in the files beside it".to_owned();
+                return Err(TokenizerError::Vocabulary {
+                    path: name,
+                    id: *id,
+                    token,
+                    vocab,
+                });
+            }
+        }
+        let kind = Kind::File {
+            tokenizer: Box::new(tokenizer),
+            json,
+        };
+        Ok(Self {
+            kind,
+            name,
+            vocab,
+            bos,
+            eos,
+            adds_bos,
+        })
+    }
+
+    /// `bytes`, or the path of the `tokenizer.json`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The `tokenizer.json` as it was read, for the checkpoint.
+    pub fn json(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Bytes => None,
+            Kind::File { json, .. } => Some(json),
+        }
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id that ends a document in training.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos.first().copied()
+    }
+
+    /// Whether generation ends at this id; a model may have several such.
+    pub fn is_end(&self, id: u32) -> bool {
+        self.eos.contains(&id)
+    }
+
+    /// Number of ids that the tokenizer has.
+    pub fn n_ids(&self) -> usize {
+        match &self.kind {
+            Kind::Bytes => 256 + usize::from(self.bos.is_some()) + self.eos.len(),
+            Kind::File { tokenizer, .. } => tokenizer.get_vocab_size(true),
+        }
+    }
+
+    /// A warning where most of the model's vocabulary can never occur.
+    pub fn note(&self) -> Option<String> {
+        let (n_ids, vocab, name) = (self.n_ids(), self.vocab, &self.name);
+        (n_ids * 2 < vocab).then(|| {
+            format!("tokenizer `{name}` has {n_ids} ids and the model {vocab}: is it the model's?")
+        })
+    }
+
+    /// Token ids of a text; with `add_special`, BOS in front where the tokenizer adds it.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let mut res = Vec::with_capacity(text.len() / 3 + 2);
+        res.extend(self.bos.filter(|_| add_special && self.adds_bos));
+        match &self.kind {
+            Kind::Bytes => res.extend(text.bytes().map(u32::from)),
+            Kind::File { tokenizer, .. } => {
+                let encoding = tokenizer.encode_fast(text, false).map_err(text_error)?;
+                res.extend_from_slice(encoding.get_ids());
+            }
+        }
+        Ok(res)
+    }
+
+    /// A training document: BOS, where it is added, in front; EOS, where there is one, behind.
+    pub fn training_ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut res = self.encode(text, true)?;
+        res.extend(self.eos());
+        Ok(res)
+    }
+
+    /// A document to evaluate or go on from: BOS, where it is added, and no EOS.
+    pub fn evaluation_ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(text, true)
+    }
+
+    /// Bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        match &self.kind {
+            Kind::Bytes => {
+                let mut bytes = Vec::with_capacity(ids.len());
+                for id in ids {
+                    match u8::try_from(*id) {
+                        Ok(byte) => bytes.push(byte),
+                        Err(_) if skip_special => {}
+                        Err(_) if self.bos == Some(*id) => bytes.extend(b"<s>"),
+                        Err(_) => bytes.extend(b"</s>"),
+                    }
+                }
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Kind::File { tokenizer, .. } => tokenizer.decode(ids, skip_special).map_err(text_error),
+        }
+    }
+
+    /// Decodes ids that arrive one by one.
+    pub fn decoding(&self, skip_special: bool) -> Decoding<'_> {
+        Decoding {
+            tokenizer: self,
+            skip_special,
+            ids: Vec::new(),
+            start: 0,
+            printed: 0,
+        }
+    }
+}
+
+/// Text of ids that arrive one by one, given out as soon as its characters are complete.
+///
+/// What an id means depends on its neighbours (spaces at the front, characters of several
+/// bytes), so each step decodes the last piece given out again together with what is new.
+#[derive(Debug)]
+pub struct Decoding<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    ids: Vec<u32>,
+    /// Where the last piece given out begins in `ids`, and where it ends.
+    start: usize,
+    printed: usize,
+}
+
+impl Decoding<'_> {
+    /// The text that `id` completes; empty in the middle of a character.
+    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
+        self.ids.push(id);
+        // A character has at most four bytes: five ids without an end are not UTF-8.
+        self.piece(self.ids.len() - self.printed > 4)
+    }
+
+    /// What is left at the end, an incomplete character as U+FFFD.
+    pub fn finish(mut self) -> Result<String, TokenizerError> {
+        self.piece(true)
+    }
+
+    fn piece(&mut self, incomplete_too: bool) -> Result<String, TokenizerError> {
+        let given = self
+            .tokenizer
+            .decode(&self.ids[self.start..self.printed], self.skip_special)?;
+        let text = self
+            .tokenizer
+            .decode(&self.ids[self.start..], self.skip_special)?;
+        if !incomplete_too && text.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        self.start = self.printed;
+        self.printed = self.ids.len();
+        Ok(text.get(given.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+fn text_error(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Text {
+        reason: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer_file::{ids_of, read_json};
+    use serde_json::Value;
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// The folder of test assets, which a checkout may lack.
+    fn assets() -> Option<PathBuf> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/assets");
+        if !path.is_dir() {
+            println!("skipped: {} is not there", path.display());
+        }
+        path.is_dir().then_some(path)
+    }
+
+    fn json(path: PathBuf) -> Value {
+        read_json(&path).expect("the asset is JSON")
+    }
+
+    #[test]
+    fn published_tokenizers_give_the_reference_ids() {
+        let Some(assets) = assets() else { return };
+        let expected = json(assets.join("tokenizers/encodings.json"));
+        let ends = [
+            ("llama2", 2),
+            ("llama3_1", 128_001),
+            ("mistral_v1", 2),
+            ("mistral_v3", 2),
+        ];
+        for (name, eos) in ends {
+            let vocab = expected[format!("{name}_vocab")].as_u64().expect("a size") as usize;
+            let path = assets.join("tokenizers").join(name);
+            let path = path.to_str().expect("asset paths are UTF-8");
+            let tokenizer = Tokenizer::open(path, vocab).expect("the asset is a tokenizer");
+            assert_eq!(tokenizer.eos(), Some(eos));
+            let error = Tokenizer::open(path, vocab - 1).expect_err("one id too many");
+            assert_eq!(error.code(), "E0912");
+            for case in expected[name].as_array().expect("a list of texts") {
+                let text = case["text"].as_str().expect("a text");
+                let ids = tokenizer.encode(text, false).expect("any text has ids");
+                assert_eq!(ids, ids_of(&case["ids"]), "{name}: {text}");
+                let mut with_ends = vec![tokenizer.bos().expect("these have one")];
+                with_ends.extend(ids.iter().chain([&eos]));
+                assert_eq!(
+                    tokenizer.training_ids(text).expect("any text has ids"),
+                    with_ends
+                );
+                assert_eq!(
+                    tokenizer.decode(&ids, false).expect("ids have a text"),
+                    text
+                );
+                let mut decoding = tokenizer.decoding(true);
+                let pieces: Result<String, _> =
+                    with_ends.iter().map(|id| decoding.push(*id)).collect();
+                assert_eq!(pieces.expect("ids have a text"), text, "{name}, one by one");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pretrained_model_directory_gives_its_ids() {
+        let Some(assets) = assets() else { return };
+        let path = assets.join("stories260k");
+        let expected = json(path.join("expected.json"));
+        let path = path.to_str().expect("asset paths are UTF-8");
+        let tokenizer = Tokenizer::open(path, 512).expect("the asset is a tokenizer");
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+        let text = expected["text"].as_str().expect("a text");
+        let ids = tokenizer.evaluation_ids(text).expect("any text has ids");
+        assert_eq!(ids, ids_of(&expected["text_ids"]));
+        let greedy = tokenizer.decode(&ids_of(&expected["greedy_ids"]), true);
+        assert_eq!(greedy.ok().as_deref(), expected["greedy_text"].as_str());
+    }
+
+    #[test]
+    fn bytes_have_bos_and_eos_where_there_is_room() {
+        for (vocab, bos, eos) in [(256, None, None), (257, Some(256), None)] {
+            let tokenizer = Tokenizer::bytes(vocab).expect("every byte has room");
+            assert_eq!((tokenizer.bos(), tokenizer.eos()), (bos, eos));
+        }
+        let tokenizer = Tokenizer::open("bytes", 300).expect("every byte has room");
+        assert_eq!(
+            tokenizer.training_ids("é!").ok(),
+            Some(vec![256, 195, 169, 33, 257])
+        );
+        assert_eq!(
+            tokenizer
+                .decode(&[256, 195, 169, 257], true)
+                .ok()
+                .as_deref(),
+            Some("é")
+        );
+        assert_eq!(
+            Tokenizer::bytes(255).expect_err("too small").code(),
+            "E0912"
+        );
+        assert!(tokenizer.note().is_none());
+        assert!(Tokenizer::bytes(32_000).expect("room").note().is_some());
+    }
+
+    #[test]
+    fn pieces_are_complete_characters() {
+        let tokenizer = Tokenizer::bytes(258).expect("every byte has room");
+        let text = "aé漢🦙\u{fffd}z";
+        let mut decoding = tokenizer.decoding(true);
+        let mut pieces = Vec::new();
+        for byte in text.bytes().chain([0xff, b'y', 0xe6]) {
+            pieces.push(decoding.push(u32::from(byte)).expect("bytes have a text"));
+        }
+        assert!(pieces.iter().all(|piece| piece.chars().count() <= 2));
+        pieces.push(decoding.finish().expect("bytes have a text"));
+        assert_eq!(pieces.concat(), format!("{text}\u{fffd}y\u{fffd}"));
+    }
+
+    #[test]
+    fn hostile_files_are_errors() {
+        let dir = std::env::temp_dir().join(format!("mdl_tokenizer_{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("the temporary directory is writable");
+        let path = dir.join("tokenizer.json");
+        let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+        for (content, part) in [
+            (deep.as_str(), "nests"),
+            ("{", "read"),
+            ("", "read"),
+            ("\"[[\\\"[\"", "read"),
+        ] {
+            fs::write(&path, content).expect("the temporary directory is writable");
+            let error = Tokenizer::open(&path.display().to_string(), 10).expect_err("hostile");
+            assert_eq!(
+                (error.code(), error.to_string().contains(part)),
+                ("E0911", true)
+            );
+        }
+        assert_eq!(
+            Tokenizer::open("org/name", 10)
+                .expect_err("not local")
+                .code(),
+            "E0911"
+        );
+    }
+}
