@@ -17,6 +17,14 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// Continues a body that is already there.
+    pub fn resume(body: Body) -> Builder {
+        let made = body.nodes.iter().enumerate();
+        let producer =
+            made.flat_map(|(i, n)| n.results.iter().map(move |r| (*r, i))).collect();
+        Builder { body, known: HashMap::new(), producer }
+    }
+
     pub fn input(&mut self, name: &str, ty: Type) -> ValueId {
         let id = self.value(name, ty);
         self.body.inputs.push(id);

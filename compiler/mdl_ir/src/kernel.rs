@@ -367,11 +367,73 @@ impl AttentionBlocks {
     }
 }
 
+/// How `LinearCrossEntropy` uses its workspace. Rows are visited in blocks whose logits fit `LOGITS` elements; the
+/// order of summation over blocks depends on the spec alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearCrossEntropyParts {
+    /// Rows whose logits exist at one time.
+    pub block_rows: u32,
+    /// Byte offsets: one block of logits, the loss of every row, the scale 1/valid, the contractions' workspace.
+    pub logits: u64,
+    pub losses: u64,
+    pub scale: u64,
+    pub scratch: u64,
+    pub end: u64,
+}
+
+impl LinearCrossEntropyParts {
+    const LOGITS: u32 = 1 << 24;
+    const MAX_ROWS: u32 = 2048;
+
+    pub fn of(spec: &LinearCrossEntropySpec, units: u32) -> LinearCrossEntropyParts {
+        let fitting = (Self::LOGITS / spec.vocab.max(1)).clamp(16, Self::MAX_ROWS);
+        let block_rows = (fitting / 16 * 16).min(spec.rows).max(1);
+        let align = |bytes: u64| bytes.next_multiple_of(256);
+        let losses = align(u64::from(block_rows) * u64::from(spec.vocab) * 4);
+        let scale = losses + align(u64::from(spec.rows) * 4);
+        let scratch = scale + 256;
+        let last = spec.rows.saturating_sub(1) % block_rows + 1;
+        let need = [block_rows, last]
+            .iter()
+            .flat_map(|rows| spec.contractions(*rows))
+            .map(|contraction| contract_workspace_bytes(&contraction, units))
+            .max()
+            .unwrap_or(0);
+        LinearCrossEntropyParts { block_rows, logits: 0, losses, scale, scratch, end: scratch + align(need) }
+    }
+}
+
+impl LinearCrossEntropySpec {
+    /// The contractions of one block of rows: logits = x·wᵀ, dx = dlogits·w, dw += dlogitsᵀ·x.
+    pub fn contractions(&self, rows: u32) -> [ContractSpec; 3] {
+        let (vocab, width) = (self.vocab, self.width);
+        let dim = |size, stride, stride_b| Dim { size, stride, stride_b };
+        let contraction = |m, n, k| ContractSpec {
+            batch: vec![],
+            m: vec![m],
+            n: vec![n],
+            k: vec![k],
+            prologue_inputs: vec![],
+            prologue: vec![],
+            prologue_result: 0,
+            epilogue_inputs: vec![],
+            epilogue: vec![],
+            n_outputs: 1,
+        };
+        [
+            contraction(dim(rows, width, 0), dim(vocab, width, 0), dim(width, 1, 1)),
+            contraction(dim(rows, vocab, 0), dim(width, 1, 0), dim(vocab, 1, width)),
+            contraction(dim(vocab, 1, 0), dim(width, 1, 0), dim(rows, vocab, width)),
+        ]
+    }
+}
+
 /// Workspace bytes of a launch; `units` is the number of threads that the device gives to one cube.
 /// The memory plan reserves exactly this, so a kernel may rely on it and must not need more.
 pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
     match spec {
         KernelSpec::Contract(spec) => contract_workspace_bytes(spec, units),
+        KernelSpec::LinearCrossEntropy(spec) => LinearCrossEntropyParts::of(spec, units).end,
         KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
         KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),
         KernelSpec::AttentionGrad(spec) => AttentionBlocks::of(spec).grad_bytes(spec, units),

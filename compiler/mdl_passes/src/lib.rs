@@ -2,3 +2,7 @@
 
 pub mod adjoint;
 pub mod differentiate;
+pub mod hoist;
+pub mod optimise;
+pub mod fuse;
+pub mod group;

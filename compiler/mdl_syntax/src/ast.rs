@@ -168,7 +168,12 @@ pub enum MemberKind {
         tied: Option<(Name, Option<Expr>)>,
     },
     /// `Layer(c) * layers`: an instance, repeated where a count is given.
-    Instance { block: Name, axes: Vec<Name>, args: Vec<CallArg>, count: Option<Name> },
+    Instance {
+        block: Name,
+        axes: Vec<Name>,
+        args: Vec<CallArg>,
+        count: Option<Name>,
+    },
 }
 
 /// `preset tiny: Llama { hidden = 64 … assert params == 1 }`.
@@ -198,7 +203,11 @@ pub enum ExprKind {
     /// `c.eps`, `x.f32`.
     Member(Box<Expr>, Name),
     /// `f(args)`, `f[T, S](args)`, `sum[hidden](x)`, `concat[head = half](a, b)`.
-    Call { function: Box<Expr>, axes: Vec<AxisArg>, args: Vec<CallArg> },
+    Call {
+        function: Box<Expr>,
+        axes: Vec<AxisArg>,
+        args: Vec<CallArg>,
+    },
     /// `k[S = T]`, `x[a * b = hidden]`, `x[hidden = a * b]`, `x[half = head from 0]`.
     Reaxis(Box<Expr>, Vec<AxisChange>),
     Unary(UnaryOp, Box<Expr>),

@@ -15,8 +15,8 @@ pub struct Label {
     pub text: String,
 }
 
-/// One message: a code of `codes::CODES`, a lower-case clause without a full stop, a primary label, others,
-/// and at most one help, which is an edit that the user can make.
+/// One message: a code of `codes::CODES`, a lower-case clause without a full stop, a primary
+/// label, others, and at most one help, which is an edit that the user can make.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Diagnostic {
     pub code: &'static str,
@@ -28,23 +28,42 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// An error at `span`; `here` says what is wrong at this very place.
-    pub fn error(code: &'static str, message: impl Into<String>, span: Span, here: impl Into<String>) -> Self {
+    pub fn error(
+        code: &'static str,
+        message: impl Into<String>,
+        span: Span,
+        here: impl Into<String>,
+    ) -> Self {
         Diagnostic {
             code,
             severity: Severity::Error,
             message: message.into(),
-            labels: vec![Label { span, text: here.into() }],
+            labels: vec![Label {
+                span,
+                text: here.into(),
+            }],
             help: None,
         }
     }
 
-    pub fn warning(code: &'static str, message: impl Into<String>, span: Span, here: impl Into<String>) -> Self {
-        Diagnostic { severity: Severity::Warning, ..Self::error(code, message, span, here) }
+    pub fn warning(
+        code: &'static str,
+        message: impl Into<String>,
+        span: Span,
+        here: impl Into<String>,
+    ) -> Self {
+        Diagnostic {
+            severity: Severity::Warning,
+            ..Self::error(code, message, span, here)
+        }
     }
 
     /// Adds a place where another fact comes from.
     pub fn label(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.labels.push(Label { span, text: text.into() });
+        self.labels.push(Label {
+            span,
+            text: text.into(),
+        });
         self
     }
 
@@ -72,6 +91,8 @@ impl Sink {
     }
 
     pub fn has_errors(&self) -> bool {
-        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+        self.diagnostics
+            .iter()
+            .any(|d| d.severity == Severity::Error)
     }
 }

@@ -8,6 +8,7 @@ pub mod codes;
 pub mod diag;
 mod fmt;
 mod fmt_expr;
+mod fmt_item;
 mod layout;
 mod lex;
 mod parse;

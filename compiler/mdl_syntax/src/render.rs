@@ -19,10 +19,15 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Stri
         Severity::Error => ("error", "\u{1b}[31m"),
         Severity::Warning => ("warning", "\u{1b}[33m"),
     };
-    let (paint, plain) = if color { (paint, "\u{1b}[0m") } else { ("", "") };
+    let (paint, plain) = if color {
+        (paint, "\u{1b}[0m")
+    } else {
+        ("", "")
+    };
     let message = clean(&diagnostic.message);
     let mut out = format!("{paint}{word}[{}]:{plain} {message}\n", diagnostic.code);
-    out.push_str(&picture(diagnostic, sources, color).unwrap_or_default());
+    let drawn = picture(diagnostic, sources, color);
+    out.push_str(&drawn.unwrap_or_else(|| places(diagnostic, sources)));
     if let Some(help) = &diagnostic.help {
         out.push_str(&format!("  help: {}\n", clean(help)));
     }
@@ -30,9 +35,19 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Stri
     out
 }
 
+/// The labels alone, where the source is too long to be drawn.
+fn places(diagnostic: &Diagnostic, sources: &SourceMap) -> String {
+    let place = |label: &crate::diag::Label| {
+        let (line, column) = sources.position(label.span.file, label.span.start);
+        let name = clean(sources.name(label.span.file));
+        format!("  {name}:{line}:{column}: {}\n", clean(&label.text))
+    };
+    diagnostic.labels.iter().map(place).collect()
+}
+
 /// The lines of the source with the labels below them.
 fn picture(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Option<String> {
-    let mut windows = Windows::new(diagnostic, sources);
+    let mut windows = Windows::new(diagnostic, sources)?;
     let config = Config::default()
         .with_index_type(IndexType::Byte)
         .with_label_attach(LabelAttach::Start)
@@ -41,23 +56,34 @@ fn picture(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Option<
     let main = windows.place(diagnostic.labels.first()?.span)?;
     let mut report = Report::build(ReportKind::Error, main).with_config(config);
     for (at, label) in diagnostic.labels.iter().enumerate() {
-        let Some(place) = windows.place(label.span) else { continue };
+        let Some(place) = windows.place(label.span) else {
+            continue;
+        };
         let shade = if at == 0 { Color::Red } else { Color::Blue };
         let text = clean(&label.text);
         // From top to bottom, so that the labels of one file are in one frame.
         let order = place.1.start as i32;
-        report = report.with_label(Label::new(place).with_message(text).with_color(shade).with_order(order));
+        report = report.with_label(
+            Label::new(place)
+                .with_message(text)
+                .with_color(shade)
+                .with_order(order),
+        );
     }
     let mut bytes = Vec::new();
     report.finish().write(&mut windows, &mut bytes).ok()?;
     let drawn = String::from_utf8(bytes).ok()?;
     // The first line is the message, which is written in our own form; the last closes the frame.
     let lines: Vec<&str> = drawn.lines().skip(1).collect();
-    let body = lines.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty());
+    let body = lines
+        .iter()
+        .map(|line| line.trim_end())
+        .filter(|line| !line.is_empty());
     Some(body.map(|line| format!("{line}\n")).collect())
 }
 
 const MAX_STAND_INS: usize = 200_000;
+const MAX_WINDOW_BYTES: usize = 256 << 10;
 
 /// A part of a file that holds all labels in it.
 struct Window {
@@ -71,7 +97,8 @@ struct Window {
 struct Windows(BTreeMap<FileId, Window>);
 
 impl Windows {
-    fn new(diagnostic: &Diagnostic, sources: &SourceMap) -> Self {
+    /// Nothing where a window would be so large that drawing it takes long.
+    fn new(diagnostic: &Diagnostic, sources: &SourceMap) -> Option<Self> {
         let mut spans: BTreeMap<FileId, Span> = BTreeMap::new();
         for label in &diagnostic.labels {
             let span = spans.entry(label.span.file).or_insert(label.span);
@@ -82,15 +109,31 @@ impl Windows {
             let (last, _) = sources.position(file, span.end);
             let start = sources.line_range(file, first).start;
             let end = sources.line_range(file, last).end;
+            if end - start > MAX_WINDOW_BYTES {
+                return None;
+            }
             let text = sources.text(file).get(start..end).unwrap_or("");
             // The margin counts lines from the start of the text, so empty ones stand in for what
             // is before the window; in a file with very many, the margin counts from the window.
             let lines = (first - 1).min(MAX_STAND_INS);
             let source = Source::from("\n".repeat(lines) + &blank_controls(text))
                 .with_display_line_offset(first - 1 - lines);
-            (file, Window { name: clean(sources.name(file)), start, lines, source })
+            let name = clean(sources.name(file));
+            Some((
+                file,
+                Window {
+                    name,
+                    start,
+                    lines,
+                    source,
+                },
+            ))
         };
-        Windows(spans.into_iter().map(window).collect())
+        spans
+            .into_iter()
+            .map(window)
+            .collect::<Option<_>>()
+            .map(Windows)
     }
 
     /// A span as bytes of its window.
@@ -105,7 +148,10 @@ impl Cache<FileId> for &mut Windows {
     type Storage = String;
 
     fn fetch(&mut self, id: &FileId) -> Result<&Source<String>, impl std::fmt::Debug> {
-        self.0.get(id).map(|window| &window.source).ok_or("no such file")
+        self.0
+            .get(id)
+            .map(|window| &window.source)
+            .ok_or("no such file")
     }
 
     fn display<'a>(&self, id: &'a FileId) -> Option<impl std::fmt::Display + 'a> {
@@ -140,5 +186,9 @@ fn clean(text: &str) -> String {
 }
 
 fn escape(c: char) -> Vec<char> {
-    if is_control(c) && c != '\n' { c.escape_unicode().collect() } else { vec![c] }
+    if is_control(c) && c != '\n' {
+        c.escape_unicode().collect()
+    } else {
+        vec![c]
+    }
 }

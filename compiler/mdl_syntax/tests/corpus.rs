@@ -23,7 +23,11 @@ fn repository_files_parse_without_errors() {
     for (name, text) in files() {
         let mut sink = Sink::default();
         parse(FileId(0), &text, &mut sink);
-        assert!(sink.diagnostics.is_empty(), "{name}\n{:#?}", sink.diagnostics);
+        assert!(
+            sink.diagnostics.is_empty(),
+            "{name}\n{:#?}",
+            sink.diagnostics
+        );
     }
 }
 
@@ -31,10 +35,6 @@ fn repository_files_parse_without_errors() {
 fn repository_files_are_canonical() {
     for (name, text) in files() {
         let formatted = fmt(&text).expect("it parses");
-        if std::env::var("BLESS").is_ok() {
-            std::fs::write(&name, &formatted).expect("write");
-        } else {
-            assert_eq!(formatted, text, "{name}");
-        }
+        assert_eq!(formatted, text, "{name}");
     }
 }

@@ -8,7 +8,7 @@
 //! balanced; a block is computed by one unit alone, so results do not depend on their number.
 //! One query a sequence (decoding) goes to `decode`, which costs the keys it sees and no more.
 
-mod decode;
+pub(crate) mod decode;
 pub(crate) mod mask;
 pub(crate) mod tile;
 
@@ -309,4 +309,4 @@ pub(crate) fn launch(device: &Device, spec: &AttentionSpec, args: &[Slice]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

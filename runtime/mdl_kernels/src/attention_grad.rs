@@ -1,8 +1,405 @@
-//! Placeholder.
+//! The gradient of attention: probabilities are computed again from q, k and the log-sum-exp.
+//!
+//! What it computes, with p = exp(scale·q·k − lse) and δ = Σ dy·y of a row:
+//! dv[s] = Σ_t p·dy[t];  ds = p·(dy·v − δ);  dq[t] = scale·Σ_s ds·k[s];  dk[s] = scale·Σ_t ds·q[t].
+//! 10·head flops and one exponential for each pair that is seen; no score is ever stored.
+//!
+//! One unit owns a head of keys and visits blocks of queries in order: dq of a block is finished
+//! when its keys have passed, dk and dv add up in the unit's workspace. Where there are few heads
+//! a head is split into parts by blocks of queries, whose sums are added in order at the end; the
+//! split depends on the spec alone, so results do not depend on the number of units.
 
+mod outer;
+
+use crate::attention::decode::dot;
+use crate::attention::mask::{Block, block_of, masked, pack_documents, sees_all};
+use crate::attention::tile::{Shape, add_rows, dot_rows, pack_queries};
+use crate::attention::{MaskArgs, fair_item};
 use crate::device::{Device, Slice};
-use mdl_ir::kernel::*;
+use crate::embedding::share;
+use crate::vector_io::{load, store};
+use cubecl::prelude::*;
+use mdl_ir::kernel::{AttentionBlocks, AttentionSpec};
+use outer::{OuterShape, add_outer, pack_rows};
 
-pub(crate) fn launch(_device: &Device, _spec: &AttentionSpec, _args: &[Slice]) {
-    panic!("not written yet");
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct GradShape {
+    tile: Shape,
+    outer: OuterShape,
+    parts: usize,
 }
+
+impl GradShape {
+    fn new(spec: &AttentionSpec, lanes: usize, registers: usize) -> Self {
+        let mut tile = Shape::new(spec, lanes, registers);
+        let outer = OuterShape::new(tile.head, lanes, registers);
+        tile.step = tile.rows.max(outer.rows);
+        let parts = AttentionBlocks::of(spec).grad_parts as usize;
+        GradShape { tile, outer, parts }
+    }
+
+    /// Elements of a unit's tiles.
+    fn unit(&self) -> usize {
+        let tile = &self.tile;
+        (2 * tile.keys + 3 * tile.head + 2 * self.outer.padded + 4) * tile.queries
+    }
+
+    /// Elements of one sum, dk or dv of a head.
+    fn sum(&self) -> usize {
+        (self.tile.s + self.tile.keys) * self.outer.padded
+    }
+
+    fn items(&self) -> usize {
+        self.tile.batch * self.tile.kv_heads * self.parts
+    }
+}
+
+/// Where the parts of a unit's workspace begin.
+#[derive(CubeType, Clone, Copy)]
+struct Parts {
+    /// [keys, queries] each.
+    p: usize,
+    ds: usize,
+    /// [head, queries] each; q has the scale in it.
+    q: usize,
+    dy: usize,
+    dq: usize,
+    /// [queries, padded head] each.
+    q_rows: usize,
+    dy_rows: usize,
+    /// [queries] each.
+    lse: usize,
+    delta: usize,
+    documents: usize,
+    /// dk, and behind it dv, [keys, padded head] each.
+    sums: usize,
+}
+
+#[cube]
+fn parts(item: usize, #[comptime] shape: GradShape) -> Parts {
+    let queries = comptime!(shape.tile.queries);
+    let tile = comptime!(shape.tile.keys * shape.tile.queries);
+    let head = comptime!(shape.tile.head * shape.tile.queries);
+    let rows = comptime!(shape.outer.padded * shape.tile.queries);
+    let p = UNIT_POS as usize * comptime!(shape.unit());
+    let q = p + comptime!(2 * tile);
+    let q_rows = q + comptime!(3 * head);
+    let lse = q_rows + comptime!(2 * rows);
+    let mut owner = item;
+    if comptime!(shape.parts == 1) {
+        owner = UNIT_POS as usize;
+    }
+    Parts {
+        p,
+        ds: p + tile,
+        q,
+        dy: q + head,
+        dq: q + comptime!(2 * head),
+        q_rows,
+        dy_rows: q_rows + rows,
+        lse,
+        delta: lse + queries,
+        documents: lse + comptime!(2 * queries),
+        sums: CUBE_DIM as usize * comptime!(shape.unit()) + owner * comptime!(2 * shape.sum()),
+    }
+}
+
+#[cube(launch_unchecked, address_type = "u64")]
+fn attention_grad<N: Size>(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    documents_t: &[i32],
+    documents_s: &[i32],
+    start: &[i32],
+    y: &[f32],
+    lse: &[f32],
+    dy: &[f32],
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    workspace: &mut [f32],
+    #[comptime] shape: GradShape,
+    _unaligned: &[f32],
+) {
+    let tile = comptime!(shape.tile);
+    let items = comptime!(shape.items());
+    let blocks = comptime!(tile.group * tile.query_blocks());
+    for round in 0..(items + CUBE_DIM as usize - 1) / CUBE_DIM as usize {
+        let item = fair_item(round);
+        if item < items {
+            let places = parts(item, shape);
+            let owner = item / shape.parts;
+            for i in range_stepped(0, comptime!(2 * shape.sum()), N::value()) {
+                store::<f32, N>(workspace, places.sums + i, Vector::new(0.0));
+            }
+            for index in range_stepped(item % shape.parts, blocks, shape.parts) {
+                let t = index % comptime!(tile.query_blocks()) * tile.queries;
+                let block = block_of(start, owner / tile.kv_heads, t, tile);
+                let head = owner % tile.kv_heads * tile.group
+                    + index / comptime!(tile.query_blocks());
+                let at = (block.batch * tile.t + t) * comptime!(tile.kv_heads * tile.group) + head;
+                prepare::<N>(q, y, lse, dy, workspace, &places, &block, at, shape);
+                pack_documents(documents_t, &block, workspace, places.documents, tile);
+                let kv_head = owner % tile.kv_heads;
+                visit::<N>(k, v, documents_s, workspace, &places, &block, kv_head, shape);
+                write_queries(dq, &*workspace, &places, &block, at, shape);
+            }
+            if comptime!(shape.parts == 1) {
+                write_keys(dk, dv, &*workspace, &places, owner, shape);
+            }
+        }
+    }
+    if comptime!(shape.parts > 1) {
+        sync_cube();
+        add_parts(dk, dv, &*workspace, shape);
+    }
+}
+
+/// Packs the block's queries and output gradients both ways round, and its δ and log-sum-exp.
+#[cube]
+fn prepare<N: Size>(
+    q: &[f32],
+    y: &[f32],
+    lse: &[f32],
+    dy: &[f32],
+    workspace: &mut [f32],
+    places: &Parts,
+    block: &Block,
+    at: usize,
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    let outer = comptime!(shape.outer);
+    let stride = comptime!(tile.query_stride());
+    let from = at * tile.head;
+    pack_queries(q, from, block.count, tile.scale(), workspace, places.q, tile);
+    pack_queries(dy, from, block.count, 1.0, workspace, places.dy, tile);
+    pack_rows::<N>(
+        q, from, block.count, stride, tile.scale(), workspace, places.q_rows, tile.head, outer,
+    );
+    pack_rows::<N>(
+        dy, from, block.count, stride, 1.0, workspace, places.dy_rows, tile.head, outer,
+    );
+    for t in 0..tile.queries {
+        // Behind the last query, and where a row sees nothing, exp(score − ∞) is the zero wanted.
+        workspace[places.lse + t] = f32::INFINITY;
+        workspace[places.delta + t] = 0.0;
+    }
+    for t in 0..block.count {
+        let row = lse[at + t * comptime!(tile.kv_heads * tile.group)];
+        if row > f32::NEG_INFINITY {
+            workspace[places.lse + t] = row;
+        }
+        let row = from + t * stride;
+        workspace[places.delta + t] = dot::<N>(dy, row, y, row, tile.head);
+    }
+    for i in 0..comptime!(tile.head * tile.vectors) {
+        store::<f32, N>(workspace, places.dq + i * N::value(), Vector::new(0.0));
+    }
+}
+
+/// All keys of one block of queries, tile by tile.
+#[cube]
+fn visit<N: Size>(
+    k: &[f32],
+    v: &[f32],
+    documents: &[i32],
+    workspace: &mut [f32],
+    places: &Parts,
+    block: &Block,
+    kv_head: usize,
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    let outer = comptime!(shape.outer);
+    let queries = comptime!(tile.queries);
+    let base = block.batch * tile.s * comptime!(tile.key_stride()) + kv_head * tile.head;
+    for s in range_stepped(block.first_key, block.end_key, tile.keys) {
+        let count = min(tile.keys, block.end_key - s);
+        if sees_all(block, s, tile) {
+            scores::<N>(k, v, documents, workspace, places, block, base, s, count, false, tile);
+        } else {
+            scores::<N>(k, v, documents, workspace, places, block, base, s, count, true, tile);
+        }
+        let dk = places.sums + s * outer.padded;
+        let dv = dk + comptime!(shape.sum());
+        add_outer::<N>(
+            workspace, places.p, queries, places.dy_rows, dv, count, block.count, outer,
+        );
+        add_outer::<N>(
+            workspace, places.ds, queries, places.q_rows, dk, count, block.count, outer,
+        );
+        let at = base + s * comptime!(tile.key_stride());
+        add_rows::<N>(
+            k, at, count, workspace, places.ds, places.lse, places.dq, false, tile,
+        );
+    }
+}
+
+/// p and ds of `count` keys from `first`.
+#[cube]
+fn scores<N: Size>(
+    k: &[f32],
+    v: &[f32],
+    documents: &[i32],
+    workspace: &mut [f32],
+    places: &Parts,
+    block: &Block,
+    base: usize,
+    first: usize,
+    count: usize,
+    #[comptime] border: bool,
+    #[comptime] tile: Shape,
+) {
+    let stride = comptime!(tile.key_stride());
+    let last = base + (tile.s - 1) * stride;
+    let end = (count + comptime!(tile.step - 1)) / tile.step * tile.step;
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(tile.rows * tile.vectors));
+    for s in range_stepped(0, end, tile.rows) {
+        let at = base + (first + s) * stride;
+        dot_rows::<N>(k, at, last, &*workspace, places.q, &mut sums, tile);
+        #[unroll]
+        for i in 0..tile.rows {
+            #[unroll]
+            for j in 0..tile.vectors {
+                let lane = j * N::value();
+                let lse = load::<f32, N>(&*workspace, places.lse + lane);
+                let mut p = (sums[i * tile.vectors + j] - lse).exp();
+                if comptime!(border) {
+                    p = masked::<N>(
+                        p,
+                        Vector::new(0.0),
+                        block,
+                        first + s + i,
+                        documents,
+                        &*workspace,
+                        places.documents,
+                        j,
+                        tile,
+                    );
+                }
+                store::<f32, N>(workspace, places.p + (s + i) * tile.queries + lane, p);
+            }
+        }
+        dot_rows::<N>(v, at, last, &*workspace, places.dy, &mut sums, tile);
+        #[unroll]
+        for i in 0..tile.rows {
+            #[unroll]
+            for j in 0..tile.vectors {
+                let lane = (s + i) * tile.queries + j * N::value();
+                let delta = load::<f32, N>(&*workspace, places.delta + j * N::value());
+                let p = load::<f32, N>(&*workspace, places.p + lane);
+                let ds = p * (sums[i * tile.vectors + j] - delta);
+                store::<f32, N>(workspace, places.ds + lane, ds);
+            }
+        }
+    }
+}
+
+#[cube]
+fn write_queries(
+    dq: &mut [f32],
+    workspace: &[f32],
+    places: &Parts,
+    block: &Block,
+    at: usize,
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    for t in 0..block.count {
+        let to = at * tile.head + t * comptime!(tile.query_stride());
+        for d in 0..tile.head {
+            dq[to + d] = workspace[places.dq + d * tile.queries + t] * tile.scale();
+        }
+    }
+}
+
+#[cube]
+fn write_keys(
+    dk: &mut [f32],
+    dv: &mut [f32],
+    workspace: &[f32],
+    places: &Parts,
+    owner: usize,
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    let batch = owner / tile.kv_heads;
+    let kv_head = owner % tile.kv_heads;
+    for s in 0..tile.s {
+        let to = ((batch * tile.s + s) * tile.kv_heads + kv_head) * tile.head;
+        let from = places.sums + s * shape.outer.padded;
+        for d in 0..tile.head {
+            dk[to + d] = workspace[from + d];
+            dv[to + d] = workspace[from + comptime!(shape.sum()) + d];
+        }
+    }
+}
+
+/// Adds the parts of every head in their order.
+#[cube]
+fn add_parts(
+    dk: &mut [f32],
+    dv: &mut [f32],
+    workspace: &[f32],
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    let sum = comptime!(shape.sum());
+    let base = CUBE_DIM as usize * comptime!(shape.unit());
+    let rows = comptime!(tile.batch * tile.s * tile.kv_heads);
+    let end = share(rows, UNIT_POS as usize + 1);
+    for row in share(rows, UNIT_POS as usize)..end {
+        let owner = row / comptime!(tile.s * tile.kv_heads) * tile.kv_heads + row % tile.kv_heads;
+        let s = row / tile.kv_heads % tile.s;
+        for d in 0..tile.head {
+            let at = base + owner * comptime!(shape.parts * 2 * sum) + s * shape.outer.padded + d;
+            let mut key = workspace[at];
+            let mut value = workspace[at + sum];
+            #[unroll]
+            for part in 1..shape.parts {
+                key += workspace[at + part * comptime!(2 * sum)];
+                value += workspace[at + part * comptime!(2 * sum) + sum];
+            }
+            dk[row * tile.head + d] = key;
+            dv[row * tile.head + d] = value;
+        }
+    }
+}
+
+// ---- The launch: one cube; its units share (batch, key head, part of its queries).
+
+/// Buffers: as `AttentionSpec` lists them.
+pub(crate) fn launch(device: &Device, spec: &AttentionSpec, args: &[Slice]) {
+    let shape = GradShape::new(spec, device.vector_width(), device.vector_registers());
+    let mask = MaskArgs::new(spec, &args[3..]);
+    // SAFETY: every index lies inside its buffer by the sizes of the spec.
+    unsafe {
+        attention_grad::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0]),
+            device.buffer(&args[1]),
+            device.buffer(&args[2]),
+            device.buffer(&mask.documents_t),
+            device.buffer(&mask.documents_s),
+            device.buffer(&mask.start),
+            device.buffer(&mask.rest[0]),
+            device.buffer(&mask.rest[1]),
+            device.buffer(&mask.rest[2]),
+            device.buffer(&mask.rest[3]),
+            device.buffer(&mask.rest[4]),
+            device.buffer(&mask.rest[5]),
+            device.buffer(&mask.rest[6]),
+            shape,
+            device.unaligned(&args[0]),
+        );
+    }
+    device.launched();
+}
+
+#[cfg(test)]
+mod tests;

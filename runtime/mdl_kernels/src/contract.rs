@@ -177,7 +177,7 @@ fn multiply_tile<N: Size>(
     let column = panel_n * width;
     let rows = min(height, comptime!(plan.rows) - row);
     let columns = min(width, block.columns - column);
-    let first = block.k == 0;
+    let first = block.k == 0 && comptime!(!plan.accumulate);
     let last = block.k + block.depth == comptime!(plan.depth);
     let offsets = row_offsets(place, block, row, packed_panel, comptime!(plan.clone()));
     let packed_b = place.packed_b + panel_n * width * block.depth;
@@ -259,13 +259,22 @@ fn row_offsets(
 }
 
 pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
-    let plan = Plan::of(spec, device);
+    launch_plan(device, Plan::of(spec, device), args);
+}
+
+/// A contraction without an epilogue, added to what the output holds.
+pub(crate) fn launch_accumulate(device: &Device, spec: &ContractSpec, args: &[Slice]) {
+    assert!(spec.epilogue.is_empty(), "sums go to the output as they are");
+    let plan = Plan { accumulate: true, skinny: false, ..Plan::of(spec, device) };
+    launch_plan(device, plan, args);
+}
+
+fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
     if plan.rows * plan.columns * plan.batches == 0 {
         return;
     }
-    let (prologues, epilogues) = (spec.prologue_inputs.len(), spec.epilogue_inputs.len());
-    let outputs = spec.n_outputs.max(1) as usize;
-    assert_eq!(args.len(), 3 + prologues + epilogues + outputs, "one slice per buffer of the spec");
+    let (prologues, epilogues) = (plan.prologue_views.len(), plan.epilogue_views.len());
+    assert!(args.len() >= 4 + prologues + epilogues, "one slice per buffer of the spec");
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()
     };
@@ -274,6 +283,7 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
     }
     let (inputs, rest) = args[2..].split_at(prologues);
     let (extra, rest) = rest.split_at(epilogues);
+    let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
         contract::launch_unchecked(
@@ -286,8 +296,8 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
             device.buffer(&args[1]),
             buffers(inputs),
             buffers(extra),
-            buffers(&rest[..outputs]),
-            device.buffer(&rest[outputs]),
+            buffers(outputs),
+            device.buffer(workspace),
             device.unaligned(&args[0]),
             plan,
         );

@@ -88,6 +88,8 @@ pub(crate) struct Plan {
     pub units_n: usize,
     /// There is no epilogue: tiles go to the output as they are.
     pub direct: bool,
+    /// With `direct`: add to what the output holds.
+    pub accumulate: bool,
     pub partial_elements: usize,
     pub tile_elements: usize,
     pub packed_a_elements: usize,
@@ -127,6 +129,7 @@ impl Plan {
             block_columns: blocks.columns as usize,
             block_rows: blocks.rows as usize,
             direct: spec.epilogue.is_empty(),
+            accumulate: false,
             partial_elements: blocks.partial_sums(spec) as usize,
             tile_elements: blocks.tile() as usize,
             packed_a_elements: blocks.packed_a(spec) as usize,

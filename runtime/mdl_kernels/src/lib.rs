@@ -20,5 +20,5 @@ mod program;
 mod region;
 mod vector_io;
 
-pub use device::{Arena, Device, KernelError, Slice};
+pub use device::{Arena, Device, KernelError, MemoryUse, Slice};
 pub use peak::{measure_fma_peak, measure_triad};

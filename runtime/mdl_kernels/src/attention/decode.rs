@@ -32,7 +32,7 @@ fn max_lanes<N: Size>(x: Vector<f32, N>) -> f32 {
 
 /// Σ_d a[at + d] · b[to + d] over the head.
 #[cube]
-fn dot<N: Size>(
+pub(crate) fn dot<N: Size>(
     a: &[f32],
     at: usize,
     b: &[f32],

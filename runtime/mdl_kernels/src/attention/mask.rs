@@ -34,7 +34,7 @@ pub(crate) fn block_of(
         let window = comptime!(shape.window.unwrap_or(0));
         // The oldest key that the first query sees, rounded down to a whole register tile.
         let past = max(position + 1, window) - window;
-        first_key = past / shape.rows * shape.rows;
+        first_key = past / shape.step * shape.step;
     }
     let mut end_key = shape.s.runtime();
     if comptime!(shape.causal) {

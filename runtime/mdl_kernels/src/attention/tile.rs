@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub keys: usize,
     /// Keys, or components of the head, in a register tile.
     pub rows: usize,
+    /// Keys are visited in multiples of this; those behind the last are masked.
+    pub step: usize,
 }
 
 impl Shape {
@@ -36,6 +38,7 @@ impl Shape {
         // Half of the registers are accumulators: 16 are enough to hide the latency of two
         // multiply-adds a cycle, and one vector of queries and the broadcast stay in the rest.
         let most = if spec.t as usize <= 2 * lanes { 1 } else { 2 };
+        let rows = |vectors: usize| (registers / 2 / vectors).min(8);
         let vectors = (spec.t as usize).div_ceil(lanes).min(most).min(registers / 8);
         Shape {
             batch: spec.batch as usize,
@@ -52,7 +55,8 @@ impl Shape {
             vectors,
             queries: vectors * lanes,
             keys: 64,
-            rows: (registers / 2 / vectors).min(8),
+            rows: rows(vectors),
+            step: rows(vectors),
         }
     }
 
@@ -76,7 +80,7 @@ impl Shape {
 
     /// Whether a register tile of keys may reach past the last one.
     pub(crate) fn ragged_keys(&self) -> bool {
-        !self.s.is_multiple_of(self.rows)
+        !self.s.is_multiple_of(self.step)
     }
 }
 

@@ -1,0 +1,385 @@
+//! Which nodes go into one kernel: the grouping that `fuse` writes down.
+
+use crate::fuse::Unit;
+use mdl_ir::build::axis_names;
+use mdl_ir::graph::Body;
+use mdl_ir::op::{Class, Op};
+use mdl_ir::tensor_type::{Axis, Type};
+use std::collections::HashSet;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Elementwise work alone; the last axis is walked.
+    Elementwise,
+    /// With reductions over the innermost axes, which are walked.
+    Rows,
+    /// With reductions over outer axes.
+    Columns,
+    /// A contraction with an epilogue.
+    Contraction,
+}
+
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub kind: Kind,
+    pub space: Vec<Axis>,
+    /// The axes that are walked (`Rows`) or reduced (`Columns`).
+    pub walked: Vec<String>,
+    /// Nodes in order.
+    pub nodes: Vec<usize>,
+}
+
+impl Group {
+    fn row(&self) -> Vec<Axis> {
+        match self.kind {
+            Kind::Elementwise => {
+                self.space[..self.space.len().saturating_sub(1)].to_vec()
+            }
+            _ => self.space.iter().filter(|a| !self.walked.contains(&a.name)).cloned().collect(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Groups {
+    groups: Vec<Option<Group>>,
+    /// Group of each node.
+    of: Vec<Option<usize>>,
+}
+
+impl Groups {
+    pub fn of(body: &Body) -> Groups {
+        let n = body.nodes.len();
+        let mut groups = Groups { groups: Vec::new(), of: vec![None; n] };
+        let users = body.users();
+        for i in 0..n {
+            match &body.nodes[i].op {
+                Op::Contract { .. } => groups.start(body, i, Kind::Contraction, Vec::new()),
+                Op::Reduce { axes, .. } => groups.reduction(body, i, axes),
+                op if op.class() == Class::Elementwise => groups.elementwise(body, &users, i),
+                _ => {}
+            }
+        }
+        groups.attach(body, &users);
+        groups
+    }
+
+    fn start(&mut self, body: &Body, i: usize, kind: Kind, walked: Vec<String>) {
+        let node = &body.nodes[i];
+        let of = if matches!(node.op, Op::Reduce { .. }) { node.args[0] } else { node.results[0] };
+        let space = body.ty(of).axes.clone();
+        self.of[i] = Some(self.groups.len());
+        self.groups.push(Some(Group { kind, space, walked, nodes: vec![i] }));
+    }
+
+    fn group(&self, g: usize) -> &Group {
+        self.groups[g].as_ref().expect("a live group")
+    }
+
+    /// Groups that make this node's arguments, latest first.
+    fn behind(&self, body: &Body, i: usize) -> Vec<usize> {
+        let producers = body.producers();
+        let mut found: Vec<usize> = body.nodes[i]
+            .args
+            .iter()
+            .filter_map(|a| self.of[producers[a.index()]?])
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        found
+    }
+
+    fn reduction(&mut self, body: &Body, i: usize, axes: &[String]) {
+        let ty = body.ty(body.nodes[i].args[0]);
+        let tail = axis_names(&ty.axes[ty.axes.len() - axes.len()..]);
+        let rows = axes.iter().all(|a| tail.contains(a));
+        if !rows {
+            self.start(body, i, Kind::Columns, axes.to_vec());
+            self.pull(body, i);
+            return;
+        }
+        for g in self.behind(body, i) {
+            let group = self.group(g);
+            let fits = match group.kind {
+                Kind::Elementwise => group.space == ty.axes && self.rows_allow(body, g, &tail),
+                Kind::Rows => group.space == ty.axes && group.walked == tail,
+                Kind::Columns | Kind::Contraction => false,
+            };
+            if fits && self.can_join(body, i, g) {
+                let group = self.groups[g].as_mut().expect("a live group");
+                group.kind = Kind::Rows;
+                group.walked = tail;
+                group.nodes.push(i);
+                self.of[i] = Some(g);
+                return;
+            }
+        }
+        self.start(body, i, Kind::Rows, tail);
+    }
+
+    /// Do the values that a group has below its whole space fit rows without these axes?
+    fn rows_allow(&self, body: &Body, g: usize, walked: &[String]) -> bool {
+        let group = self.group(g);
+        let row: Vec<Axis> =
+            group.space.iter().filter(|a| !walked.contains(&a.name)).cloned().collect();
+        group.nodes.iter().all(|n| {
+            let ty = body.ty(body.nodes[*n].results[0]);
+            ty.axes == group.space || ty.axes == row
+        })
+    }
+
+    /// The copied elementwise input of a column sum belongs to it alone.
+    fn pull(&mut self, body: &Body, i: usize) {
+        let g = self.of[i].expect("started above");
+        let producers = body.producers();
+        let users = body.users();
+        let mut stack = body.nodes[i].args.clone();
+        let mut members: HashSet<usize> = HashSet::from([i]);
+        while let Some(v) = stack.pop() {
+            let Some(p) = producers[v.index()] else { continue };
+            let own = users[v.index()].iter().all(|u| members.contains(u));
+            let leaves = body.outputs.contains(&v);
+            if body.nodes[p].op.class() != Class::Elementwise || !own || leaves {
+                continue;
+            }
+            if let Some(old) = self.of[p] {
+                self.leave(p, old);
+            }
+            members.insert(p);
+            self.of[p] = Some(g);
+            stack.extend(&body.nodes[p].args);
+        }
+        let mut nodes: Vec<usize> = members.into_iter().collect();
+        nodes.sort_unstable();
+        self.groups[g].as_mut().expect("a live group").nodes = nodes;
+    }
+
+    fn leave(&mut self, node: usize, g: usize) {
+        let group = self.groups[g].as_mut().expect("a live group");
+        group.nodes.retain(|n| *n != node);
+        if group.nodes.is_empty() {
+            self.groups[g] = None;
+        }
+    }
+
+    fn elementwise(&mut self, body: &Body, users: &[Vec<usize>], i: usize) {
+        let ty = body.ty(body.nodes[i].results[0]).clone();
+        let mut joined = None;
+        let mut candidates = self.behind(body, i);
+        candidates.extend(self.siblings(body, users, i));
+        for g in candidates {
+            match joined {
+                None if self.fits(body, users, i, &ty, g) && self.can_join(body, i, g) => {
+                    let group = self.groups[g].as_mut().expect("a live group");
+                    if ty.axes.len() > group.space.len() {
+                        group.space = ty.axes.clone();
+                    }
+                    group.nodes.push(i);
+                    self.of[i] = Some(g);
+                    joined = Some(g);
+                }
+                Some(into) if into != g && self.groups[g].is_some() => {
+                    self.try_merge(body, into, g);
+                }
+                _ => {}
+            }
+        }
+        if joined.is_none() {
+            self.start(body, i, Kind::Elementwise, Vec::new());
+        }
+    }
+
+    /// Groups that read a value which this node reads too.
+    fn siblings(&self, body: &Body, users: &[Vec<usize>], i: usize) -> Vec<usize> {
+        let read = body.nodes[i].args.iter().filter(|a| !body.ty(**a).axes.is_empty());
+        let mut found: Vec<usize> = read
+            .flat_map(|a| &users[a.index()])
+            .filter(|u| **u < i)
+            .filter_map(|u| self.of[*u])
+            .filter(|g| matches!(self.group(*g).kind, Kind::Elementwise | Kind::Rows))
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        found
+    }
+
+    fn fits(&self, body: &Body, users: &[Vec<usize>], i: usize, ty: &Type, g: usize) -> bool {
+        let group = self.group(g);
+        match group.kind {
+            Kind::Columns => false,
+            // A contraction's result that has other readers is stored anyway: nothing would be won.
+            Kind::Contraction => {
+                ty.axes == group.space
+                    && body.nodes[i].args.iter().any(|a| {
+                        let of_group =
+                            group.nodes.iter().any(|n| body.nodes[*n].results.contains(a));
+                        of_group && users[a.index()] == [i]
+                    })
+            }
+            Kind::Rows => ty.axes == group.space || ty.axes == group.row(),
+            Kind::Elementwise => {
+                let grown = ty.axes.len() == group.space.len() + 1
+                    && ty.axes[..group.space.len()] == group.space
+                    && group
+                        .nodes
+                        .iter()
+                        .all(|n| body.ty(body.nodes[*n].results[0]).axes == group.space);
+                ty.axes == group.space || grown || (!ty.axes.is_empty() && ty.axes == group.row())
+            }
+        }
+    }
+
+    /// Would node `i` in group `g` depend on the group through something outside?
+    fn can_join(&self, body: &Body, i: usize, g: usize) -> bool {
+        let producers = body.producers();
+        let outside = body.nodes[i]
+            .args
+            .iter()
+            .filter_map(|a| producers[a.index()])
+            .filter(|p| self.of[*p] != Some(g))
+            .collect();
+        !self.depends(body, outside, &[g])
+    }
+
+    /// Does anything in `from` depend on a node of these groups?
+    fn depends(&self, body: &Body, from: Vec<usize>, on: &[usize]) -> bool {
+        let producers = body.producers();
+        let mut seen = vec![false; body.nodes.len()];
+        let mut stack = from;
+        while let Some(n) = stack.pop() {
+            if std::mem::replace(&mut seen[n], true) {
+                continue;
+            }
+            let members = match self.of[n] {
+                Some(g) if on.contains(&g) => return true,
+                Some(g) => self.group(g).nodes.clone(),
+                None => vec![n],
+            };
+            for m in members {
+                seen[m] = true;
+                let args = body.nodes[m].args.iter();
+                stack.extend(args.filter_map(|a| producers[a.index()]).filter(|p| !seen[*p]));
+            }
+        }
+        false
+    }
+
+    /// Puts group `g` into `into` where their shapes agree and no cycle comes of it.
+    fn try_merge(&mut self, body: &Body, into: usize, g: usize) -> bool {
+        let (a, b) = (self.group(into), self.group(g));
+        let plain = |k: Kind| k == Kind::Elementwise;
+        let kind = match (a.kind, b.kind) {
+            (x, y) if x == y && x != Kind::Contraction && x != Kind::Columns => x,
+            (Kind::Contraction, y) | (y, Kind::Contraction) if plain(y) => Kind::Contraction,
+            (Kind::Rows, y) | (y, Kind::Rows) if plain(y) => Kind::Rows,
+            _ => return false,
+        };
+        let walked = if a.walked.is_empty() { b.walked.clone() } else { a.walked.clone() };
+        if a.space != b.space || (!b.walked.is_empty() && b.walked != walked) {
+            return false;
+        }
+        let merged = Group { kind, space: a.space.clone(), walked, nodes: Vec::new() };
+        let row = merged.row();
+        let nodes: Vec<usize> = a.nodes.iter().chain(&b.nodes).copied().collect();
+        let level = |n: &usize| {
+            let node = &body.nodes[*n];
+            let ty = body.ty(node.results[0]);
+            ty.axes == merged.space || (kind != Kind::Contraction && ty.axes == row)
+        };
+        if !nodes.iter().all(level) || self.would_cycle(body, &nodes, &[into, g]) {
+            return false;
+        }
+        let mut nodes = nodes;
+        nodes.sort_unstable();
+        for n in &nodes {
+            self.of[*n] = Some(into);
+        }
+        self.groups[g] = None;
+        self.groups[into] = Some(Group { nodes, ..merged });
+        true
+    }
+
+    fn would_cycle(&self, body: &Body, nodes: &[usize], groups: &[usize]) -> bool {
+        let producers = body.producers();
+        let outside = nodes
+            .iter()
+            .flat_map(|n| &body.nodes[*n].args)
+            .filter_map(|a| producers[a.index()])
+            .filter(|p| !self.of[*p].is_some_and(|g| groups.contains(&g)))
+            .collect();
+        self.depends(body, outside, groups)
+    }
+
+    /// An elementwise group that is the only reader of a contraction's result becomes its epilogue.
+    fn attach(&mut self, body: &Body, users: &[Vec<usize>]) {
+        for g in 0..self.groups.len() {
+            let Some(group) = &self.groups[g] else { continue };
+            if group.kind != Kind::Elementwise {
+                continue;
+            }
+            for c in self.contractions_of(body, users, g) {
+                if self.try_merge(body, c, g) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn contractions_of(&self, body: &Body, users: &[Vec<usize>], g: usize) -> Vec<usize> {
+        let producers = body.producers();
+        let mut found = Vec::new();
+        for n in &self.group(g).nodes {
+            for a in &body.nodes[*n].args {
+                let Some(c) = producers[a.index()].and_then(|p| self.of[p]) else { continue };
+                let alone = users[a.index()].iter().all(|u| self.of[*u] == Some(g));
+                let contraction = self.group(c).kind == Kind::Contraction;
+                if contraction && alone && !body.outputs.contains(a) {
+                    found.push(c);
+                }
+            }
+        }
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        found
+    }
+
+    /// Groups and single nodes in an order in which everything is made before it is used; as in the body otherwise.
+    pub fn order(&self, body: &Body) -> Vec<Unit<'_>> {
+        let producers = body.producers();
+        let mut done = vec![false; body.nodes.len()];
+        let mut order = Vec::new();
+        for i in 0..body.nodes.len() {
+            self.visit(body, &producers, i, &mut done, &mut order);
+        }
+        order
+    }
+
+    fn visit<'g>(
+        &'g self,
+        body: &Body,
+        producers: &[Option<usize>],
+        i: usize,
+        done: &mut [bool],
+        order: &mut Vec<Unit<'g>>,
+    ) {
+        if done[i] {
+            return;
+        }
+        let members: &[usize] = match self.of[i] {
+            Some(g) => &self.group(g).nodes,
+            None => &[i],
+        };
+        members.iter().for_each(|m| done[*m] = true);
+        for m in members {
+            for a in &body.nodes[*m].args {
+                if let Some(p) = producers[a.index()] {
+                    self.visit(body, producers, p, done, order);
+                }
+            }
+        }
+        order.push(match self.of[i] {
+            Some(g) => Unit::Group(self.group(g)),
+            None => Unit::Node(i),
+        });
+    }
+}

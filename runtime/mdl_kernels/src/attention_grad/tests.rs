@@ -1,0 +1,49 @@
+//! The gradient against the f64 reference of the forward pass.
+
+use crate::attention::tests::{cases, inputs, reference, rows};
+use crate::embedding::testing::{Buffers, relative_error};
+use mdl_ir::kernel::KernelSpec;
+
+/// Twice the forward pass's: probabilities carry the rounding of scores and of the log-sum-exp,
+/// and `dy·v − δ` is a difference of two such sums.
+const TOLERANCE: f64 = 2e-6;
+
+#[test]
+fn gradients_match_the_formula() {
+    for spec in cases() {
+        let head = spec.head as usize;
+        let scale = f64::from(spec.scale);
+        let mut buffers = Buffers::new();
+        let mut args = inputs(&mut buffers, &spec);
+        let [q, k, v] = [0, 1, 2].map(|i| buffers.f64(args[i]));
+        let rows = rows(&spec, &q, &k);
+        let (y, lse) = reference(&spec, &rows, &v);
+        let single = |x: &[f64]| x.iter().map(|&x| x as f32).collect();
+        args.push(buffers.push(single(&y)));
+        args.push(buffers.push(single(&lse)));
+        args.push(buffers.random(q.len()));
+        let dy = buffers.f64(args[args.len() - 1]);
+        let outputs = [q.len(), k.len(), v.len()].map(|len| buffers.random(len));
+        args.extend(outputs);
+        let mut expected = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+        for row in &rows {
+            let dot = |a: &[f64], i: usize, b: &[f64], j: usize| -> f64 {
+                a[i..i + head].iter().zip(&b[j..j + head]).map(|(a, b)| a * b).sum()
+            };
+            let delta = dot(&dy, row.q, &y, row.q);
+            for (&p, &key) in row.p.iter().zip(&row.keys) {
+                let ds = p * (dot(&dy, row.q, &v, key) - delta) * scale;
+                for d in 0..head {
+                    expected[0][row.q + d] += ds * k[key + d];
+                    expected[1][key + d] += ds * q[row.q + d];
+                    expected[2][key + d] += p * dy[row.q + d];
+                }
+            }
+        }
+        let results = buffers.run_on_units(&KernelSpec::AttentionGrad(spec.clone()), &args);
+        for (i, (&output, expected)) in outputs.iter().zip(&expected).enumerate() {
+            let error = relative_error(&results[output], expected);
+            assert!(error < TOLERANCE, "{spec:?} gradient {i}: {error}");
+        }
+    }
+}

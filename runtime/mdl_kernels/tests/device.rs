@@ -1,0 +1,68 @@
+//! Arenas: bytes land in place, one arena is read and written by one launch, launches allocate nothing.
+
+use mdl_ir::kernel::{ContractSpec, Dim, KernelSpec, workspace_bytes};
+use mdl_kernels::{Device, KernelError};
+
+fn column_times_row(m: u32, n: u32) -> KernelSpec {
+    let dim = |size| vec![Dim { size, stride: 1, stride_b: 1 }];
+    KernelSpec::Contract(ContractSpec {
+        batch: vec![],
+        m: dim(m),
+        n: dim(n),
+        k: dim(1),
+        prologue_inputs: vec![],
+        prologue: vec![],
+        prologue_result: 0,
+        epilogue_inputs: vec![],
+        epilogue: vec![],
+        n_outputs: 1,
+    })
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+#[test]
+fn arenas_are_zeroed_and_written_in_place() {
+    let device = Device::cpu(None);
+    let arena = device.alloc(1000);
+    assert!(device.read(&arena, 0, 1000).expect("inside").iter().all(|byte| *byte == 0));
+    device.write(&arena, 300, &[1, 2, 3]).expect("inside");
+    assert_eq!(device.read(&arena, 298, 7).expect("inside"), [0, 0, 1, 2, 3, 0, 0]);
+    let outside = device.write(&arena, 1020, &[0; 8]);
+    assert_eq!(outside, Err(KernelError::OutOfArena { offset: 1020, bytes: 8, arena: 1024 }));
+    assert!(device.read(&arena, u64::MAX, 2).is_err());
+}
+
+#[test]
+fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
+    let device = Device::cpu(None);
+    let spec = column_times_row(20, 33);
+    let scratch = workspace_bytes(&spec, device.units());
+    let (a, b, c, workspace) = (0, 256, 512, 512 + 2816);
+    let arena = device.alloc(workspace + scratch);
+    let column: Vec<f32> = (0..20).map(|i| i as f32).collect();
+    let row: Vec<f32> = (0..33).map(|i| 1.0 + i as f32).collect();
+    device.write(&arena, a, bytemuck::cast_slice(&column)).expect("inside");
+    device.write(&arena, b, bytemuck::cast_slice(&row)).expect("inside");
+    let args = [
+        arena.slice(a, 80),
+        arena.slice(b, 132),
+        arena.slice(c, 20 * 33 * 4),
+        arena.slice(workspace, scratch),
+    ];
+    device.launch(&spec, &args);
+    device.sync();
+    let before = device.memory_usage();
+    for _ in 0..200 {
+        device.launch(&spec, &args);
+    }
+    device.sync();
+    assert_eq!(device.memory_usage(), before);
+    let product = floats(&device.read(&arena, c, 20 * 33 * 4).expect("inside"));
+    for (i, value) in product.iter().enumerate() {
+        assert_eq!(*value, column[i / 33] * row[i % 33]);
+    }
+    assert_eq!(floats(&device.read(&arena, a, 80).expect("inside")), column);
+}
