@@ -270,6 +270,8 @@ impl ContractBlocks {
     const TILE_COLUMNS: u64 = 192;
     const TILE_ROWS: u64 = 48;
     const SKINNY_ROWS: u64 = 8;
+    /// Elements at the start of the workspace for the counters by which units take work.
+    pub const COUNTERS: u64 = 64;
 
     pub fn of(spec: &ContractSpec, units: u32) -> ContractBlocks {
         let size = |dims: &[Dim]| dims.iter().map(|dim| u64::from(dim.size)).product::<u64>();
@@ -314,7 +316,7 @@ fn contract_workspace_bytes(spec: &ContractSpec, units: u32) -> u64 {
     let blocks = ContractBlocks::of(spec, units);
     let shared = blocks.packed_b() + blocks.partial_sums(spec);
     let copies = if blocks.split_batch { u64::from(units) } else { 1 };
-    4 * (shared * copies + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
+    4 * (ContractBlocks::COUNTERS + shared * copies + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
 }
 
 /// The blocks that attention works in; they depend on the spec alone, so results do too.

@@ -1,8 +1,15 @@
-//! Passes over graphs, and the way from a fused graph to a schedule, a plan and an executable.
+//! Passes over graphs, and the way from a fused graph to an executable.
 
 pub mod adjoint;
 pub mod differentiate;
-pub mod hoist;
-pub mod optimise;
+pub mod executable;
 pub mod fuse;
 pub mod group;
+pub mod hoist;
+pub mod layout;
+pub mod lower;
+pub mod mask;
+pub mod optimise;
+pub mod plan;
+pub mod region;
+mod specs;

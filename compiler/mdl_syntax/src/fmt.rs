@@ -89,7 +89,7 @@ impl<'t> Fmt<'t> {
     /// A line has room for one comment: where a comma between two is dropped, the second one
     /// gets a line of its own.
     fn comment_behind(&mut self) {
-        if matches!(self.layout.ops.last(), Some(Op::Comment(_))) {
+        if matches!(self.layout.ops.last(), Some(Op::Comment(_))) || self.is_after_comment() {
             return self.comments();
         }
         if let Some(token) = self.tokens.get(self.at)
@@ -99,6 +99,12 @@ impl<'t> Fmt<'t> {
             self.push(Op::Comment(token.text(self.text)));
             self.at += 1;
         }
+    }
+
+    /// Whether the last line that was written is a comment.
+    fn is_after_comment(&self) -> bool {
+        let last = self.layout.ops.iter().rev().find(|op| **op != Op::Hard);
+        matches!(last, Some(Op::Text(text)) if text.starts_with("//"))
     }
 
     /// Writes the comments before the next token on lines of their own.
@@ -146,8 +152,7 @@ impl<'t> Fmt<'t> {
     pub fn lead(&mut self, gap: Gap) -> bool {
         let mut gap = gap;
         // A comment before a comma that was dropped is above this entry already.
-        let last = self.layout.ops.iter().rev().find(|op| **op != Op::Hard);
-        let mut joined = !matches!(last, Some(Op::Text(text)) if text.starts_with("//"));
+        let mut joined = !self.is_after_comment();
         loop {
             let keeps = gap == Gap::Keep && self.blank_before();
             if keeps || gap == Gap::Force {

@@ -1,7 +1,7 @@
 //! Prints what contractions reach of the device's multiply-add peak: `gemm [units [shape]]`.
 //!
-//! Each is the best of several runs, and the peak is measured again beside each shape, because other
-//! work on the machine moves both.
+//! Each is the best of several runs, and the peak is measured again beside each shape, because
+//! other work on the machine moves both.
 
 use mdl_ir::kernel::{ContractSpec, Dim, KernelSpec, workspace_bytes};
 use mdl_kernels::{Device, Slice, measure_fma_peak, measure_triad};
@@ -29,11 +29,19 @@ const SHAPES: [(u32, u32, u32); 18] = [
 ];
 
 fn dim(size: u32, stride: u32, stride_b: u32) -> Dim {
-    Dim { size, stride, stride_b }
+    Dim {
+        size,
+        stride,
+        stride_b,
+    }
 }
 
 fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
-    let (am, ak) = if form.starts_with('T') { (1, m) } else { (k, 1) };
+    let (am, ak) = if form.starts_with('T') {
+        (1, m)
+    } else {
+        (k, 1)
+    };
     let (bn, bk) = if form.ends_with('T') { (k, 1) } else { (1, n) };
     ContractSpec {
         batch: vec![],
@@ -66,7 +74,9 @@ fn seconds(device: &Device, spec: &KernelSpec, args: &[Slice], launches: u32, ru
 }
 
 fn main() {
-    let units = std::env::args().nth(1).map(|units| units.parse().expect("a number of units"));
+    let units = std::env::args()
+        .nth(1)
+        .map(|units| units.parse().expect("a number of units"));
     let device = Device::cpu(units);
     println!("{device:?}, {:.1} GB/s", measure_triad(&device));
     let wanted = std::env::args().nth(2).unwrap_or_default();
@@ -92,8 +102,8 @@ fn main() {
             let rate = flops / time / 1e9;
             let traffic = (bytes[0] + bytes[1] + bytes[2]) as f64 / time / 1e9;
             println!(
-                "{m:5} {n:5} {k:5} {form}: {rate:7.1} GFLOP/s, {:3.0} % of {peak:.0}, {traffic:5.1} GB/s, \
-                 {:.0} us",
+                "{m:5} {n:5} {k:5} {form}: {rate:7.1} GFLOP/s, {:3.0} % of {peak:.0}, \
+                 {traffic:5.1} GB/s, {:.0} us",
                 100.0 * rate / peak,
                 time * 1e6
             );

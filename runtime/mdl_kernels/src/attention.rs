@@ -17,7 +17,7 @@ use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mask::{Block, block_of, masked, pack_documents, sees_all};
 use mdl_ir::kernel::AttentionSpec;
-use tile::{Shape, add_rows, dot_rows, pack_queries};
+use tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
 
 /// Where the parts of a unit's workspace begin.
 #[derive(CubeType, Clone, Copy)]
@@ -51,13 +51,19 @@ fn unit_elements(shape: &Shape) -> usize {
     (2 * shape.head + shape.keys + 4) * shape.queries
 }
 
+/// Rounds in which all units together work through `items`.
+#[cube]
+pub(crate) fn rounds_of(items: usize) -> usize {
+    items.div_ceil(CUBE_DIM as usize)
+}
+
 /// The item that this unit works on in this round: forth and back over units, so that each gets
 /// a fair share of items that become smaller and smaller.
 #[cube]
 pub(crate) fn fair_item(round: usize) -> usize {
     let units = CUBE_DIM as usize;
     let unit = UNIT_POS as usize;
-    let place = if round % 2 == 0 { unit } else { units - 1 - unit };
+    let place = if round.is_multiple_of(2) { unit } else { units - 1 - unit };
     round * units + place
 }
 
@@ -79,7 +85,7 @@ fn attention<N: Size>(
     let rows = comptime!(shape.batch * heads);
     let blocks = comptime!(shape.query_blocks());
     let parts = parts(shape);
-    let rounds = (rows * blocks + CUBE_DIM as usize - 1) / CUBE_DIM as usize;
+    let rounds = rounds_of(rows * blocks);
     for round in 0..rounds {
         let item = fair_item(round);
         if item < rows * blocks {
@@ -88,7 +94,7 @@ fn attention<N: Size>(
             let block = block_of(start, row / heads, t, shape);
             let head = row % heads;
             let at = (block.batch * shape.t + t) * heads + head;
-            pack_queries(
+            pack_queries::<N>(
                 q, at * shape.head, block.count, shape.scale(), workspace, parts.q, shape,
             );
             pack_documents(documents_t, &block, workspace, parts.documents, shape);
@@ -246,11 +252,12 @@ fn finish<N: Size>(
     for t in 0..block.count {
         let row = at + t * comptime!(shape.kv_heads * shape.group);
         lse[row] = workspace[parts.sum + t];
-        let inverse = workspace[parts.factor + t];
-        for d in 0..shape.head {
-            y[row * shape.head + d] = workspace[parts.y + d * shape.queries + t] * inverse;
-        }
     }
+    let lanes = N::value();
+    let size!(W) = comptime!(shape.head_lanes(lanes));
+    unpack_queries::<W>(
+        y, at * shape.head, block.count, &*workspace, parts.y, parts.factor, shape,
+    );
 }
 
 // ---- The launch: one cube; its units share (batch, head, block of queries).

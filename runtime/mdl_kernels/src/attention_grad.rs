@@ -13,8 +13,8 @@ mod outer;
 
 use crate::attention::decode::dot;
 use crate::attention::mask::{Block, block_of, masked, pack_documents, sees_all};
-use crate::attention::tile::{Shape, add_rows, dot_rows, pack_queries};
-use crate::attention::{MaskArgs, fair_item};
+use crate::attention::tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
+use crate::attention::{MaskArgs, fair_item, rounds_of};
 use crate::device::{Device, Slice};
 use crate::embedding::share;
 use crate::vector_io::{load, store};
@@ -125,7 +125,7 @@ fn attention_grad<N: Size>(
     let tile = comptime!(shape.tile);
     let items = comptime!(shape.items());
     let blocks = comptime!(tile.group * tile.query_blocks());
-    for round in 0..(items + CUBE_DIM as usize - 1) / CUBE_DIM as usize {
+    for round in 0..rounds_of(items) {
         let item = fair_item(round);
         if item < items {
             let places = parts(item, shape);
@@ -143,7 +143,7 @@ fn attention_grad<N: Size>(
                 pack_documents(documents_t, &block, workspace, places.documents, tile);
                 let kv_head = owner % tile.kv_heads;
                 visit::<N>(k, v, documents_s, workspace, &places, &block, kv_head, shape);
-                write_queries(dq, &*workspace, &places, &block, at, shape);
+                write_queries::<N>(dq, workspace, &places, &block, at, shape);
             }
             if comptime!(shape.parts == 1) {
                 write_keys(dk, dv, &*workspace, &places, owner, shape);
@@ -173,8 +173,8 @@ fn prepare<N: Size>(
     let outer = comptime!(shape.outer);
     let stride = comptime!(tile.query_stride());
     let from = at * tile.head;
-    pack_queries(q, from, block.count, tile.scale(), workspace, places.q, tile);
-    pack_queries(dy, from, block.count, 1.0, workspace, places.dy, tile);
+    pack_queries::<N>(q, from, block.count, tile.scale(), workspace, places.q, tile);
+    pack_queries::<N>(dy, from, block.count, 1.0, workspace, places.dy, tile);
     pack_rows::<N>(
         q, from, block.count, stride, tile.scale(), workspace, places.q_rows, tile.head, outer,
     );
@@ -298,21 +298,24 @@ fn scores<N: Size>(
 }
 
 #[cube]
-fn write_queries(
+fn write_queries<N: Size>(
     dq: &mut [f32],
-    workspace: &[f32],
+    workspace: &mut [f32],
     places: &Parts,
     block: &Block,
     at: usize,
     #[comptime] shape: GradShape,
 ) {
     let tile = comptime!(shape.tile);
-    for t in 0..block.count {
-        let to = at * tile.head + t * comptime!(tile.query_stride());
-        for d in 0..tile.head {
-            dq[to + d] = workspace[places.dq + d * tile.queries + t] * tile.scale();
-        }
+    // δ is not needed any more: its place takes the scale.
+    for t in 0..tile.queries {
+        workspace[places.delta + t] = tile.scale();
     }
+    let lanes = N::value();
+    let size!(W) = comptime!(tile.head_lanes(lanes));
+    unpack_queries::<W>(
+        dq, at * tile.head, block.count, &*workspace, places.dq, places.delta, tile,
+    );
 }
 
 #[cube]

@@ -6,24 +6,18 @@
 //! operations; it reads a once per `block_columns` columns and b once, and writes c once per
 //! `block_depth` steps of k. The order of summation is k within a block, then block by block.
 
-use crate::contract_pack::{Block, pack_a, pack_b};
+use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
 use crate::contract_plan::{LayoutA, Plan, offset_of};
-use crate::contract_tile::{Finish, finish_tile, multiply, store_tile};
+use crate::contract_tile::{Finish, Place, finish_tile, multiply, row_offsets, store_tile};
 use crate::device::{Device, Slice};
 use cubecl::prelude::*;
-use mdl_ir::kernel::ContractSpec;
+use mdl_ir::kernel::{ContractBlocks, ContractSpec};
 
-/// Where a unit keeps its things in the workspace, and what it works on.
-#[derive(CubeType, Clone, Copy)]
-struct Place {
-    unit: usize,
-    packed_b: usize,
-    partial: usize,
-    packed_a: usize,
-    tile: usize,
-    batch: usize,
-    base_a: usize,
-}
+/// The counters by which units take work, each in a cache line of its own.
+const COUNTERS: u64 = ContractBlocks::COUNTERS;
+const PACKED: usize = 0;
+const MULTIPLIED: usize = 16;
+const BATCHES: usize = 32;
 
 #[cube(launch_unchecked)]
 fn contract<N: Size, M: Size>(
@@ -32,102 +26,184 @@ fn contract<N: Size, M: Size>(
     prologue_inputs: &Sequence<Box<[f32]>>,
     epilogue_inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    counters: &[Atomic<u32>],
     workspace: &mut [f32],
     _unaligned: &[f32],
     #[comptime] plan: Plan,
 ) {
     let unit = UNIT_POS as usize;
-    let units = comptime!(plan.units);
-    let split = comptime!(plan.split_batch);
-    let batches = comptime!(plan.batches);
     let shared = comptime!(plan.packed_b_elements + plan.partial_elements);
     let own = comptime!(plan.packed_a_elements + plan.tile_elements);
-    let copies = comptime!(if split { units } else { 1 });
-    let mut packed_b = 0usize.runtime();
-    let mut first = 0usize.runtime();
-    let mut end = batches.runtime();
-    if comptime!(split) {
-        packed_b = unit * shared;
-        first = batches * unit / units;
-        end = batches * (unit + 1) / units;
-    }
+    let copies = comptime!(if plan.split_batch { plan.units } else { 1 });
     let packed_a = copies * shared + unit * own;
-    for batch in first..end {
+    if UNIT_POS == 0 {
+        counters[PACKED].store(0);
+        counters[BATCHES].store(0);
+    }
+    sync_cube();
+    let mut batch = 0usize.runtime();
+    let mut packed_b = 0usize.runtime();
+    if comptime!(plan.split_batch) {
+        batch = take(counters, BATCHES);
+        packed_b = unit * shared;
+    }
+    while batch < comptime!(plan.batches) {
         let place = Place {
-            unit,
             packed_b,
             partial: packed_b + comptime!(plan.packed_b_elements),
             packed_a,
             tile: packed_a + comptime!(plan.packed_a_elements),
             batch,
             base_a: offset_of(batch, comptime!(plan.batch.clone()), false),
+            base_b: offset_of(batch, comptime!(plan.batch.clone()), true),
         };
-        let base_b = offset_of(batch, comptime!(plan.batch.clone()), true);
-        for jc in 0..comptime!(plan.columns.div_ceil(plan.block_columns)) {
-            for pc in 0..comptime!(plan.depth.div_ceil(plan.block_depth)) {
-                let column = jc * comptime!(plan.block_columns);
-                let k = pc * comptime!(plan.block_depth);
-                let block = Block {
-                    k,
-                    depth: min(comptime!(plan.block_depth), comptime!(plan.depth) - k),
-                    column,
-                    columns: min(comptime!(plan.block_columns), comptime!(plan.columns) - column),
-                };
-                let plan_b = comptime!(plan.clone());
-                if comptime!(split) {
-                    pack_b::<N>(b, base_b, workspace, packed_b, &block, 0, 1, plan_b);
-                } else {
-                    sync_cube();
-                    pack_b::<N>(b, base_b, workspace, packed_b, &block, unit, units, plan_b);
-                    sync_cube();
-                }
-                multiply_block::<N, M>(
-                    a,
-                    prologue_inputs,
-                    epilogue_inputs,
-                    outputs,
-                    workspace,
-                    &place,
-                    &block,
-                    comptime!(plan.clone()),
-                );
-            }
+        contract_batch::<N, M>(
+            a,
+            b,
+            prologue_inputs,
+            epilogue_inputs,
+            outputs,
+            counters,
+            workspace,
+            &place,
+            comptime!(plan.clone()),
+        );
+        if comptime!(plan.split_batch) {
+            batch = take(counters, BATCHES);
+        } else {
+            batch += 1;
         }
     }
 }
 
-/// A unit's share of one block: its rows, in groups that stay in its cache, times its columns.
+/// One batch, block by block of columns and of k.
+#[cube]
+fn contract_batch<N: Size, M: Size>(
+    a: &[f32],
+    b: &[f32],
+    prologue_inputs: &Sequence<Box<[f32]>>,
+    epilogue_inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    counters: &[Atomic<u32>],
+    workspace: &mut [f32],
+    place: &Place,
+    #[comptime] plan: Plan,
+) {
+    for jc in 0..comptime!(plan.columns.div_ceil(plan.block_columns)) {
+        for pc in 0..comptime!(plan.depth.div_ceil(plan.block_depth)) {
+            let column = jc * comptime!(plan.block_columns);
+            let k = pc * comptime!(plan.block_depth);
+            let block = Block {
+                k,
+                depth: min(comptime!(plan.block_depth), comptime!(plan.depth) - k),
+                column,
+                columns: min(
+                    comptime!(plan.block_columns),
+                    comptime!(plan.columns) - column,
+                ),
+            };
+            let plan_b = comptime!(plan.clone());
+            pack_block::<N>(b, counters, workspace, place, &block, plan_b);
+            multiply_block::<N, M>(
+                a,
+                prologue_inputs,
+                epilogue_inputs,
+                outputs,
+                counters,
+                workspace,
+                place,
+                &block,
+                comptime!(plan.clone()),
+            );
+        }
+    }
+}
+
+/// The next number of a counter: who takes which piece differs from run to run, but what a piece
+/// computes does not.
+#[cube]
+fn take(counters: &[Atomic<u32>], #[comptime] which: usize) -> usize {
+    usize::cast_from(counters[which].fetch_add(1))
+}
+
+/// All units pack a block of b together, or a unit packs its own.
+#[cube]
+fn pack_block<N: Size>(
+    b: &[f32],
+    counters: &[Atomic<u32>],
+    workspace: &mut [f32],
+    place: &Place,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let pieces = pack_b_pieces(block, comptime!(plan.clone()));
+    if comptime!(plan.split_batch) {
+        for piece in 0..pieces {
+            let plan = comptime!(plan.clone());
+            pack_b::<N>(
+                b,
+                place.base_b,
+                workspace,
+                place.packed_b,
+                block,
+                piece,
+                plan,
+            );
+        }
+    } else {
+        // No unit may still read the block before, or take from the counter that is reset here.
+        sync_cube();
+        if UNIT_POS == 0 {
+            counters[MULTIPLIED].store(0);
+        }
+        let mut piece = take(counters, PACKED);
+        while piece < pieces {
+            let plan = comptime!(plan.clone());
+            pack_b::<N>(
+                b,
+                place.base_b,
+                workspace,
+                place.packed_b,
+                block,
+                piece,
+                plan,
+            );
+            piece = take(counters, PACKED);
+        }
+        sync_cube();
+        if UNIT_POS == 0 {
+            counters[PACKED].store(0);
+        }
+    }
+}
+
+/// The pieces of one block that this unit takes.
 #[cube]
 fn multiply_block<N: Size, M: Size>(
     a: &[f32],
     prologue_inputs: &Sequence<Box<[f32]>>,
     epilogue_inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    counters: &[Atomic<u32>],
     workspace: &mut [f32],
     place: &Place,
     block: &Block,
     #[comptime] plan: Plan,
 ) {
     let height = comptime!(plan.tile_rows);
-    let width = comptime!(plan.tile_vectors * plan.width);
     let panels_m = comptime!(plan.rows.div_ceil(plan.tile_rows));
-    let panels_n = block.columns.div_ceil(width);
-    let mut first_m = 0usize.runtime();
-    let mut end_m = panels_m.runtime();
-    let mut first_n = 0usize.runtime();
-    let mut end_n = panels_n;
+    let panels_n = block
+        .columns
+        .div_ceil(comptime!(plan.tile_vectors * plan.width));
+    let groups = comptime!(panels_m.div_ceil(plan.piece_panels));
+    let parts = comptime!(plan.column_pieces);
+    let mut piece = 0usize.runtime();
     if comptime!(!plan.split_batch) {
-        let units_m = comptime!(plan.units_m);
-        let units_n = comptime!(plan.units_n);
-        first_m = panels_m * (place.unit / units_n) / units_m;
-        end_m = panels_m * (place.unit / units_n + 1) / units_m;
-        first_n = panels_n * (place.unit % units_n) / units_n;
-        end_n = panels_n * (place.unit % units_n + 1) / units_n;
+        piece = take(counters, MULTIPLIED);
     }
-    let group = comptime!(plan.block_rows / plan.tile_rows);
-    for g in 0..(end_m - first_m).div_ceil(group) {
-        let group_m = first_m + g * group;
-        let group_end = min(group_m + group, end_m);
+    while piece < comptime!(groups * parts) {
+        let group_m = piece / parts * comptime!(plan.piece_panels);
+        let group_end = min(group_m + comptime!(plan.piece_panels), panels_m);
         pack_a::<N, M>(
             a,
             place.base_a,
@@ -139,7 +215,7 @@ fn multiply_block<N: Size, M: Size>(
             block,
             comptime!(plan.clone()),
         );
-        for panel_n in first_n..end_n {
+        for panel_n in panels_n * (piece % parts) / parts..panels_n * (piece % parts + 1) / parts {
             for panel_m in group_m..group_end {
                 multiply_tile::<N>(
                     a,
@@ -154,6 +230,11 @@ fn multiply_block<N: Size, M: Size>(
                     comptime!(plan.clone()),
                 );
             }
+        }
+        if comptime!(plan.split_batch) {
+            piece += 1;
+        } else {
+            piece = take(counters, MULTIPLIED);
         }
     }
 }
@@ -195,11 +276,28 @@ fn multiply_tile<N: Size>(
             });
             if comptime!(plan.layout_a == LayoutA::Direct) {
                 multiply::<N>(
-                    a, &offsets, &*workspace, packed_b, block.depth, &mut sums, step, height, vectors, width,
+                    a,
+                    &offsets,
+                    &*workspace,
+                    packed_b,
+                    block.depth,
+                    &mut sums,
+                    step,
+                    height,
+                    vectors,
+                    width,
                 );
             } else {
                 multiply::<N>(
-                    &*workspace, &offsets, &*workspace, packed_b, block.depth, &mut sums, step, height, vectors,
+                    &*workspace,
+                    &offsets,
+                    &*workspace,
+                    packed_b,
+                    block.depth,
+                    &mut sums,
+                    step,
+                    height,
+                    vectors,
                     width,
                 );
             }
@@ -208,7 +306,13 @@ fn multiply_tile<N: Size>(
                 let at = out_row * comptime!(plan.columns) + block.column + column;
                 let stride = comptime!(plan.columns);
                 store_tile::<N>(
-                    outputs.index_mut(0usize), at, &sums, !first, height, vectors, stride,
+                    outputs.index_mut(0usize),
+                    at,
+                    &sums,
+                    !first,
+                    height,
+                    vectors,
+                    stride,
                 );
                 stored = true;
             } else {
@@ -231,41 +335,21 @@ fn multiply_tile<N: Size>(
     }
 }
 
-/// Where each row of a tile starts in a or in the packed block.
-#[cube]
-fn row_offsets(
-    place: &Place,
-    block: &Block,
-    row: usize,
-    packed_panel: usize,
-    #[comptime] plan: Plan,
-) -> Array<usize> {
-    let height = comptime!(plan.tile_rows);
-    let mut offsets = Array::<usize>::new(height);
-    #[unroll]
-    for r in 0..height {
-        if comptime!(plan.layout_a == LayoutA::Direct) {
-            let m = min(row + r, comptime!(plan.rows - 1));
-            offsets[r] = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
-        } else if comptime!(plan.layout_a == LayoutA::Rows) {
-            let stride = comptime!(plan.block_depth + 16);
-            offsets[r] = place.packed_a + (packed_panel * height + r) * stride;
-        } else {
-            let panel = comptime!(plan.tile_rows * plan.block_depth);
-            offsets[r] = place.packed_a + packed_panel * panel + r;
-        }
-    }
-    offsets
-}
-
 pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
     launch_plan(device, Plan::of(spec, device), args);
 }
 
 /// A contraction without an epilogue, added to what the output holds.
 pub(crate) fn launch_accumulate(device: &Device, spec: &ContractSpec, args: &[Slice]) {
-    assert!(spec.epilogue.is_empty(), "sums go to the output as they are");
-    let plan = Plan { accumulate: true, skinny: false, ..Plan::of(spec, device) };
+    assert!(
+        spec.epilogue.is_empty(),
+        "sums go to the output as they are"
+    );
+    let plan = Plan {
+        accumulate: true,
+        skinny: false,
+        ..Plan::of(spec, device)
+    };
     launch_plan(device, plan, args);
 }
 
@@ -274,7 +358,10 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
         return;
     }
     let (prologues, epilogues) = (plan.prologue_views.len(), plan.epilogue_views.len());
-    assert!(args.len() >= 4 + prologues + epilogues, "one slice per buffer of the spec");
+    assert!(
+        args.len() >= 4 + prologues + epilogues,
+        "one slice per buffer of the spec"
+    );
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()
     };
@@ -283,7 +370,9 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
     }
     let (inputs, rest) = args[2..].split_at(prologues);
     let (extra, rest) = rest.split_at(epilogues);
-    let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
+    let (workspace, outputs) = rest
+        .split_last()
+        .expect("invariant: the workspace comes last");
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
         contract::launch_unchecked(
@@ -297,7 +386,8 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
             buffers(inputs),
             buffers(extra),
             buffers(outputs),
-            device.buffer(workspace),
+            device.buffer(&workspace.part(0, COUNTERS * 4)),
+            device.buffer(&workspace.part(COUNTERS * 4, workspace.bytes - COUNTERS * 4)),
             device.unaligned(&args[0]),
             plan,
         );

@@ -7,7 +7,7 @@ use crate::contract_tile::run_prologue;
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 
-/// Steps of k that a unit packs at a time, so that few columns still give work to all units.
+/// Steps of k in one piece, so that few columns still give work to all units.
 const CHUNK: usize = 64;
 
 /// A block of k and of columns.
@@ -19,7 +19,15 @@ pub(crate) struct Block {
     pub columns: usize,
 }
 
-/// Packs the block of b into panels of a tile's width, k outermost, at `to` in the workspace.
+/// Pieces into which packing a block of b is divided.
+#[cube]
+pub(crate) fn pack_b_pieces(block: &Block, #[comptime] plan: Plan) -> usize {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    block.columns.div_ceil(width) * block.depth.div_ceil(CHUNK)
+}
+
+/// Packs one piece of a block of b into panels of a tile's width, k outermost, the first of them
+/// at `to` in the workspace.
 #[cube]
 pub(crate) fn pack_b<N: Size>(
     b: &[f32],
@@ -27,28 +35,23 @@ pub(crate) fn pack_b<N: Size>(
     workspace: &mut [f32],
     to: usize,
     block: &Block,
-    unit: usize,
-    units: usize,
+    piece: usize,
     #[comptime] plan: Plan,
 ) {
     let width = comptime!(plan.tile_vectors * plan.width);
-    let panels = block.columns.div_ceil(width);
     let chunks = block.depth.div_ceil(CHUNK);
-    let items = panels * chunks;
-    for item in items * unit / units..items * (unit + 1) / units {
-        let panel = item / chunks;
-        let k0 = item % chunks * CHUNK;
-        let k1 = min(k0 + CHUNK, block.depth);
-        #[unroll]
-        for v in 0..comptime!(plan.tile_vectors) {
-            let column = block.column + panel * width + v * N::value();
-            let out = to + panel * width * block.depth + v * N::value();
-            let plan = comptime!(plan.clone());
-            if comptime!(matches!(plan.layout_b, LayoutB::Columns)) {
-                pack_b_columns::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
-            } else {
-                pack_b_gathered::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
-            }
+    let panel = piece / chunks;
+    let k0 = piece % chunks * CHUNK;
+    let k1 = min(k0 + CHUNK, block.depth);
+    #[unroll]
+    for v in 0..comptime!(plan.tile_vectors) {
+        let column = block.column + panel * width + v * N::value();
+        let out = to + panel * width * block.depth + v * N::value();
+        let plan = comptime!(plan.clone());
+        if comptime!(matches!(plan.layout_b, LayoutB::Columns)) {
+            pack_b_columns::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
+        } else {
+            pack_b_gathered::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
         }
     }
 }
@@ -121,7 +124,10 @@ pub(crate) fn pack_a<N: Size, M: Size>(
 ) {
     if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
         pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
-    } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
+    } else if comptime!(matches!(
+        plan.layout_a,
+        LayoutA::Columns | LayoutA::Gathered
+    )) {
         pack_a_columns::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
     }
 }

@@ -1,16 +1,56 @@
-//! One tile of a contraction: the multiply-adds on registers, and the way from there to the outputs.
+//! One tile of a contraction: multiply-adds on registers, and the way from there to the outputs.
 //!
 //! Tiles that are whole and have no epilogue are stored from the registers. All others go through
 //! a small buffer, from which loops over rows and vectors run the epilogue.
 
-use crate::contract_plan::{Plan, View2};
+use crate::contract_pack::Block;
+use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
 use crate::vector_io::{load, load_strided, store};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
 
-/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to `sums[r·vectors + v]`.
+/// Where a unit keeps its things in the workspace, and what it works on.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Place {
+    pub packed_b: usize,
+    pub partial: usize,
+    pub packed_a: usize,
+    pub tile: usize,
+    pub batch: usize,
+    pub base_a: usize,
+    pub base_b: usize,
+}
+
+/// Where each row of a tile starts in a or in the packed block.
+#[cube]
+pub(crate) fn row_offsets(
+    place: &Place,
+    block: &Block,
+    row: usize,
+    packed_panel: usize,
+    #[comptime] plan: Plan,
+) -> Array<usize> {
+    let height = comptime!(plan.tile_rows);
+    let mut offsets = Array::<usize>::new(height);
+    #[unroll]
+    for r in 0..height {
+        if comptime!(plan.layout_a == LayoutA::Direct) {
+            let m = min(row + r, comptime!(plan.rows - 1));
+            offsets[r] = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+        } else if comptime!(plan.layout_a == LayoutA::Rows) {
+            let stride = comptime!(plan.block_depth + 16);
+            offsets[r] = place.packed_a + (packed_panel * height + r) * stride;
+        } else {
+            let panel = comptime!(plan.tile_rows * plan.block_depth);
+            offsets[r] = place.packed_a + packed_panel * panel + r;
+        }
+    }
+    offsets
+}
+
+/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to sum `r·vectors + v`.
 #[cube]
 pub(crate) fn multiply<N: Size>(
     a: &[f32],
@@ -83,7 +123,8 @@ pub(crate) struct Finish {
     pub last: bool,
 }
 
-/// Takes a tile from its buffer, whose rows are `width` apart: keeps partial sums, or runs the epilogue on complete ones.
+/// Takes a tile from its buffer, whose rows are `width` apart: keeps partial sums, or runs the
+/// epilogue on complete ones.
 #[cube]
 pub(crate) fn finish_tile<N: Size>(
     workspace: &mut [f32],
@@ -98,7 +139,16 @@ pub(crate) fn finish_tile<N: Size>(
         for v in 0..at.columns / N::value() {
             let c = v * N::value();
             let sum = load::<f32, N>(&*workspace, at.tile + r * width + c);
-            finish_lanes::<N>(workspace, inputs, outputs, at, r, c, sum, comptime!(plan.clone()));
+            finish_lanes::<N>(
+                workspace,
+                inputs,
+                outputs,
+                at,
+                r,
+                c,
+                sum,
+                comptime!(plan.clone()),
+            );
         }
         for c in whole..at.columns {
             let sum = load::<f32, Const<1>>(&*workspace, at.tile + r * width + c);
@@ -131,10 +181,8 @@ fn finish_lanes<N: Size>(
         store::<f32, N>(out, here, total);
     } else {
         let here = at.partial + r * comptime!(plan.block_columns) + c;
-        if comptime!(plan.partial_elements > 0) {
-            if !at.first {
-                total += load::<f32, N>(&*workspace, here);
-            }
+        if comptime!(plan.partial_elements > 0) && !at.first {
+            total += load::<f32, N>(&*workspace, here);
         }
         if at.last {
             run_epilogue::<N>(
@@ -170,7 +218,13 @@ pub(crate) fn run_epilogue<N: Size>(
     intrinsic!(|scope| {
         let mut registers = Registers::new();
         registers.set(0, value);
-        let mut cell = Cell { inputs, outputs: Some((outputs, columns)), row, column, views: &views };
+        let mut cell = Cell {
+            inputs,
+            outputs: Some((outputs, columns)),
+            row,
+            column,
+            views: &views,
+        };
         interpret(scope, &program, &mut registers, &mut cell);
     })
 }
@@ -190,7 +244,13 @@ pub(crate) fn run_prologue<N: Size>(
     intrinsic!(|scope| {
         let mut registers = Registers::new();
         registers.set(0, value);
-        let mut cell = Cell { inputs, outputs: None, row, column, views: &views };
+        let mut cell = Cell {
+            inputs,
+            outputs: None,
+            row,
+            column,
+            views: &views,
+        };
         interpret(scope, &program, &mut registers, &mut cell);
         registers.get(result)
     })
@@ -214,7 +274,10 @@ impl<N: Size> Environment<N> for Cell<'_> {
     }
 
     fn store(&mut self, scope: &Scope, output: u16, value: Lanes<N>) {
-        let (outputs, columns) = self.outputs.as_mut().expect("invariant: prologues store nothing");
+        let (outputs, columns) = self
+            .outputs
+            .as_mut()
+            .expect("invariant: prologues store nothing");
         let number = (output as usize).into();
         let buffer = outputs.__expand_index_mut_method(scope, number);
         store_dense::expand::<N>(scope, buffer.into(), self.row, self.column, value, *columns);
@@ -230,7 +293,12 @@ fn load_view<N: Size>(
 ) -> Vector<f32, N> {
     let elem = comptime!(if view.integer { Elem::I32 } else { Elem::F32 });
     let at = row * comptime!(view.row) + column * comptime!(view.column);
-    load_strided::<N>(buffer, at + comptime!(view.offset), comptime!(view.column), elem)
+    load_strided::<N>(
+        buffer,
+        at + comptime!(view.offset),
+        comptime!(view.column),
+        elem,
+    )
 }
 
 #[cube]

@@ -9,6 +9,9 @@
 //! Each unit of a scatter-add owns a range of columns and walks all ids in order: no two units
 //! touch one element, and skewed ids do not unbalance it.
 
+// The kernel language indexes: it has neither iterators over slices nor `copy_from_slice`.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
+
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;

@@ -3,6 +3,16 @@
 //! A `Device` is one stream, so launches run in the order they are issued. Nothing is allocated
 //! by a launch: every tensor is a `Slice` of an `Arena`.
 
+// Kernel bodies are written in CubeCL's language, which has no iterators over buffers, no division
+// rounded up on runtime values and no structs for argument lists.
+#![allow(
+    clippy::needless_range_loop,
+    clippy::manual_div_ceil,
+    clippy::too_many_arguments,
+    clippy::explicit_auto_deref,
+    clippy::borrow_deref_ref
+)]
+
 mod attention;
 mod attention_grad;
 mod contract;

@@ -207,7 +207,12 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
         let (at, bytes) = rows_of(targets, 4);
         softmax(
             device,
-            &[logits, targets.part(at, bytes), scale, losses.part(at, bytes)],
+            &[
+                logits,
+                targets.part(at, bytes),
+                scale,
+                losses.part(at, bytes),
+            ],
             spec,
         );
         if spec.grad {

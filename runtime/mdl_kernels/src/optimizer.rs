@@ -8,6 +8,9 @@
 //!
 //! Divisions and roots are the correctly rounded ones; nothing is approximated.
 
+// The kernel language indexes: it has no iterators over slices.
+#![allow(clippy::needless_range_loop)]
+
 use crate::device::{Device, Slice};
 use crate::embedding::share;
 use crate::vector_io::{load, store};
@@ -56,7 +59,7 @@ fn sum_of_squares<N: Size>(
     len: usize,
     _unaligned: &[f32],
 ) {
-    let chunks = (len + CHUNK - 1) / CHUNK;
+    let chunks = len.div_ceil(CHUNK);
     let first = share(chunks, UNIT_POS as usize);
     let end = share(chunks, UNIT_POS as usize + 1);
     for chunk in first..end {

@@ -1,12 +1,10 @@
 //! Contractions against a plain loop in f64: every layout, ragged edges, batches, programs.
 
-use mdl_ir::kernel::{
-    ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes,
-};
+use mdl_ir::kernel::{ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes};
 use mdl_kernels::{Arena, Device, Slice};
 
 /// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
-/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds the sum.
+/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
 fn tolerance(k: usize) -> f64 {
     ((k as f64).sqrt() + 2.0) * 2f64.powi(-24)
 }
@@ -34,7 +32,10 @@ impl Buffers {
             parts.push((end, *bytes));
             end = (end + bytes).next_multiple_of(256);
         }
-        Buffers { arena: device.alloc(end), parts }
+        Buffers {
+            arena: device.alloc(end),
+            parts,
+        }
     }
 
     fn slice(&self, i: usize) -> Slice<'_> {
@@ -42,18 +43,27 @@ impl Buffers {
     }
 
     fn write(&self, device: &Device, i: usize, data: &[u8]) {
-        device.write(&self.arena, self.parts[i].0, data).expect("inside the arena");
+        device
+            .write(&self.arena, self.parts[i].0, data)
+            .expect("inside the arena");
     }
 
     fn read(&self, device: &Device, i: usize) -> Vec<f32> {
         let bytes = device.read(&self.arena, self.parts[i].0, self.parts[i].1);
         let bytes = bytes.expect("inside the arena");
-        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
     }
 }
 
 fn dim(size: u32, stride: u32, stride_b: u32) -> Dim {
-    Dim { size, stride, stride_b }
+    Dim {
+        size,
+        stride,
+        stride_b,
+    }
 }
 
 fn size(dims: &[Dim]) -> usize {
@@ -78,7 +88,11 @@ fn extent(groups: &[(&[Dim], bool)]) -> usize {
             .map(|d| (d.size as usize - 1) * if second { d.stride_b } else { d.stride } as usize)
             .sum()
     };
-    groups.iter().map(|(dims, second)| last(dims, *second)).sum::<usize>() + 1
+    groups
+        .iter()
+        .map(|(dims, second)| last(dims, *second))
+        .sum::<usize>()
+        + 1
 }
 
 fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec {
@@ -100,13 +114,17 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
 fn matrices(m: u32, n: u32, k: u32, a_transposed: bool, b_transposed: bool) -> ContractSpec {
     let (am, ak) = if a_transposed { (1, m) } else { (k, 1) };
     let (bn, bk) = if b_transposed { (k, 1) } else { (1, n) };
-    plain(vec![], vec![dim(m, am, 0)], vec![dim(n, bn, 0)], vec![dim(k, ak, bk)])
+    plain(
+        vec![],
+        vec![dim(m, am, 0)],
+        vec![dim(n, bn, 0)],
+        vec![dim(k, ak, bk)],
+    )
 }
 
 fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
-    let at = view.offset as usize
-        + row * view.strides[0] as usize
-        + column * view.strides[1] as usize;
+    let at =
+        view.offset as usize + row * view.strides[0] as usize + column * view.strides[1] as usize;
     match view.elem {
         Elem::F32 => f64::from(data[at]),
         Elem::I32 => f64::from(data[at].to_bits() as i32),
@@ -136,7 +154,13 @@ fn run(
             InstrOp::Sub => a - b,
             InstrOp::Sigmoid => 1.0 / (1.0 + (-a).exp()),
             InstrOp::Lt => f64::from(u8::from(a < b)),
-            InstrOp::Select => if a != 0.0 { b } else { registers[i.c as usize] },
+            InstrOp::Select => {
+                if a != 0.0 {
+                    b
+                } else {
+                    registers[i.c as usize]
+                }
+            }
             _ => panic!("not used by these tests"),
         };
     }
@@ -145,25 +169,50 @@ fn run(
 
 /// Launches the spec on random operands and compares each output with the plain loop.
 fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
-    let a = numbers(extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]), 1);
-    let b = numbers(extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]), 2);
-    let (batches, m, n, k) = (size(&spec.batch), size(&spec.m), size(&spec.n), size(&spec.k));
+    let a = numbers(
+        extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]),
+        1,
+    );
+    let b = numbers(
+        extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]),
+        2,
+    );
+    let (batches, m, n, k) = (
+        size(&spec.batch),
+        size(&spec.m),
+        size(&spec.n),
+        size(&spec.k),
+    );
     let input = |view: &View, rows: usize, columns: usize, seed: u32| -> Vec<f32> {
         let last = (rows - 1) * view.strides[0] as usize + (columns - 1) * view.strides[1] as usize;
         let data = numbers(view.offset as usize + last + 1, seed);
         match view.elem {
             Elem::F32 => data,
-            Elem::I32 => data.iter().map(|x| f32::from_bits((x * 9.0) as i32 as u32)).collect(),
+            Elem::I32 => data
+                .iter()
+                .map(|x| f32::from_bits((x * 9.0) as i32 as u32))
+                .collect(),
         }
     };
-    let prologues: Vec<_> =
-        spec.prologue_inputs.iter().zip(10..).map(|(v, s)| input(v, m, k, s)).collect();
-    let epilogues: Vec<_> =
-        spec.epilogue_inputs.iter().zip(20..).map(|(v, s)| input(v, batches * m, n, s)).collect();
+    let prologues: Vec<_> = spec
+        .prologue_inputs
+        .iter()
+        .zip(10..)
+        .map(|(v, s)| input(v, m, k, s))
+        .collect();
+    let epilogues: Vec<_> = spec
+        .epilogue_inputs
+        .iter()
+        .zip(20..)
+        .map(|(v, s)| input(v, batches * m, n, s))
+        .collect();
     let outputs = spec.n_outputs as usize;
     let whole = KernelSpec::Contract(spec.clone());
-    let data: Vec<&Vec<f32>> =
-        [&a, &b].into_iter().chain(&prologues).chain(&epilogues).collect();
+    let data: Vec<&Vec<f32>> = [&a, &b]
+        .into_iter()
+        .chain(&prologues)
+        .chain(&epilogues)
+        .collect();
     let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64 * 4).collect();
     sizes.extend(vec![(batches * m * n) as u64 * 4; outputs]);
     sizes.push(workspace_bytes(&whole, device.units()));
@@ -173,17 +222,25 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     }
     let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
     device.launch(&whole, &args);
-    let got: Vec<Vec<f32>> =
-        (0..outputs).map(|o| buffers.read(device, data.len() + o)).collect();
+    let got: Vec<Vec<f32>> = (0..outputs)
+        .map(|o| buffers.read(device, data.len() + o))
+        .collect();
     for row in 0..batches * m {
         let (batch, i) = (row / m, row % m);
-        let (a0, b0) = (offset(&spec.batch, batch, false), offset(&spec.batch, batch, true));
+        let (a0, b0) = (
+            offset(&spec.batch, batch, false),
+            offset(&spec.batch, batch, true),
+        );
         let a_row: Vec<f64> = (0..k)
             .map(|p| {
                 let at = a0 + offset(&spec.m, i, false) + offset(&spec.k, p, false);
                 let load = |v: usize| view_at(&spec.prologue_inputs[v], &prologues[v], i, p);
                 let (registers, _) = run(&spec.prologue, f64::from(a[at]), load);
-                registers[if spec.prologue.is_empty() { 0 } else { spec.prologue_result as usize }]
+                registers[if spec.prologue.is_empty() {
+                    0
+                } else {
+                    spec.prologue_result as usize
+                }]
             })
             .collect();
         for j in 0..n {
@@ -217,8 +274,14 @@ fn check(spec: &ContractSpec) {
 
 #[test]
 fn all_transpositions_and_ragged_edges() {
-    let shapes =
-        [(64, 96, 64), (133, 131, 67), (9, 1, 5), (1, 17, 33), (16, 49, 1), (50, 200, 1100)];
+    let shapes = [
+        (64, 96, 64),
+        (133, 131, 67),
+        (9, 1, 5),
+        (1, 17, 33),
+        (16, 49, 1),
+        (50, 200, 1100),
+    ];
     for (m, n, k) in shapes {
         for (a_transposed, b_transposed) in
             [(false, false), (false, true), (true, false), (true, true)]
@@ -279,7 +342,12 @@ fn permuted_groups() {
     );
     check(&spec);
     // a broadcast along m: stride 0.
-    check(&plain(vec![], vec![dim(12, 0, 0)], vec![dim(20, 1, 0)], vec![dim(9, 1, 20)]));
+    check(&plain(
+        vec![],
+        vec![dim(12, 0, 0)],
+        vec![dim(20, 1, 0)],
+        vec![dim(9, 1, 20)],
+    ));
 }
 
 fn instr(op: InstrOp, dst: u16, a: u16, b: u16, c: u16) -> Instr {
@@ -287,7 +355,11 @@ fn instr(op: InstrOp, dst: u16, a: u16, b: u16, c: u16) -> Instr {
 }
 
 fn view(elem: Elem, offset: u32, strides: [u32; 2]) -> View {
-    View { elem, offset, strides: strides.to_vec() }
+    View {
+        elem,
+        offset,
+        strides: strides.to_vec(),
+    }
 }
 
 #[test]
@@ -296,8 +368,7 @@ fn prologue() {
     for (m, n, k) in [(70, 50, 90), (3, 40, 50), (21, 33, 600)] {
         for a_transposed in [false, true] {
             let mut spec = matrices(m, n, k, a_transposed, true);
-            spec.prologue_inputs =
-                vec![view(Elem::F32, 3, [0, 1]), view(Elem::I32, 0, [2, 0])];
+            spec.prologue_inputs = vec![view(Elem::F32, 3, [0, 1]), view(Elem::I32, 0, [2, 0])];
             spec.prologue = vec![
                 instr(InstrOp::Sigmoid, 1, 0, 0, 0),
                 instr(InstrOp::Mul, 1, 1, 0, 0),
@@ -314,7 +385,13 @@ fn prologue() {
 
 #[test]
 fn epilogue_with_two_outputs() {
-    for (m, n, k) in [(70, 96, 90), (133, 131, 67), (3, 40, 50), (30, 70, 1200), (8, 200, 1200)] {
+    for (m, n, k) in [
+        (70, 96, 90),
+        (133, 131, 67),
+        (3, 40, 50),
+        (30, 70, 1200),
+        (8, 200, 1200),
+    ] {
         for b_transposed in [false, true] {
             let mut spec = matrices(m, n, k, false, b_transposed);
             spec.epilogue_inputs = vec![

@@ -1,10 +1,20 @@
-//! Arenas: bytes land in place, one arena is read and written by one launch, launches allocate nothing.
+//! Arenas: bytes land in place, one launch reads and writes one arena, launches allocate nothing.
 
 use mdl_ir::kernel::{ContractSpec, Dim, KernelSpec, workspace_bytes};
 use mdl_kernels::{Device, KernelError};
+use std::sync::Mutex;
+
+/// The pool is the process's, so tests that count what it holds must not run beside others.
+static POOL: Mutex<()> = Mutex::new(());
 
 fn column_times_row(m: u32, n: u32) -> KernelSpec {
-    let dim = |size| vec![Dim { size, stride: 1, stride_b: 1 }];
+    let dim = |size| {
+        vec![Dim {
+            size,
+            stride: 1,
+            stride_b: 1,
+        }]
+    };
     KernelSpec::Contract(ContractSpec {
         batch: vec![],
         m: dim(m),
@@ -20,23 +30,44 @@ fn column_times_row(m: u32, n: u32) -> KernelSpec {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }
 
 #[test]
 fn arenas_are_zeroed_and_written_in_place() {
+    let _alone = POOL.lock().expect("no test panicked");
     let device = Device::cpu(None);
     let arena = device.alloc(1000);
-    assert!(device.read(&arena, 0, 1000).expect("inside").iter().all(|byte| *byte == 0));
+    assert!(
+        device
+            .read(&arena, 0, 1000)
+            .expect("inside")
+            .iter()
+            .all(|byte| *byte == 0)
+    );
     device.write(&arena, 300, &[1, 2, 3]).expect("inside");
-    assert_eq!(device.read(&arena, 298, 7).expect("inside"), [0, 0, 1, 2, 3, 0, 0]);
+    assert_eq!(
+        device.read(&arena, 298, 7).expect("inside"),
+        [0, 0, 1, 2, 3, 0, 0]
+    );
     let outside = device.write(&arena, 1020, &[0; 8]);
-    assert_eq!(outside, Err(KernelError::OutOfArena { offset: 1020, bytes: 8, arena: 1024 }));
+    assert_eq!(
+        outside,
+        Err(KernelError::OutOfArena {
+            offset: 1020,
+            bytes: 8,
+            arena: 1024
+        })
+    );
     assert!(device.read(&arena, u64::MAX, 2).is_err());
 }
 
 #[test]
 fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
+    let _alone = POOL.lock().expect("no test panicked");
     let device = Device::cpu(None);
     let spec = column_times_row(20, 33);
     let scratch = workspace_bytes(&spec, device.units());
@@ -44,8 +75,12 @@ fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
     let arena = device.alloc(workspace + scratch);
     let column: Vec<f32> = (0..20).map(|i| i as f32).collect();
     let row: Vec<f32> = (0..33).map(|i| 1.0 + i as f32).collect();
-    device.write(&arena, a, bytemuck::cast_slice(&column)).expect("inside");
-    device.write(&arena, b, bytemuck::cast_slice(&row)).expect("inside");
+    device
+        .write(&arena, a, bytemuck::cast_slice(&column))
+        .expect("inside");
+    device
+        .write(&arena, b, bytemuck::cast_slice(&row))
+        .expect("inside");
     let args = [
         arena.slice(a, 80),
         arena.slice(b, 132),

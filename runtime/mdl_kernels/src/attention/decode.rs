@@ -6,7 +6,7 @@
 
 use super::mask::{Block, block_of};
 use super::tile::Shape;
-use super::{MaskArgs, fair_item};
+use super::{MaskArgs, fair_item, rounds_of};
 use crate::device::{Device, Slice};
 use crate::embedding::share;
 use crate::region::environment::across_lanes;
@@ -72,7 +72,7 @@ fn decode<N: Size>(
     let parts = comptime!(shape.s.div_ceil(PART));
     let rows = comptime!(shape.batch * shape.kv_heads * shape.group);
     let items = comptime!(rows * parts);
-    for round in 0..(items + CUBE_DIM as usize - 1) / CUBE_DIM as usize {
+    for round in 0..rounds_of(items) {
         let item = fair_item(round);
         if item < items {
             let row = item % rows;
@@ -144,11 +144,11 @@ fn visit<N: Size>(
         sum = sum * factor + sum_lanes::<N>(p);
         #[unroll]
         for j in 0..vectors {
-            sums[j] = sums[j] * Vector::new(factor);
+            sums[j] *= Vector::new(factor);
         }
         #[unroll]
         for j in 0..rest {
-            rests[j] = rests[j] * factor;
+            rests[j] *= factor;
         }
         #[unroll]
         for i in 0..lanes {
@@ -214,7 +214,7 @@ fn combine(
     let size = comptime!(shape.head + 2);
     let parts = comptime!(shape.s.div_ceil(PART));
     let first = block.first_key / PART;
-    let end = (block.end_key + PART - 1) / PART;
+    let end = block.end_key.div_ceil(PART);
     let mut largest = f32::NEG_INFINITY.runtime();
     for part in first..end {
         largest = max(largest, partials[(row * parts + part) * size]);
@@ -237,7 +237,7 @@ fn combine(
     let inverse = select(nothing, 0.0, 1.0 / sum);
     lse[row] = select(nothing, f32::NEG_INFINITY, largest + sum.ln());
     for d in 0..shape.head {
-        y[row * shape.head + d] = y[row * shape.head + d] * inverse;
+        y[row * shape.head + d] *= inverse;
     }
 }
 

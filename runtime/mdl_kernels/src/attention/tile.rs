@@ -3,9 +3,9 @@
 //! With queries along the lanes, maxima, sums and masks over keys never cross lanes, keys and
 //! values are read where they lie, one scalar at a time, and any head size works unpadded.
 
-use crate::vector_io::{load, store};
+use crate::vector_io::{load, load_strided, store};
 use cubecl::prelude::*;
-use mdl_ir::kernel::AttentionSpec;
+use mdl_ir::kernel::{AttentionSpec, Elem};
 
 /// What attention kernels are specialised by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +66,11 @@ impl Shape {
 
     pub(crate) fn query_blocks(&self) -> usize {
         self.t.div_ceil(self.queries)
+    }
+
+    /// The widest vector, of at most `lanes`, that the head has room for.
+    pub(crate) fn head_lanes(&self, lanes: usize) -> usize {
+        lanes.min(1 << self.head.max(1).ilog2())
     }
 
     /// Elements between one key and the next.
@@ -212,7 +217,7 @@ fn add_rows_at<N: Size>(
 
 /// out[d, t] = x[t, d] · scale for `count` queries; 0 behind them.
 #[cube]
-pub(crate) fn pack_queries(
+pub(crate) fn pack_queries<N: Size>(
     x: &[f32],
     at: usize,
     count: usize,
@@ -221,15 +226,46 @@ pub(crate) fn pack_queries(
     out: usize,
     #[comptime] shape: Shape,
 ) {
-    for t in 0..count {
+    let stride = comptime!(shape.query_stride());
+    let whole = count / N::value() * N::value();
+    for t in range_stepped(0, whole, N::value()) {
         for d in 0..shape.head {
-            workspace[out + d * shape.queries + t] =
-                x[at + t * comptime!(shape.query_stride()) + d] * scale;
+            let row = load_strided::<N>(x, at + t * stride + d, stride, Elem::F32);
+            let place = out + d * shape.queries + t;
+            store::<f32, N>(workspace, place, row * Vector::new(scale));
         }
     }
-    for t in count..shape.queries {
+    for t in whole..shape.queries {
+        // Behind the last query any finite number will do; its own is at hand.
+        let from = at + min(t, count - 1) * stride;
         for d in 0..shape.head {
-            workspace[out + d * shape.queries + t] = 0.0;
+            workspace[out + d * shape.queries + t] = x[from + d] * scale;
+        }
+    }
+}
+
+/// y[t, d] = x[d, t] · factor[t] for `count` queries, where N is at most the head.
+#[cube]
+pub(crate) fn unpack_queries<N: Size>(
+    y: &mut [f32],
+    at: usize,
+    count: usize,
+    workspace: &[f32],
+    x: usize,
+    factor: usize,
+    #[comptime] shape: Shape,
+) {
+    let lanes = N::value();
+    let last = comptime!(shape.head - lanes);
+    let blocks = comptime!(shape.head.div_ceil(lanes));
+    for t in 0..count {
+        let by = Vector::<f32, N>::new(workspace[factor + t]);
+        for i in 0..blocks {
+            // The last vector begins early rather than reach past the head.
+            let d = min(i * lanes, last);
+            let from = x + d * shape.queries + t;
+            let row = load_strided::<N>(workspace, from, shape.queries, Elem::F32);
+            store::<f32, N>(y, at + t * comptime!(shape.query_stride()) + d, row * by);
         }
     }
 }

@@ -3,6 +3,9 @@
 //! A long reduction adds in runs, and the runs to a total: its rounding error then grows with
 //! the square root of what it would in one go.
 
+// The vector's width is used where code is emitted, which the attribute's output hides.
+#![allow(clippy::extra_unused_type_parameters)]
+
 use super::environment::{Accumulators, At, Index, Place, Rows, Views};
 use super::plan::Plan;
 use crate::embedding::share;

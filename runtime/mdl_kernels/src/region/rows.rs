@@ -3,12 +3,15 @@
 //! A row that is no multiple of the vector ends in narrower vectors, halving each time, so a
 //! ragged row costs a few more instructions and no branch.
 
+// The vector's width is used where code is emitted, which the attribute's output hides.
+#![allow(clippy::extra_unused_type_parameters)]
+
 use super::environment::{
     Accumulators, At, Index, Place, Rows, Views, across_lanes, combine,
 };
 use super::plan::{Plan, Reduction};
 use crate::embedding::share;
-use crate::program::{Registers, interpret, splat};
+use crate::program::{Registers, interpret};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 

@@ -1,0 +1,162 @@
+//! The pipeline: a table of passes in order, and the function that runs them.
+//!
+//! After every pass the verifier runs. `mdlc dump`, timings and tests read this table.
+
+use crate::front::Front;
+use mdl_ir::graph::{Graph, OutputRole, Stage};
+use mdl_ir::verify::verify;
+use mdl_passes::executable::Executable;
+use mdl_passes::optimise::{Optimizer, decays, optimise};
+use mdl_passes::plan::{StateLayout, plan};
+use std::time::{Duration, Instant};
+
+/// What a compilation is for.
+#[derive(Clone, Debug)]
+pub enum Purpose {
+    /// The entry alone.
+    Forward,
+    /// The loss with all gradients.
+    Gradients,
+    /// Gradients and the optimizer step.
+    Training(Optimizer),
+}
+
+/// What a pass may look at besides the graph.
+#[derive(Debug)]
+pub struct PassInput<'a> {
+    pub front: &'a mut Front,
+    pub purpose: &'a Purpose,
+}
+
+/// One row of the pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    pub name: &'static str,
+    /// Why it is there, in a sentence.
+    pub why: &'static str,
+    /// The stage that the graph has afterwards.
+    pub leaves: Stage,
+    run: fn(&Graph, &mut PassInput<'_>) -> Result<Graph, String>,
+}
+
+pub const PIPELINE: &[Pass] = &[
+    Pass {
+        name: "differentiate",
+        why: "gradients exist as nodes before anything decides about memory or kernels",
+        leaves: Stage::Training,
+        run: differentiate,
+    },
+    Pass {
+        name: "optimise",
+        why: "the optimizer step is part of the graph, so that its memory and kernels are planned",
+        leaves: Stage::Training,
+        run: add_optimizer,
+    },
+    Pass {
+        name: "hoist",
+        why: "what is the same in every layer is computed once, ahead of fusion, which would hide it",
+        leaves: Stage::Placed,
+        run: hoist,
+    },
+    Pass {
+        name: "fuse",
+        why: "every node becomes a kernel, a view or a region of kernels; last, since it fixes what is stored",
+        leaves: Stage::Fused,
+        run: fuse,
+    },
+];
+
+fn differentiate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    match input.purpose {
+        Purpose::Forward => Ok(graph.clone()),
+        _ => mdl_passes::differentiate::differentiate(graph),
+    }
+}
+
+fn add_optimizer(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    match input.purpose {
+        Purpose::Training(optimizer) => {
+            optimise(graph, &input.front.program, optimizer, &mut input.front.sink)
+        }
+        _ => Ok(graph.clone()),
+    }
+}
+
+fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
+    mdl_passes::hoist::hoist(graph)
+}
+
+fn fuse(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
+    mdl_passes::fuse::fuse(graph)
+}
+
+/// A fault of the compiler: never the user's.
+#[derive(Debug)]
+pub struct Bug {
+    pub pass: &'static str,
+    pub faults: Vec<String>,
+}
+
+impl std::fmt::Display for Bug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the compiler has a bug in pass `{}`: {}", self.pass, self.faults.join("; "))
+    }
+}
+
+impl std::error::Error for Bug {}
+
+/// The graph after each pass, with the time that the pass and its verification took.
+#[derive(Debug)]
+pub struct Trace {
+    pub stages: Vec<(&'static str, Graph, Duration)>,
+}
+
+impl Trace {
+    pub fn last(&self) -> &Graph {
+        &self.stages.last().expect("the first stage is the graph itself").1
+    }
+
+    /// The graph as the last pass that leaves this stage left it.
+    pub fn at(&self, stage: Stage) -> Option<&Graph> {
+        let name = PIPELINE.iter().rev().find(|p| p.leaves == stage).map_or("forward", |p| p.name);
+        self.stages.iter().find(|(n, _, _)| *n == name).map(|(_, g, _)| g)
+    }
+}
+
+/// Runs the passes on a forward graph.
+pub fn run(graph: Graph, front: &mut Front, purpose: &Purpose) -> Result<Trace, Bug> {
+    check("forward", &graph)?;
+    let mut trace = Trace { stages: vec![("forward", graph, Duration::ZERO)] };
+    for pass in PIPELINE {
+        let start = Instant::now();
+        let mut input = PassInput { front: &mut *front, purpose };
+        let result = (pass.run)(trace.last(), &mut input);
+        let mut graph = result.map_err(|fault| Bug { pass: pass.name, faults: vec![fault] })?;
+        graph.stage = pass.leaves;
+        check(pass.name, &graph)?;
+        trace.stages.push((pass.name, graph, start.elapsed()));
+    }
+    Ok(trace)
+}
+
+fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
+    verify(graph).map_err(|faults| Bug { pass, faults })
+}
+
+/// Where the state of a model lies, for every executable of a run.
+pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
+    StateLayout::of(&graph.params, |p| match purpose {
+        Purpose::Training(optimizer) => !decays(graph, p, optimizer),
+        Purpose::Forward | Purpose::Gradients => false,
+    })
+}
+
+/// A fused graph as an executable for `units` threads.
+pub fn finish(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable, Bug> {
+    plan(graph, state, units).map_err(|fault| Bug { pass: "plan", faults: vec![fault] })
+}
+
+/// Does the graph give gradients?
+pub fn has_gradients(graph: &Graph) -> bool {
+    graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)))
+}

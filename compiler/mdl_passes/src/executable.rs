@@ -1,0 +1,142 @@
+//! What the runtime executes: launches with their buffers, as plain data. It decides nothing that is not written here.
+
+use mdl_ir::graph::{InputRole, OutputRole, Param};
+use mdl_ir::kernel::KernelSpec;
+use mdl_ir::tensor_type::Type;
+use serde::{Deserialize, Serialize};
+
+/// Parameters, gradients and optimizer state live in `State`, which outlives an executable and is laid out by the
+/// model alone; all else lives in `Work`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Space {
+    State,
+    Work,
+}
+
+/// Which slot an iteration of a loop uses: `(start + step · i) mod slots` (no modulus where `slots` is 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Index {
+    pub stride: u64,
+    pub start: i64,
+    pub step: i64,
+    pub slots: u64,
+}
+
+impl Index {
+    /// Bytes to add in iteration `i`.
+    pub fn at(&self, i: u64) -> u64 {
+        let slot = self.start + self.step * i as i64;
+        let slot = if self.slots > 0 { slot.rem_euclid(self.slots as i64) } else { slot };
+        slot as u64 * self.stride
+    }
+}
+
+/// Bytes of a space, in a loop those of the iteration's slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arg {
+    pub space: Space,
+    pub offset: u64,
+    pub bytes: u64,
+    pub index: Option<Index>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Name of the first result, for people.
+    pub name: String,
+    /// Number in `Executable::specs`.
+    pub spec: usize,
+    pub args: Vec<Arg>,
+    pub flops: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    Launch(Launch),
+    Loop { count: u64, body: Vec<Launch> },
+}
+
+/// Where a tensor of the graph's border lies. `slice` is the distance of its outermost slices in bytes where a
+/// repeated block stacks it; slices are dense.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slot {
+    pub space: Space,
+    pub offset: u64,
+    pub ty: Type,
+    pub slice: Option<u64>,
+}
+
+impl Slot {
+    /// Contiguous parts: offset in bytes and number of elements.
+    pub fn parts(&self) -> Vec<(u64, u64)> {
+        match self.slice {
+            None => vec![(self.offset, self.ty.elements())],
+            Some(stride) => {
+                let count = self.ty.axes[0].size;
+                let each = self.ty.elements() / count;
+                (0..count).map(|i| (self.offset + i * stride, each)).collect()
+            }
+        }
+    }
+}
+
+/// One buffer of the plan: a range of a space and the launches between which it is in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BufferPlan {
+    pub name: String,
+    pub space: Space,
+    pub offset: u64,
+    pub bytes: u64,
+    pub first: usize,
+    pub last: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Executable {
+    pub name: String,
+    pub params: Vec<Param>,
+    pub specs: Vec<KernelSpec>,
+    pub steps: Vec<Step>,
+    pub inputs: Vec<(InputRole, Slot)>,
+    pub outputs: Vec<(OutputRole, Slot)>,
+    pub state_bytes: u64,
+    pub work_bytes: u64,
+    pub buffers: Vec<BufferPlan>,
+    /// Threads that workspaces are sized for.
+    pub units: u32,
+}
+
+impl Executable {
+    pub fn input(&self, role: &InputRole) -> Option<&Slot> {
+        self.inputs.iter().find(|(r, _)| r == role).map(|(_, s)| s)
+    }
+
+    pub fn output(&self, role: &OutputRole) -> Option<&Slot> {
+        self.outputs.iter().find(|(r, _)| r == role).map(|(_, s)| s)
+    }
+
+    /// Launches of one run, loops counted with their iterations.
+    pub fn launches(&self) -> u64 {
+        let count = |s: &Step| match s {
+            Step::Launch(_) => 1,
+            Step::Loop { count, body } => count * body.len() as u64,
+        };
+        self.steps.iter().map(count).sum()
+    }
+
+    /// FLOPs of one run, and bytes that its launches read and write.
+    pub fn work(&self) -> (u64, u64) {
+        let (mut flops, mut bytes) = (0, 0);
+        let mut add = |l: &Launch, times: u64| {
+            flops += times * l.flops;
+            bytes += times * l.args.iter().map(|a| a.bytes).sum::<u64>();
+        };
+        for step in &self.steps {
+            match step {
+                Step::Launch(l) => add(l, 1),
+                Step::Loop { count, body } => body.iter().for_each(|l| add(l, *count)),
+            }
+        }
+        (flops, bytes)
+    }
+}

@@ -1,0 +1,110 @@
+//! Where a value lies while a graph is lowered: a buffer, an offset and a stride for each axis.
+
+use mdl_ir::op::Op;
+use mdl_ir::tensor_type::{Axis, Type};
+
+/// A slot of a buffer that changes with the iteration, in elements. See `executable::Index`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    pub stride: u64,
+    pub start: i64,
+    pub step: i64,
+    pub slots: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loc {
+    pub buffer: usize,
+    /// Elements from the start of the buffer (or of the iteration's slot).
+    pub offset: u64,
+    /// One for each axis of the value's type.
+    pub strides: Vec<u64>,
+    pub turn: Option<Turn>,
+}
+
+impl Loc {
+    pub fn dense(buffer: usize, ty: &Type) -> Loc {
+        Loc { buffer, offset: 0, strides: ty.strides(), turn: None }
+    }
+
+    /// Is this where a dense tensor from the start of the slot would lie?
+    pub fn is_dense(&self, ty: &Type) -> bool {
+        let fits = |((s, d), a): ((&u64, &u64), &Axis)| s == d || a.size == 1;
+        self.offset == 0 && self.strides.iter().zip(&ty.strides()).zip(&ty.axes).all(fits)
+    }
+
+    /// The stride along an axis by name; 0 where the value lacks it.
+    pub fn stride(&self, ty: &Type, axis: &str) -> u64 {
+        ty.index_of(axis).map_or(0, |i| self.strides[i])
+    }
+}
+
+/// Elements from one slice of a stacked value to the next: slices start at multiples of 256 bytes.
+pub fn slice_stride(slice: &Type) -> u64 {
+    slice.elements().next_multiple_of(64)
+}
+
+/// Location of a view's result, from that of its argument; None where the memory does not allow the view.
+pub fn through(op: &Op, from: &Loc, arg: &Type) -> Option<Loc> {
+    let mut loc = from.clone();
+    match op {
+        Op::Rename { .. } => {}
+        Op::Slice { axis, start, .. } => {
+            loc.offset += start * loc.strides[arg.index_of(axis)?];
+        }
+        Op::Split { axis, into } => {
+            let at = arg.index_of(axis)?;
+            let inner = inner_strides(into, loc.strides[at]);
+            loc.strides.splice(at..=at, inner);
+        }
+        Op::Merge { axes, .. } => {
+            let at = arg.index_of(axes.first()?)?;
+            let last = at + axes.len() - 1;
+            collapsed(&arg.axes[at..=last], &loc.strides[at..=last])?;
+            let stride = loc.strides[last];
+            loc.strides.splice(at..=last, [stride]);
+        }
+        _ => return None,
+    }
+    Some(loc)
+}
+
+/// Location of a view's argument, so that its result lies at `to`: the reverse of `through`.
+pub fn back(op: &Op, to: &Loc, arg: &Type, result: &Type) -> Option<Loc> {
+    match op {
+        Op::Rename { .. } => Some(to.clone()),
+        Op::Split { axis, into } => {
+            let names: Vec<String> = into.iter().map(|a| a.name.clone()).collect();
+            through(&Op::Merge { axes: names, into: axis.clone() }, to, result)
+        }
+        Op::Merge { axes, into } => {
+            let parts = axes.iter().filter_map(|a| arg.axis(a).cloned()).collect();
+            through(&Op::Split { axis: into.clone(), into: parts }, to, result)
+        }
+        _ => None,
+    }
+}
+
+fn inner_strides(axes: &[Axis], innermost: u64) -> Vec<u64> {
+    let mut strides = vec![innermost; axes.len()];
+    for i in (0..axes.len().saturating_sub(1)).rev() {
+        strides[i] = strides[i + 1] * axes[i + 1].size;
+    }
+    strides
+}
+
+/// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with 0.
+pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {
+    let real: Vec<(u64, u64)> = axes
+        .iter()
+        .zip(strides)
+        .filter(|(a, _)| a.size != 1)
+        .map(|(a, s)| (a.size, *s))
+        .collect();
+    let Some(last) = real.last() else { return Some(strides.last().copied().unwrap_or(0)) };
+    if real.iter().all(|(_, s)| *s == 0) {
+        return Some(0);
+    }
+    let fits = |w: &[(u64, u64)]| w[0].1 == w[1].1 * w[1].0;
+    (last.1 != 0 && real.windows(2).all(fits)).then_some(last.1)
+}

@@ -1,0 +1,270 @@
+//! The static memory plan: every buffer gets an offset before anything runs, and the schedule becomes an executable.
+
+use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
+use crate::layout::{Loc, slice_stride};
+use crate::lower::{Item, Lowering, Places, Planned, stacked_loc};
+use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, ValueId};
+use mdl_ir::op::{Binary, Op};
+use mdl_ir::tensor_type::Type;
+
+/// Buffers start at multiples of this: the coarsest binding offset of any device.
+pub const ALIGNMENT: u64 = 256;
+
+/// Where parameters lie in the state space; gradients and both moments follow in sections laid out the same way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateLayout {
+    pub offsets: Vec<u64>,
+    /// Bytes of one section.
+    pub section: u64,
+}
+
+impl StateLayout {
+    /// Parameters in order, those for which `last` holds behind the others.
+    pub fn of(params: &[Param], last: impl Fn(usize) -> bool) -> StateLayout {
+        let mut order: Vec<usize> = (0..params.len()).collect();
+        order.sort_by_key(|p| last(*p));
+        let mut offsets = vec![0; params.len()];
+        let mut at = 0;
+        for p in order {
+            offsets[p] = at;
+            at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
+        }
+        StateLayout { offsets, section: at }
+    }
+}
+
+/// Bytes of a parameter with its slices aligned.
+fn bytes(param: &Param) -> u64 {
+    match param.repeats {
+        None => param.ty.bytes(),
+        Some(n) => n * slice_stride(&param.slice_type()) * 4,
+    }
+}
+
+/// Lowers a fused graph to an executable for `units` threads.
+pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable, String> {
+    let mut low = Lowering::new(units);
+    let mut places = Places::new();
+    let body = &graph.body;
+    for (id, role) in body.inputs.iter().zip(&graph.inputs) {
+        let loc = input_place(&mut low, graph, state, *id, role);
+        places.insert(*id, loc);
+    }
+    let mut wanted = Places::new();
+    for (id, role) in body.outputs.iter().zip(&graph.outputs) {
+        let loc = match role {
+            OutputRole::Grad(p) => in_state(&mut low, graph, state, (*p, 1)),
+            OutputRole::Value(name) => {
+                let ty = body.ty(*id);
+                Loc::dense(low.buffer(name, ty.elements(), None), ty)
+            }
+            OutputRole::Param(_)
+            | OutputRole::Moment1(_)
+            | OutputRole::Moment2(_)
+            | OutputRole::Cache(_) => continue,
+        };
+        wanted.entry(*id).or_insert(loc);
+    }
+    low.body(body, &mut places, wanted)?;
+    hold_borders(&mut low, body, &places);
+    let offsets = assign(&low);
+    let border = |id: &ValueId| slot(&low, &offsets, &places[id], body.ty(*id));
+    let inputs = graph.inputs.iter().cloned().zip(body.inputs.iter().map(border)).collect();
+    let outputs = graph.outputs.iter().cloned().zip(body.outputs.iter().map(border)).collect();
+    Ok(emit(graph, low, &offsets, inputs, outputs, state))
+}
+
+fn input_place(
+    low: &mut Lowering,
+    graph: &Graph,
+    state: &StateLayout,
+    id: ValueId,
+    role: &InputRole,
+) -> Loc {
+    let ty = graph.body.ty(id);
+    match role {
+        InputRole::Param(p) => in_state(low, graph, state, (*p, 0)),
+        InputRole::Moment1(p) => in_state(low, graph, state, (*p, 2)),
+        InputRole::Moment2(p) => in_state(low, graph, state, (*p, 3)),
+        InputRole::Data(name) | InputRole::Scalar(name) => {
+            Loc::dense(low.buffer(name, ty.elements(), None), ty)
+        }
+        InputRole::Cache(_) => {
+            let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
+            let elements = ty.axes[0].size * slice_stride(&slice);
+            stacked_loc(low.buffer("cache", elements, None), ty)
+        }
+    }
+}
+
+fn in_state(
+    low: &mut Lowering,
+    graph: &Graph,
+    state: &StateLayout,
+    (p, section): (usize, u64),
+) -> Loc {
+    let param = &graph.params[p];
+    let at = section * state.section + state.offsets[p];
+    let elements = bytes(param).next_multiple_of(ALIGNMENT) / 4;
+    let buffer = low.buffer(&param.name, elements, Some(at));
+    if param.repeats.is_some() {
+        stacked_loc(buffer, &param.ty)
+    } else {
+        Loc::dense(buffer, &param.ty)
+    }
+}
+
+/// Inputs and outputs are there from the first launch to the last: the host writes and reads them between runs.
+fn hold_borders(low: &mut Lowering, body: &Body, places: &Places) {
+    for id in body.inputs.iter().chain(&body.outputs) {
+        let buffer = &mut low.buffers[places[id].buffer];
+        buffer.first = 0;
+        buffer.last = usize::MAX;
+    }
+}
+
+/// Offsets of all buffers: state buffers where they belong, others by size, each at the lowest place that is free
+/// while it is in use.
+fn assign(low: &Lowering) -> Vec<u64> {
+    let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
+    let mut order: Vec<usize> = (0..low.buffers.len())
+        .filter(|b| low.buffers[*b].state.is_none() && low.buffers[*b].first != usize::MAX)
+        .collect();
+    order.sort_by_key(|b| (std::cmp::Reverse(low.buffers[*b].bytes), *b));
+    let mut placed: Vec<usize> = Vec::new();
+    for b in order {
+        let buffer = &low.buffers[b];
+        let mut taken: Vec<(u64, u64)> = placed
+            .iter()
+            .filter(|o| {
+                let other = &low.buffers[**o];
+                other.first <= buffer.last && buffer.first <= other.last
+            })
+            .map(|o| (offsets[*o], offsets[*o] + padded(low.buffers[*o].bytes)))
+            .collect();
+        taken.sort_unstable();
+        let mut at = 0;
+        for (from, to) in taken {
+            if at + padded(buffer.bytes) <= from {
+                break;
+            }
+            at = at.max(to);
+        }
+        offsets[b] = at;
+        placed.push(b);
+    }
+    offsets
+}
+
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
+fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
+    let buffer = &low.buffers[loc.buffer];
+    let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+    let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
+    let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
+    Slot { space, offset: offsets[loc.buffer] + loc.offset * 4, ty: ty.clone(), slice }
+}
+
+fn emit(
+    graph: &Graph,
+    low: Lowering,
+    offsets: &[u64],
+    inputs: Vec<(InputRole, Slot)>,
+    outputs: Vec<(OutputRole, Slot)>,
+    state: &StateLayout,
+) -> Executable {
+    let mut specs = Vec::new();
+    let mut launch = |p: &Planned| {
+        let known = specs.iter().position(|s| *s == p.spec);
+        let spec = known.unwrap_or_else(|| {
+            specs.push(p.spec.clone());
+            specs.len() - 1
+        });
+        let args = p.uses.iter().map(|u| {
+            let buffer = &low.buffers[u.buffer];
+            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+            let index = u.turn.map(|t| Index {
+                stride: t.stride * 4,
+                start: t.start,
+                step: t.step,
+                slots: t.slots,
+            });
+            Arg { space, offset: offsets[u.buffer] + u.offset, bytes: u.bytes, index }
+        });
+        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops }
+    };
+    let steps: Vec<Step> = low
+        .items
+        .iter()
+        .map(|item| match item {
+            Item::Launch(p) => Step::Launch(launch(p)),
+            Item::Loop { count, body } => {
+                Step::Loop { count: *count, body: body.iter().map(&mut launch).collect() }
+            }
+        })
+        .collect();
+    let trains = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
+    let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
+    let sections = if updates { 4 } else { 1 + u64::from(trains) };
+    let used = |b: &usize| low.buffers[*b].first != usize::MAX;
+    let buffers: Vec<BufferPlan> = (0..low.buffers.len())
+        .filter(used)
+        .map(|b| {
+            let buffer = &low.buffers[b];
+            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+            BufferPlan {
+                name: buffer.name.clone(),
+                space,
+                offset: offsets[b],
+                bytes: buffer.bytes,
+                first: buffer.first.min(low.clock),
+                last: buffer.last.min(low.clock),
+            }
+        })
+        .collect();
+    let work = buffers.iter().filter(|b| b.space == Space::Work);
+    let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
+    Executable {
+        name: graph.name.clone(),
+        params: graph.params.clone(),
+        specs,
+        steps,
+        inputs,
+        outputs,
+        state_bytes: sections * state.section,
+        work_bytes,
+        buffers,
+        units: low.units,
+    }
+}
+
+/// A number of AdamW, read from the body that is its meaning (see `stdlib/optim.mdl`); `n` parameters are updated.
+pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> {
+    let producers = body.producers();
+    let node = |id: ValueId| producers[id.index()].map(|p| &body.nodes[p]);
+    let arg = |id: ValueId, want: &Op, which: usize| -> Option<ValueId> {
+        let made = node(id).filter(|m| m.op == *want)?;
+        made.args.get(which).copied()
+    };
+    let factor = |id: ValueId| -> Option<f32> {
+        node(id)?.args.iter().find_map(|a| match node(*a)?.op {
+            Op::Const(c) => Some(c as f32),
+            _ => None,
+        })
+    };
+    let add = Op::Binary(Binary::Add);
+    let step = || arg(body.outputs[0], &Op::Binary(Binary::Sub), 1);
+    let direction = || arg(step()?, &Op::Binary(Binary::Mul), 1);
+    let found = match name {
+        "beta1" => arg(body.outputs[n], &add, 0).and_then(factor),
+        "beta2" => arg(body.outputs[2 * n], &add, 0).and_then(factor),
+        "decay" => direction().and_then(|d| factor(arg(d, &add, 0)?)),
+        "eps" => direction()
+            .and_then(|d| factor(arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?)),
+        _ => None,
+    };
+    found.ok_or_else(|| format!("the AdamW kernel does not find `{name}` in this formula"))
+}
