@@ -374,3 +374,78 @@ pub fn arithmetic(op: BinaryOp, a: f64, b: f64) -> Option<Setting> {
         BinaryOp::And | BinaryOp::Or => None,
     }
 }
+
+/// The `config.json` keys that give this configuration back: every `from` of a default that can be turned around.
+pub fn to_json(program: &Program, config: &Config) -> serde_json::Map<String, serde_json::Value> {
+    let mut out = serde_json::Map::new();
+    write_json(program, config, &mut out);
+    out
+}
+
+fn write_json(
+    program: &Program,
+    config: &Config,
+    out: &mut serde_json::Map<String, serde_json::Value>,
+) {
+    let ItemKind::Config(decl) = &program.item(config.item).kind else { return };
+    for field in &decl.fields {
+        let value = match &config.fields[&field.name.text] {
+            Setting::Config(inner) => {
+                write_json(program, inner, out);
+                continue;
+            }
+            Setting::Size(s) => serde_json::json!(s.value()),
+            Setting::Real(x) => serde_json::json!(x),
+            Setting::Bool(b) => serde_json::json!(b),
+            Setting::Text(t) => serde_json::json!(t),
+        };
+        let mut alternatives = field.default.as_ref();
+        while let Some(e) = alternatives {
+            let (one, rest) = match &e.kind {
+                ExprKind::Else(a, b) => (b.as_ref(), Some(a.as_ref())),
+                _ => (e, None),
+            };
+            if let Some((path, value)) = turned_around(one, config, &value) {
+                set(out, path, value);
+            }
+            alternatives = rest;
+        }
+    }
+}
+
+/// The key and its value for `from("key")`, or for `from("key") / field`.
+fn turned_around<'e>(
+    e: &'e Expr,
+    config: &Config,
+    value: &serde_json::Value,
+) -> Option<(&'e str, serde_json::Value)> {
+    match &e.kind {
+        ExprKind::Call { function, args, .. } => match (&function.kind, &args.first()?.value.kind) {
+            (ExprKind::Name(n), ExprKind::Text(path)) if n.text == "from" => {
+                Some((path, value.clone()))
+            }
+            _ => None,
+        },
+        ExprKind::Binary(BinaryOp::Div, a, b) => {
+            let (ExprKind::Name(by), Some(n)) = (&b.kind, value.as_u64()) else { return None };
+            let Some(Setting::Size(size)) = config.fields.get(&by.text) else { return None };
+            let (path, _) = turned_around(a, config, value)?;
+            Some((path, serde_json::json!(n * size.value()?)))
+        }
+        _ => None,
+    }
+}
+
+fn set(out: &mut serde_json::Map<String, serde_json::Value>, path: &str, value: serde_json::Value) {
+    match path.split_once('.') {
+        None => {
+            out.insert(path.to_string(), value);
+        }
+        Some((key, rest)) => {
+            let inner = out.entry(key).or_insert_with(|| serde_json::json!({}));
+            if let Some(inner) = inner.as_object_mut() {
+                set(inner, rest, value);
+            }
+        }
+    }
+}

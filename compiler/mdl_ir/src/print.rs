@@ -2,8 +2,12 @@
 //!
 //! Values are called by their names from the source; a name that is taken gets a number. Numbering follows the order
 //! of printing, so the same graph always gives the same bytes.
+//!
+//! An operation with a body is a head line, then the body: `take inner = outer` for every argument, the body's nodes,
+//! `give outer = inner` for every result. `also outer` is an argument and `keep outer` a result that the body lacks.
+//! In all of them the left name is the one that is made. A line that would be too long breaks before its type.
 
-use crate::graph::{Body, Graph, InputRole, OutputRole, ValueId};
+use crate::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
 use crate::op::Op;
 use crate::tensor_type::{Axis, Type};
 use std::collections::{HashMap, HashSet};
@@ -11,6 +15,9 @@ use std::fmt::Write;
 
 /// Column at which types start, where the left side is short enough.
 const TYPE_COLUMN: usize = 64;
+
+/// Longest line that is not broken.
+const WIDTH: usize = 120;
 
 /// The graph as text.
 pub fn print(graph: &Graph) -> String {
@@ -21,12 +28,12 @@ pub fn print(graph: &Graph) -> String {
         let stored: Vec<String> = stored.map(|s| format!("{s:?}")).collect();
         let repeats = param.repeats.map_or(String::new(), |n| format!(" x{n}"));
         let left = format!("param {}{repeats} {}", param.name, stored.join(" "));
-        line(&mut out, 0, &left, &[&param.ty]);
+        line(&mut out, 0, &left, &param.ty);
     }
     let names = Names::of(&graph.body);
     for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {
         let left = format!("input {} = {}", names.get(*id), input_role(role));
-        line(&mut out, 0, &left, &[graph.body.ty(*id)]);
+        line(&mut out, 0, &left, graph.body.ty(*id));
     }
     print_nodes(&mut out, &graph.body, &names, 0);
     for (id, role) in graph.body.outputs.iter().zip(&graph.outputs) {
@@ -67,7 +74,7 @@ impl Names {
         let mut map = HashMap::new();
         let made = body.nodes.iter().flat_map(|n| &n.results);
         for id in body.inputs.iter().chain(made) {
-            let base: String = body.name(*id).replace(char::is_whitespace, "_");
+            let base = printable(body.name(*id));
             let mut name = base.clone();
             let mut n = 2;
             while !taken.insert(name.clone()) {
@@ -84,35 +91,63 @@ impl Names {
     }
 }
 
-fn line(out: &mut String, indent: usize, left: &str, types: &[&Type]) {
-    let types: Vec<String> = types.iter().map(|t| t.to_string()).collect();
-    let left = format!("{}{left}", "  ".repeat(indent));
-    let _ = writeln!(out, "{left:<TYPE_COLUMN$} : {}", types.join(", "));
+/// A name without the characters that separate things in the text form.
+fn printable(name: &str) -> String {
+    let odd = |c: char| !(c.is_alphanumeric() || c == '_' || c == '.');
+    if name.is_empty() { "_".to_string() } else { name.replace(odd, "_") }
+}
+
+fn line(out: &mut String, indent: usize, left: &str, ty: &Type) {
+    let (pad, ty) = ("  ".repeat(indent), ty.to_string());
+    let column = TYPE_COLUMN.min(WIDTH.saturating_sub(3 + ty.len()));
+    let whole = format!("{:<column$} : {ty}", format!("{pad}{left}"));
+    if whole.chars().count() <= WIDTH {
+        let _ = writeln!(out, "{whole}");
+    } else {
+        let _ = writeln!(out, "{pad}{left}\n{pad}    : {ty}");
+    }
 }
 
 fn print_nodes(out: &mut String, body: &Body, names: &Names, indent: usize) {
     for node in &body.nodes {
-        let list = |ids: &[ValueId]| {
-            ids.iter().map(|i| names.get(*i).to_string()).collect::<Vec<_>>().join(", ")
-        };
-        let attrs = attributes(&node.op);
-        let types: Vec<&Type> = node.results.iter().map(|r| body.ty(*r)).collect();
-        let left = format!("{} = {}{attrs} {}", list(&node.results), node.op.name(), list(&node.args));
-        line(out, indent, left.trim_end(), &types);
-        if let Op::Repeat { body, .. } | Op::Call { body, .. } = &node.op {
-            print_body(out, body, indent + 1);
+        let head = format!("{}{}", node.op.name(), attributes(&node.op));
+        if let Op::Repeat { body: inner, .. } | Op::Call { body: inner, .. } = &node.op {
+            let _ = writeln!(out, "{}{head}", "  ".repeat(indent));
+            print_body(out, (body, names, node), inner, indent + 1);
+            continue;
+        }
+        let args: Vec<&str> = node.args.iter().map(|a| names.get(*a)).collect();
+        for result in &node.results {
+            let left = format!("{} = {head} {}", names.get(*result), args.join(", "));
+            line(out, indent, left.trim_end(), body.ty(*result));
         }
     }
 }
 
-fn print_body(out: &mut String, body: &Body, indent: usize) {
+/// The body of a node with what goes in and comes out, as lines of the surrounding body.
+fn print_body(
+    out: &mut String,
+    (outer, outer_names, node): (&Body, &Names, &Node),
+    body: &Body,
+    indent: usize,
+) {
     let names = Names::of(body);
-    for id in &body.inputs {
-        line(out, indent, &format!("take {}", names.get(*id)), &[body.ty(*id)]);
+    let pad = "  ".repeat(indent);
+    for (id, arg) in body.inputs.iter().zip(&node.args) {
+        let left = format!("take {} = {}", names.get(*id), outer_names.get(*arg));
+        line(out, indent, &left, body.ty(*id));
+    }
+    for arg in node.args.iter().skip(body.inputs.len()) {
+        let _ = writeln!(out, "{pad}also {}", outer_names.get(*arg));
     }
     print_nodes(out, body, &names, indent);
-    let outputs: Vec<&str> = body.outputs.iter().map(|o| names.get(*o)).collect();
-    let _ = writeln!(out, "{}give {}", "  ".repeat(indent), outputs.join(", "));
+    for (id, result) in body.outputs.iter().zip(&node.results) {
+        let left = format!("give {} = {}", outer_names.get(*result), names.get(*id));
+        line(out, indent, &left, outer.ty(*result));
+    }
+    for result in node.results.iter().skip(body.outputs.len()) {
+        line(out, indent, &format!("keep {}", outer_names.get(*result)), outer.ty(*result));
+    }
 }
 
 fn axes(axes: &[Axis]) -> String {
@@ -141,6 +176,7 @@ pub fn attributes(op: &Op) -> String {
             let order = if *reverse { " reverse" } else { "" };
             format!("{axis}={count}{order}; {carries} carried, {consts} const")
         }
+        Op::Call { kernel, axes, .. } if axes.is_empty() => kernel.name().to_string(),
         Op::Call { kernel, axes, .. } => format!("{}; {}", kernel.name(), axes.join(", ")),
         Op::Unary(_) | Op::Binary(_) | Op::Select | Op::StopGradient => return String::new(),
     };

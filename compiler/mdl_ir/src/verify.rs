@@ -46,6 +46,11 @@ fn check_body(body: &Body, place: &str, stage: Stage, faults: &mut Vec<String>) 
         match infer(&node.op, &args) {
             Err(fault) => faults.push(format!("{at}: {fault}")),
             Ok(types) => {
+                let more = matches!(node.op, Op::Call { .. });
+                let (made, due) = (node.results.len(), types.len());
+                if made < due || (made > due && !more) {
+                    faults.push(format!("{at} has {made} results, not {due}"));
+                }
                 for (r, ty) in node.results.iter().zip(&types) {
                     if body.ty(*r) != ty {
                         faults.push(format!("{at} gives {ty}, not {}", body.ty(*r)));

@@ -62,7 +62,7 @@ fn measure(device: &Device, t: u32, head: u32, peak: f64) {
     let fwd = 4.0 * pairs / best_seconds(device, &forward, &args) / 1e9;
     let bwd = 10.0 * pairs / best_seconds(device, &backward, &all) / 1e9;
     println!(
-        "t {t:5} head {head:3}: forward {fwd:6.1} GFLOP/s ({:2.0} %), backward {bwd:6.1} ({:2.0} %)",
+        "t {t:5} head {head:3} GFLOP/s: forward {fwd:.1} ({:2.0} %), backward {bwd:6.1} ({:2.0} %)",
         100.0 * fwd / peak,
         100.0 * bwd / peak
     );

@@ -10,23 +10,25 @@
 //! split depends on the spec alone, so results do not depend on the number of units.
 
 mod outer;
+mod sums;
 
 use crate::attention::decode::dot;
 use crate::attention::mask::{Block, block_of, masked, pack_documents, sees_all};
 use crate::attention::tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
 use crate::attention::{MaskArgs, fair_item, rounds_of};
 use crate::device::{Device, Slice};
-use crate::embedding::share;
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{AttentionBlocks, AttentionSpec};
 use outer::{OuterShape, add_outer, pack_rows};
+use sums::{add_parts, write_keys};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct GradShape {
-    tile: Shape,
-    outer: OuterShape,
-    parts: usize,
+pub(crate) struct GradShape {
+    pub tile: Shape,
+    pub outer: OuterShape,
+    /// Parts that the queries of a head of keys are split into.
+    pub parts: usize,
 }
 
 impl GradShape {
@@ -39,13 +41,13 @@ impl GradShape {
     }
 
     /// Elements of a unit's tiles.
-    fn unit(&self) -> usize {
+    pub(crate) fn unit(&self) -> usize {
         let tile = &self.tile;
         (2 * tile.keys + 3 * tile.head + 2 * self.outer.padded + 4) * tile.queries
     }
 
     /// Elements of one sum, dk or dv of a head.
-    fn sum(&self) -> usize {
+    pub(crate) fn sum(&self) -> usize {
         (self.tile.s + self.tile.keys) * self.outer.padded
     }
 
@@ -123,6 +125,8 @@ fn attention_grad<N: Size>(
     _unaligned: &[f32],
 ) {
     let tile = comptime!(shape.tile);
+    let lanes = N::value();
+    let size!(W) = comptime!(tile.head_lanes(lanes));
     let items = comptime!(shape.items());
     let blocks = comptime!(tile.group * tile.query_blocks());
     for round in 0..rounds_of(items) {
@@ -146,13 +150,13 @@ fn attention_grad<N: Size>(
                 write_queries::<N>(dq, workspace, &places, &block, at, shape);
             }
             if comptime!(shape.parts == 1) {
-                write_keys(dk, dv, &*workspace, &places, owner, shape);
+                write_keys::<W>(dk, dv, &*workspace, places.sums, owner, shape);
             }
         }
     }
     if comptime!(shape.parts > 1) {
         sync_cube();
-        add_parts(dk, dv, &*workspace, shape);
+        add_parts::<W>(dk, dv, &*workspace, shape);
     }
 }
 
@@ -316,59 +320,6 @@ fn write_queries<N: Size>(
     unpack_queries::<W>(
         dq, at * tile.head, block.count, &*workspace, places.dq, places.delta, tile,
     );
-}
-
-#[cube]
-fn write_keys(
-    dk: &mut [f32],
-    dv: &mut [f32],
-    workspace: &[f32],
-    places: &Parts,
-    owner: usize,
-    #[comptime] shape: GradShape,
-) {
-    let tile = comptime!(shape.tile);
-    let batch = owner / tile.kv_heads;
-    let kv_head = owner % tile.kv_heads;
-    for s in 0..tile.s {
-        let to = ((batch * tile.s + s) * tile.kv_heads + kv_head) * tile.head;
-        let from = places.sums + s * shape.outer.padded;
-        for d in 0..tile.head {
-            dk[to + d] = workspace[from + d];
-            dv[to + d] = workspace[from + comptime!(shape.sum()) + d];
-        }
-    }
-}
-
-/// Adds the parts of every head in their order.
-#[cube]
-fn add_parts(
-    dk: &mut [f32],
-    dv: &mut [f32],
-    workspace: &[f32],
-    #[comptime] shape: GradShape,
-) {
-    let tile = comptime!(shape.tile);
-    let sum = comptime!(shape.sum());
-    let base = CUBE_DIM as usize * comptime!(shape.unit());
-    let rows = comptime!(tile.batch * tile.s * tile.kv_heads);
-    let end = share(rows, UNIT_POS as usize + 1);
-    for row in share(rows, UNIT_POS as usize)..end {
-        let owner = row / comptime!(tile.s * tile.kv_heads) * tile.kv_heads + row % tile.kv_heads;
-        let s = row / tile.kv_heads % tile.s;
-        for d in 0..tile.head {
-            let at = base + owner * comptime!(shape.parts * 2 * sum) + s * shape.outer.padded + d;
-            let mut key = workspace[at];
-            let mut value = workspace[at + sum];
-            #[unroll]
-            for part in 1..shape.parts {
-                key += workspace[at + part * comptime!(2 * sum)];
-                value += workspace[at + part * comptime!(2 * sum) + sum];
-            }
-            dk[row * tile.head + d] = key;
-            dv[row * tile.head + d] = value;
-        }
-    }
 }
 
 // ---- The launch: one cube; its units share (batch, key head, part of its queries).

@@ -239,6 +239,37 @@ fn multiply_block<N: Size, M: Size>(
     }
 }
 
+/// The sums of a tile of `vectors` vectors, with a from where its layout puts it.
+#[cube]
+fn sum_tile<N: Size>(
+    a: &[f32],
+    workspace: &[f32],
+    offsets: &Array<usize>,
+    packed_b: usize,
+    depth: usize,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] vectors: usize,
+    #[comptime] plan: Plan,
+) {
+    let rows = comptime!(plan.tile_rows);
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let step = comptime!(match plan.layout_a {
+        LayoutA::Direct | LayoutA::Rows => 1,
+        LayoutA::Columns | LayoutA::Gathered => plan.tile_rows,
+    });
+    let b = workspace;
+    if comptime!(plan.layout_a == LayoutA::Direct) {
+        multiply::<N>(
+            a, offsets, b, packed_b, depth, sums, step, rows, vectors, width,
+        );
+    } else {
+        multiply::<N>(
+            b, offsets, b, packed_b, depth, sums, step, rows, vectors, width,
+        );
+    }
+}
+
+/// Multiplies one tile for one block of k and hands its sums on.
 #[cube]
 fn multiply_tile<N: Size>(
     a: &[f32],
@@ -267,41 +298,22 @@ fn multiply_tile<N: Size>(
     #[unroll]
     for narrow in 0..comptime!(plan.tile_vectors) {
         let vectors = comptime!(narrow + 1);
-        let here = columns.div_ceil(N::value()) == vectors;
-        if here {
+        if comptime!(plan.has_tiles_of(vectors)) && columns.div_ceil(N::value()) == vectors {
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
-            let step = comptime!(match plan.layout_a {
-                LayoutA::Direct | LayoutA::Rows => 1,
-                LayoutA::Columns | LayoutA::Gathered => plan.tile_rows,
-            });
-            if comptime!(plan.layout_a == LayoutA::Direct) {
-                multiply::<N>(
-                    a,
-                    &offsets,
-                    &*workspace,
-                    packed_b,
-                    block.depth,
-                    &mut sums,
-                    step,
-                    height,
-                    vectors,
-                    width,
-                );
-            } else {
-                multiply::<N>(
-                    &*workspace,
-                    &offsets,
-                    &*workspace,
-                    packed_b,
-                    block.depth,
-                    &mut sums,
-                    step,
-                    height,
-                    vectors,
-                    width,
-                );
-            }
-            let whole = rows == height && columns == vectors * N::value();
+            let plan_a = comptime!(plan.clone());
+            let depth = block.depth;
+            sum_tile::<N>(
+                a,
+                &*workspace,
+                &offsets,
+                packed_b,
+                depth,
+                &mut sums,
+                vectors,
+                plan_a,
+            );
+            let whole =
+                comptime!(plan.all_whole()) || rows == height && columns == vectors * N::value();
             if comptime!(plan.direct) && whole {
                 let at = out_row * comptime!(plan.columns) + block.column + column;
                 let stride = comptime!(plan.columns);
@@ -320,7 +332,7 @@ fn multiply_tile<N: Size>(
             }
         }
     }
-    if !stored {
+    if comptime!(!plan.all_whole()) && !stored {
         let finish = Finish {
             tile: place.tile,
             row: out_row,

@@ -43,7 +43,6 @@ pub(crate) fn pack_b<N: Size>(
     let panel = piece / chunks;
     let k0 = piece % chunks * CHUNK;
     let k1 = min(k0 + CHUNK, block.depth);
-    #[unroll]
     for v in 0..comptime!(plan.tile_vectors) {
         let column = block.column + panel * width + v * N::value();
         let out = to + panel * width * block.depth + v * N::value();

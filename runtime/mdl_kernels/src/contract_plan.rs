@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     pub skinny: bool,
     pub split_batch: bool,
     pub units: usize,
-    /// Units take pieces of this many panels of rows by one of `column_pieces` parts of the columns.
+    /// Units take pieces: this many panels of rows by one of `column_pieces` parts of the columns.
     pub piece_panels: usize,
     pub column_pieces: usize,
     /// There is no epilogue: tiles go to the output as they are.
@@ -169,6 +169,19 @@ impl Plan {
             piece_panels,
             column_pieces,
         }
+    }
+
+    /// Whether any tile is this many vectors wide; code is only emitted for those that occur.
+    pub(crate) fn has_tiles_of(&self, vectors: usize) -> bool {
+        let width = self.tile_vectors * self.width;
+        let full = self.columns >= width && vectors == self.tile_vectors;
+        full || (self.columns % width).div_ceil(self.width) == vectors
+    }
+
+    /// Whether every tile goes from registers to the output as it is.
+    pub(crate) fn all_whole(&self) -> bool {
+        let even = self.rows.is_multiple_of(self.tile_rows);
+        self.direct && even && self.columns.is_multiple_of(self.width)
     }
 }
 

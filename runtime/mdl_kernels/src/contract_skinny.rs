@@ -145,16 +145,22 @@ fn dot_columns<N: Size>(
                 }
             }
         }
+        // Through memory, so that the code for one sum's lanes is not repeated for every sum.
+        let spill = tile + comptime!(rows * chunk);
         #[unroll]
-        for m in 0..rows {
-            #[unroll]
-            for c in 0..group {
-                let mut sum = sum_lanes::<N>(sums[m * group + c]);
-                for k in comptime!(depth / plan.width * plan.width)..depth {
-                    sum = fma(workspace[packed + m * stride + k], b[from[c] + k], sum);
-                }
-                workspace[tile + m * chunk + g * group + c] = sum;
+        for i in 0..comptime!(rows * group) {
+            store::<f32, N>(workspace, spill + i * N::value(), sums[i]);
+        }
+        for i in 0..comptime!(rows * group) {
+            let m = i / group;
+            let c = i % group;
+            let n = min(column + g * group + c, comptime!(plan.columns - 1));
+            let start = offset_of(n, comptime!(plan.n.clone()), false);
+            let mut sum = sum_lanes::<N>(load::<f32, N>(&*workspace, spill + i * N::value()));
+            for k in comptime!(depth / plan.width * plan.width)..depth {
+                sum = fma(workspace[packed + m * stride + k], b[start + k], sum);
             }
+            workspace[tile + m * chunk + g * group + c] = sum;
         }
     }
 }

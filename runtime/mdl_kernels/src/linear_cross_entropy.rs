@@ -1,11 +1,11 @@
-//! The loss of a linear layer over a vocabulary, and its gradients, without ever storing all logits.
+//! The loss of a linear layer over a vocabulary and its gradients; all logits are never stored.
 //!
 //! # What it computes
 //!
 //! loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1) for
 //! x [rows, width], w [vocab, width]. Rows are visited in blocks: logits, then in their place
-//! (softmax − onehot)/valid, then that block's dx and its part of dw. 2·rows·vocab·width operations,
-//! three times as many with gradients; besides x and w it moves about 24 bytes per logit.
+//! (softmax − onehot)/valid, then that block's dx and its part of dw. 2·rows·vocab·width
+//! operations, three times as many with gradients; besides x and w about 24 bytes per logit move.
 //! The loss of each row is stored, and one unit sums them in order with compensation.
 
 use crate::contract;

@@ -61,4 +61,6 @@ pub(crate) fn launch(device: &Device, spec: &RegionSpec, args: &[Slice]) {
 }
 
 #[cfg(test)]
+mod evaluator;
+#[cfg(test)]
 mod tests;

@@ -167,54 +167,54 @@ fn run(
     (registers, stores)
 }
 
-/// Launches the spec on random operands and compares each output with the plain loop.
-fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
-    let a = numbers(
-        extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]),
-        1,
-    );
-    let b = numbers(
-        extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]),
-        2,
-    );
-    let (batches, m, n, k) = (
-        size(&spec.batch),
-        size(&spec.m),
-        size(&spec.n),
-        size(&spec.k),
-    );
+struct Operands {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    prologues: Vec<Vec<f32>>,
+    epilogues: Vec<Vec<f32>>,
+}
+
+fn operands(spec: &ContractSpec) -> Operands {
+    let rows = size(&spec.batch) * size(&spec.m);
     let input = |view: &View, rows: usize, columns: usize, seed: u32| -> Vec<f32> {
         let last = (rows - 1) * view.strides[0] as usize + (columns - 1) * view.strides[1] as usize;
         let data = numbers(view.offset as usize + last + 1, seed);
+        let integer = |x: &f32| f32::from_bits((x * 9.0) as i32 as u32);
         match view.elem {
             Elem::F32 => data,
-            Elem::I32 => data
-                .iter()
-                .map(|x| f32::from_bits((x * 9.0) as i32 as u32))
-                .collect(),
+            Elem::I32 => data.iter().map(integer).collect(),
         }
     };
-    let prologues: Vec<_> = spec
-        .prologue_inputs
-        .iter()
-        .zip(10..)
-        .map(|(v, s)| input(v, m, k, s))
-        .collect();
-    let epilogues: Vec<_> = spec
-        .epilogue_inputs
-        .iter()
-        .zip(20..)
-        .map(|(v, s)| input(v, batches * m, n, s))
-        .collect();
-    let outputs = spec.n_outputs as usize;
+    let inputs = |views: &[View], rows: usize, columns: usize, seed: u32| {
+        views
+            .iter()
+            .zip(seed..)
+            .map(|(view, seed)| input(view, rows, columns, seed))
+            .collect()
+    };
+    Operands {
+        a: numbers(
+            extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]),
+            1,
+        ),
+        b: numbers(
+            extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]),
+            2,
+        ),
+        prologues: inputs(&spec.prologue_inputs, size(&spec.m), size(&spec.k), 10),
+        epilogues: inputs(&spec.epilogue_inputs, rows, size(&spec.n), 20),
+    }
+}
+
+/// Launches the spec on random operands and compares each output with the plain loop.
+fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
+    let operands = operands(spec);
+    let elements = size(&spec.batch) * size(&spec.m) * size(&spec.n);
     let whole = KernelSpec::Contract(spec.clone());
-    let data: Vec<&Vec<f32>> = [&a, &b]
-        .into_iter()
-        .chain(&prologues)
-        .chain(&epilogues)
-        .collect();
+    let mut data = vec![&operands.a, &operands.b];
+    data.extend(operands.prologues.iter().chain(&operands.epilogues));
     let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64 * 4).collect();
-    sizes.extend(vec![(batches * m * n) as u64 * 4; outputs]);
+    sizes.extend(vec![elements as u64 * 4; spec.n_outputs as usize]);
     sizes.push(workspace_bytes(&whole, device.units()));
     let buffers = Buffers::new(device, &sizes);
     for (i, values) in data.iter().enumerate() {
@@ -222,50 +222,56 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     }
     let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
     device.launch(&whole, &args);
-    let got: Vec<Vec<f32>> = (0..outputs)
+    let outputs = 0..spec.n_outputs as usize;
+    let got: Vec<Vec<f32>> = outputs
         .map(|o| buffers.read(device, data.len() + o))
         .collect();
-    for row in 0..batches * m {
-        let (batch, i) = (row / m, row % m);
-        let (a0, b0) = (
-            offset(&spec.batch, batch, false),
-            offset(&spec.batch, batch, true),
-        );
-        let a_row: Vec<f64> = (0..k)
-            .map(|p| {
-                let at = a0 + offset(&spec.m, i, false) + offset(&spec.k, p, false);
-                let load = |v: usize| view_at(&spec.prologue_inputs[v], &prologues[v], i, p);
-                let (registers, _) = run(&spec.prologue, f64::from(a[at]), load);
-                registers[if spec.prologue.is_empty() {
-                    0
-                } else {
-                    spec.prologue_result as usize
-                }]
-            })
-            .collect();
-        for j in 0..n {
-            let (mut sum, mut scale) = (0.0, 0.0);
-            for (p, a_value) in a_row.iter().enumerate() {
-                let at = b0 + offset(&spec.n, j, false) + offset(&spec.k, p, true);
-                sum += a_value * f64::from(b[at]);
-                scale += (a_value * f64::from(b[at])).abs();
-            }
-            let load = |v: usize| view_at(&spec.epilogue_inputs[v], &epilogues[v], row, j);
-            let (_, mut stores) = run(&spec.epilogue, sum, load);
-            if spec.epilogue.is_empty() {
-                stores.push((0, sum));
-            }
-            for (output, want) in stores {
-                let value = f64::from(got[output][row * n + j]);
-                let bound = tolerance(k) * (scale + want.abs() + 1.0);
-                assert!(
-                    (value - want).abs() <= bound,
-                    "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
-                );
-            }
-        }
+    for row in 0..size(&spec.batch) * size(&spec.m) {
+        compare_row(spec, &operands, row, &got);
     }
     got
+}
+
+fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<f32>]) {
+    let (m, n, k) = (size(&spec.m), size(&spec.n), size(&spec.k));
+    let (batch, i) = (row / m, row % m);
+    let a0 = offset(&spec.batch, batch, false) + offset(&spec.m, i, false);
+    let b0 = offset(&spec.batch, batch, true);
+    let result = if spec.prologue.is_empty() {
+        0
+    } else {
+        spec.prologue_result as usize
+    };
+    let prepare = |p: usize| -> f64 {
+        let load = |v: usize| view_at(&spec.prologue_inputs[v], &operands.prologues[v], i, p);
+        let value = operands.a[a0 + offset(&spec.k, p, false)];
+        run(&spec.prologue, f64::from(value), load).0[result]
+    };
+    let a_row: Vec<f64> = (0..k).map(prepare).collect();
+    let b_offsets: Vec<usize> = (0..k).map(|p| b0 + offset(&spec.k, p, true)).collect();
+    for j in 0..n {
+        let (mut sum, mut scale) = (0.0, 0.0);
+        let from = offset(&spec.n, j, false);
+        for (a, at) in a_row.iter().zip(&b_offsets) {
+            let product = a * f64::from(operands.b[at + from]);
+            sum += product;
+            scale += product.abs();
+        }
+        let load = |v: usize| view_at(&spec.epilogue_inputs[v], &operands.epilogues[v], row, j);
+        let (_, mut stores) = run(&spec.epilogue, sum, load);
+        if spec.epilogue.is_empty() {
+            stores.push((0, sum));
+        }
+        for (output, want) in stores {
+            let value = f64::from(got[output][row * n + j]);
+            // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
+            let bound = tolerance(k) * (scale + want.abs() + 1.0);
+            assert!(
+                (value - want).abs() <= bound,
+                "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
+            );
+        }
+    }
 }
 
 fn check(spec: &ContractSpec) {

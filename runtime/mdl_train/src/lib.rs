@@ -1,10 +1,14 @@
-//! Placeholder.
+//! The training runtime: what happens around an executable. It decides nothing that the plan could have decided.
 
 pub mod checkpoint;
+pub mod compare;
 pub mod dataset;
 pub mod log;
+pub mod machine;
+pub mod model;
 pub mod packing;
 pub mod plot;
+pub mod runner;
 mod save;
 pub mod tokenizer;
 mod tokenizer_file;

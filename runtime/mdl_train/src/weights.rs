@@ -130,6 +130,21 @@ impl Weights {
         }
     }
 
+    /// Row-major ids.
+    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>, WeightsError> {
+        let entry = self.entry(name)?;
+        let file = &self.files[entry.file_idx];
+        if entry.dtype != Dtype::I64 {
+            return Err(WeightsError::Dtype {
+                name: name.to_owned(),
+                path: file.path.display().to_string(),
+                dtype: format!("{:?}", entry.dtype),
+            });
+        }
+        let id = |b: &[u8]| b.iter().rev().fold(0u64, |x, byte| x << 8 | u64::from(*byte)) as i64;
+        Ok(file.bytes[entry.range.clone()].chunks_exact(8).map(id).collect())
+    }
+
     /// Whether every tensor that the model has is here in its shape, and nothing else is.
     ///
     /// Two leftovers that published checkpoints hold are let be: tables of rotary frequencies,

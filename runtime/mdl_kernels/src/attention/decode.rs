@@ -126,15 +126,9 @@ fn visit<N: Size>(
     let mut largest = f32::NEG_INFINITY.runtime();
     let mut sum = 0.0f32.runtime();
     for s in range_stepped(first, end, lanes) {
-        let mut scores = Vector::<f32, N>::new(f32::NEG_INFINITY);
-        #[unroll]
-        for i in 0..lanes {
-            if s + i < end {
-                let at = base + (s + i) * stride;
-                let score = dot::<N>(q, row * shape.head, k, at, shape.head) * shape.scale();
-                scores.insert(i, visible(score, documents_t, documents_s, block, s + i, shape));
-            }
-        }
+        let scores = score_keys::<N>(
+            q, k, documents_t, documents_s, block, row, base, s, end, shape,
+        );
         let new = max(largest, max_lanes::<N>(scores));
         // Where nothing has been seen yet the maximum is −∞, and −∞ − −∞ is no number.
         let by = select(new == f32::NEG_INFINITY, 0.0, new);
@@ -179,7 +173,33 @@ fn visit<N: Size>(
     }
 }
 
-/// The score, or −∞ where another document's key is hidden from the query.
+/// One vector of scores from key `s`; −∞ from `end` on.
+#[cube]
+fn score_keys<N: Size>(
+    q: &[f32],
+    k: &[f32],
+    documents_t: &[i32],
+    documents_s: &[i32],
+    block: &Block,
+    row: usize,
+    base: usize,
+    s: usize,
+    end: usize,
+    #[comptime] shape: Shape,
+) -> Vector<f32, N> {
+    let mut scores = Vector::<f32, N>::new(f32::NEG_INFINITY);
+    #[unroll]
+    for i in 0..N::value() {
+        if s + i < end {
+            let at = base + (s + i) * comptime!(shape.key_stride());
+            let score = dot::<N>(q, row * shape.head, k, at, shape.head) * shape.scale();
+            scores.insert(i, visible(score, documents_t, documents_s, block, s + i, shape));
+        }
+    }
+    scores
+}
+
+/// The score, or −∞ where the window or another document hides the key.
 #[cube]
 fn visible(
     score: f32,

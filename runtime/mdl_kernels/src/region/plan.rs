@@ -78,6 +78,11 @@ impl Plan {
             row_registers: 0,
             block: 0,
         };
+        if plan.dims.is_empty() {
+            // A scalar is a row of one column.
+            plan.dims.push(1);
+            plan.inputs.iter_mut().chain(&mut plan.outputs).for_each(|view| view.strides.push(0));
+        }
         plan.row_registers = plan.count_row_registers();
         plan.merge(matches!(spec.walk, Walk::Rows));
         plan.choose_block(units, lanes);

@@ -15,6 +15,9 @@ use crate::program::{Registers, interpret};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 
+/// Vectors added before they go to the total: rounding errors grow with the square root of runs.
+const RUN: usize = 128;
+
 #[cube(launch_unchecked, address_type = "u64")]
 pub(crate) fn region_rows<N: Size>(
     inputs: &Sequence<Box<[f32]>>,
@@ -140,22 +143,24 @@ impl Piece<'_> {
         end: Index,
         totals: &mut Totals,
     ) {
-        let plan = self.views.plan;
-        let sums = Accumulators::<N>::new(scope, plan.reductions(phase));
-        let lanes = N::__expand_value(scope);
-        let step: Index = lanes.into_expand(scope);
-        let columns = range_stepped::expand(scope, first, end, step);
-        for_expand(scope, columns, false, |scope, column| {
-            let mut at = At {
-                views: self.views,
-                place: self.place,
-                column: Some(column),
-                rows: Rows::Scalars(rows),
-                sums: Some(&sums),
-            };
-            let program = &plan.phases[phase].cols;
-            interpret(scope, program, &mut Registers::<N>::new(), &mut at);
-        });
+        let slots = self.views.plan.reductions(phase);
+        let sums = Accumulators::<N>::new(scope, slots.clone());
+        let run = RUN * N::__expand_value(scope);
+        if slots.is_empty() || self.views.plan.columns() <= run {
+            self.columns::<N>(scope, phase, rows, first, end, &sums);
+        } else {
+            let terms = Accumulators::<N>::new(scope, slots);
+            let runs = range_stepped::expand(scope, first, end, run.into_expand(scope));
+            for_expand(scope, runs, false, |scope, from| {
+                let to = from.__expand_add_method(scope, run.into_expand(scope));
+                terms.reset(scope);
+                let to = min::expand(scope, to, end);
+                self.columns::<N>(scope, phase, rows, from, to, &terms);
+                for (register, _, value) in terms.values(scope) {
+                    sums.add(scope, register, value);
+                }
+            });
+        }
         for (register, reduction, value) in sums.values(scope) {
             let value = across_lanes::<N>(scope, reduction, value);
             match totals.iter_mut().find(|total| total.0 == register) {
@@ -163,6 +168,31 @@ impl Piece<'_> {
                 None => totals.push((register, reduction, value)),
             }
         }
+    }
+
+    /// The instructions at every vector of columns.
+    fn columns<N: Size>(
+        &self,
+        scope: &Scope,
+        phase: usize,
+        rows: &Registers<Const<1>>,
+        first: Index,
+        end: Index,
+        sums: &Accumulators<N>,
+    ) {
+        let step: Index = N::__expand_value(scope).into_expand(scope);
+        let columns = range_stepped::expand(scope, first, end, step);
+        for_expand(scope, columns, false, |scope, column| {
+            let mut at = At {
+                views: self.views,
+                place: self.place,
+                column: Some(column),
+                rows: Rows::Scalars(rows),
+                sums: Some(sums),
+            };
+            let program = &self.views.plan.phases[phase].cols;
+            interpret(scope, program, &mut Registers::<N>::new(), &mut at);
+        });
     }
 }
 

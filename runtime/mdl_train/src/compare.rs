@@ -1,0 +1,238 @@
+//! Compares a checkpoint with a reference: logits, every gradient, every optimizer step, the final parameters.
+
+use crate::machine::Machine;
+use crate::model::{Model, ModelError, read_param};
+use crate::runner::{Interpreter, Runner};
+use crate::weights::Weights;
+use mdl_check::entry::EntryOptions;
+use mdl_driver::pipeline::{Purpose, finish, state_layout};
+use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
+use mdl_kernels::Device;
+use mdl_passes::optimise::Optimizer;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// ‖difference‖ / ‖reference‖ that f32 arithmetic of these depths may reach: single precision has 6e-8, and sums of
+/// some thousand terms through a few layers lose two digits.
+pub const TOLERANCE: f64 = 1e-5;
+/// After a few AdamW steps: the first steps divide gradients by their own size, so errors of tiny gradients are
+/// enlarged up to the size of a step.
+pub const TOLERANCE_AFTER: f64 = 1e-4;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorError {
+    pub name: String,
+    pub error: f64,
+    pub tolerance: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    pub device: String,
+    pub tensors: Vec<TensorError>,
+    pub passed: bool,
+}
+
+impl Comparison {
+    pub fn worst(&self) -> Option<&TensorError> {
+        let share = |t: &TensorError| if t.error.is_nan() { f64::INFINITY } else { t.error / t.tolerance };
+        self.tensors.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+    }
+}
+
+/// What the reference holds.
+struct Answers {
+    weights: Weights,
+    ids: Vec<i32>,
+    targets: Vec<i32>,
+    batch: u64,
+    t: u64,
+    meta: Option<serde_json::Value>,
+}
+
+fn answers(path: &Path) -> Result<Answers, ModelError> {
+    let weights = Weights::open(path)?;
+    let [batch, t] = weights.shape("input_ids")? else {
+        return Err(ModelError::Form("`input_ids` has the shape [B, T]".into()));
+    };
+    let (batch, t) = (*batch, *t);
+    let ids = weights.read_i64("input_ids")?;
+    let labels = weights.read_i64("labels")?;
+    // Logits at position t predict labels[t + 1]; nothing follows the last position.
+    let target = |i: usize| match (i % t + 1 < t).then(|| labels[i + 1]) {
+        Some(label) if label >= 0 => label as i32,
+        _ => -1,
+    };
+    let meta = path.parent().map(|d| d.join("meta.json")).filter(|m| m.exists());
+    let meta = match meta {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| ModelError::File(path.clone(), e))?;
+            let json = serde_json::from_str(&text);
+            Some(json.map_err(|e| ModelError::Form(format!("meta.json is not JSON: {e}")))?)
+        }
+        None => None,
+    };
+    Ok(Answers {
+        targets: (0..labels.len()).map(target).collect(),
+        ids: ids.iter().map(|x| *x as i32).collect(),
+        batch: batch as u64,
+        t: t as u64,
+        meta,
+        weights,
+    })
+}
+
+/// Runs everything on the device or, with `interpreter`, in f64.
+pub fn compare(
+    checkpoint: &Path,
+    reference: &Path,
+    interpreter: bool,
+) -> Result<Comparison, ModelError> {
+    let mut model = Model::of_checkpoint(checkpoint)?;
+    let weights = Weights::open(checkpoint)?;
+    let answers = answers(reference)?;
+    let mut tensors = Vec::new();
+    let mut runner = open(&mut model, "logits", &Purpose::Forward, &answers, interpreter)?;
+    load(&mut runner.1, &runner.0, &weights)?;
+    runner.1.run();
+    let logits = read(&runner.1, &OutputRole::Value("logits".into()))?;
+    let expected = answers.weights.read_f32("logits")?;
+    tensors.push(error("logits", &logits, &expected, TOLERANCE));
+    gradients(&mut model, &weights, &answers, interpreter, &mut tensors)?;
+    if let Some(meta) = &answers.meta {
+        steps(&mut model, &weights, &answers, meta, interpreter, &mut tensors)?;
+    }
+    let passed = tensors.iter().all(|t| t.error <= t.tolerance);
+    let device = if interpreter { "interpreter" } else { "cpu" };
+    Ok(Comparison { device: device.into(), tensors, passed })
+}
+
+fn open(
+    model: &mut Model,
+    entry: &str,
+    purpose: &Purpose,
+    answers: &Answers,
+    interpreter: bool,
+) -> Result<(Graph, Runner), ModelError> {
+    let sizes = vec![("B".to_string(), answers.batch), ("T".to_string(), answers.t)];
+    let trace = model.compile(entry, &EntryOptions { sizes, documents: false }, purpose)?;
+    let graph = trace.at(Stage::Placed).unwrap_or(trace.last()).clone();
+    let mut runner = if interpreter {
+        Runner::Interpreter(Interpreter::new(graph.clone()))
+    } else {
+        let device = Arc::new(Device::cpu(None));
+        let state = state_layout(trace.last(), purpose);
+        let executable = finish(trace.last(), &state, device.units())?;
+        Runner::Machine(Box::new(Machine::new(device, executable)))
+    };
+    runner.write_data("tokens", &answers.ids);
+    runner.write_data("targets", &answers.targets);
+    Ok((graph, runner))
+}
+
+fn load(runner: &mut Runner, graph: &Graph, weights: &Weights) -> Result<(), ModelError> {
+    for (p, param) in graph.params.iter().enumerate() {
+        runner.write(&InputRole::Param(p), &read_param(weights, param)?);
+    }
+    Ok(())
+}
+
+fn read(runner: &Runner, role: &OutputRole) -> Result<Vec<f64>, ModelError> {
+    runner.read(role).ok_or_else(|| ModelError::Form(format!("the graph has no {role:?}")))
+}
+
+fn error(name: &str, got: &[f64], expected: &[f32], tolerance: f64) -> TensorError {
+    let square = |x: f64| x * x;
+    let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
+    let difference: f64 =
+        got.iter().zip(expected).map(|(g, e)| square(g - f64::from(*e))).sum();
+    let error = if got.len() != expected.len() {
+        f64::INFINITY
+    } else {
+        difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
+    };
+    TensorError { name: name.to_string(), error, tolerance }
+}
+
+/// One row for every stored tensor of every parameter, under `prefix`.
+fn stored(
+    graph: &Graph,
+    runner: &Runner,
+    role: fn(usize) -> OutputRole,
+    (prefix, tolerance): (&str, f64),
+    answers: &Answers,
+    tensors: &mut Vec<TensorError>,
+) -> Result<(), ModelError> {
+    for (p, param) in graph.params.iter().enumerate() {
+        let values = read(runner, &role(p))?;
+        for (name, range) in param.stored_tensors() {
+            let name = format!("{prefix}.{name}");
+            let expected = answers.weights.read_f32(&name)?;
+            let got = &values[range.start as usize..range.end as usize];
+            tensors.push(error(&name, got, &expected, tolerance));
+        }
+    }
+    Ok(())
+}
+
+fn gradients(
+    model: &mut Model,
+    weights: &Weights,
+    answers: &Answers,
+    interpreter: bool,
+    tensors: &mut Vec<TensorError>,
+) -> Result<(), ModelError> {
+    let (graph, mut runner) = open(model, "loss", &Purpose::Gradients, answers, interpreter)?;
+    load(&mut runner, &graph, weights)?;
+    runner.run();
+    let loss = read(&runner, &OutputRole::Value("loss".into()))?;
+    if let Some(expected) = answers.meta.as_ref().and_then(|m| m["loss"].as_f64()) {
+        tensors.push(error("loss", &loss, &[expected as f32], TOLERANCE));
+    }
+    stored(&graph, &runner, OutputRole::Grad, ("grad", TOLERANCE), answers, tensors)
+}
+
+fn steps(
+    model: &mut Model,
+    weights: &Weights,
+    answers: &Answers,
+    meta: &serde_json::Value,
+    interpreter: bool,
+    tensors: &mut Vec<TensorError>,
+) -> Result<(), ModelError> {
+    let number = |v: &serde_json::Value, default: f64| v.as_f64().unwrap_or(default);
+    let o = &meta["optimizer"];
+    let (beta1, beta2) = (number(&o["betas"][0], 0.9), number(&o["betas"][1], 0.95));
+    let optimizer = Optimizer {
+        beta1,
+        beta2,
+        eps: number(&o["eps"], 1e-8),
+        weight_decay: number(&o["weight_decay"], 0.0),
+        matrices_only: false,
+    };
+    let purpose = Purpose::Training(optimizer);
+    let (graph, mut runner) = open(model, "loss", &purpose, answers, interpreter)?;
+    load(&mut runner, &graph, weights)?;
+    let empty = Vec::new();
+    let list = meta["steps"].as_array().unwrap_or(&empty);
+    let scalar = |name: &str| InputRole::Scalar(name.to_string());
+    for (i, step) in list.iter().enumerate() {
+        let k = i as i32 + 1;
+        runner.write(&scalar("lr"), &[number(&o["lr"], 1e-3) as f32]);
+        runner.write(&scalar("clip"), &[number(&o["grad_clip"], 0.0) as f32]);
+        runner.write(&scalar("correct1"), &[(1.0 - beta1.powi(k)) as f32]);
+        runner.write(&scalar("correct2"), &[(1.0 - beta2.powi(k)) as f32]);
+        runner.run();
+        for (key, value) in [("loss", "loss"), ("grad_norm", "grad_norm")] {
+            if let Some(expected) = step[key].as_f64() {
+                let got = read(&runner, &OutputRole::Value(value.into()))?;
+                let name = format!("step {}.{key}", i + 1);
+                let tolerance = if key == "loss" { TOLERANCE } else { TOLERANCE_AFTER };
+                tensors.push(error(&name, &got, &[expected as f32], tolerance));
+            }
+        }
+    }
+    stored(&graph, &runner, OutputRole::Param, ("after", TOLERANCE_AFTER), answers, tensors)
+}
