@@ -88,11 +88,13 @@ enum Kept {
 #[derive(Debug)]
 struct RegionBackward {
     body: Body,
-    /// Active carries and constants, by argument number.
+    /// Carries of floats and active constants, by argument number.
     carries: Vec<usize>,
     consts: Vec<usize>,
     /// Stacked arguments whose gradient the region gives, in the order of its stacked results.
     stacked: Vec<usize>,
+    /// Stacked results whose gradient the region takes as its last stacked arguments.
+    emitted: Vec<usize>,
     /// Forward values for the region's own const and stacked inputs.
     const_args: Vec<ValueId>,
     stacked_args: Vec<ValueId>,
@@ -284,12 +286,14 @@ fn reversed(
     let mut bwd = Backward::split(fwd, stored);
     let active_consts: Vec<usize> = (carries..carries + consts).filter(|i| active[*i]).collect();
     let mut inputs = Vec::new();
-    for (i, out) in inner.outputs.iter().enumerate().take(carries) {
-        let ty = inner.ty(inner.inputs[i]).clone();
-        let name = format!("g.{}", inner.name(inner.inputs[i]));
+    let float = |id: ValueId| inner.ty(id).dtype == DType::F32;
+    let floats: Vec<usize> = (0..carries).filter(|i| float(inner.inputs[*i])).collect();
+    for i in &floats {
+        let ty = inner.ty(inner.inputs[*i]).clone();
+        let name = format!("g.{}", inner.name(inner.inputs[*i]));
         let g = bwd.writer().input(&name, ty);
         inputs.push(g);
-        bwd.add(*out, g, Place::default())?;
+        bwd.add(inner.outputs[*i], g, Place::default())?;
     }
     let mut sums = Vec::new();
     for i in &active_consts {
@@ -298,10 +302,20 @@ fn reversed(
         inputs.push(g);
         sums.push(g);
     }
+    let emitted: Vec<usize> = (carries..inner.outputs.len())
+        .filter(|i| bwd.fwd.active.contains(&inner.outputs[*i]))
+        .collect();
+    let mut emitted_in = Vec::new();
+    for i in &emitted {
+        let out = inner.outputs[*i];
+        let g = bwd.writer().input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
+        emitted_in.push(g);
+        bwd.add(out, g, Place::default())?;
+    }
     bwd.run(inner)?;
     let mut outputs = Vec::new();
-    for i in 0..carries {
-        let input = inner.inputs[i];
+    for i in &floats {
+        let input = inner.inputs[*i];
         outputs.push(bwd.input_gradient(input, inner.ty(input))?);
     }
     for (i, sum) in active_consts.iter().zip(sums) {
@@ -319,12 +333,12 @@ fn reversed(
         bwd.writer().body.values[g.index()].name = name;
         outputs.push(g);
     }
-    bwd.close(inner, (carries, consts), inputs, outputs, residuals).map(|mut plan| {
-        plan.carries = (0..carries).collect();
-        plan.consts = active_consts;
-        plan.stacked = stacked;
-        plan
-    })
+    let mut plan = bwd.close(inner, (carries, consts), (inputs, emitted_in), outputs, residuals)?;
+    plan.carries = floats;
+    plan.consts = active_consts;
+    plan.stacked = stacked;
+    plan.emitted = emitted;
+    Ok(plan)
 }
 
 /// Elementwise values that are in memory whatever happens: operands of contractions and calls, and sums that end a
@@ -541,6 +555,9 @@ impl<'a> Backward<'a> {
         let carries = args.len();
         args.extend(&plan.const_args);
         args.extend(&plan.stacked_args);
+        for e in &plan.emitted {
+            args.push(self.input_gradient(node.results[*e], body.ty(node.results[*e]))?);
+        }
         let summed = plan.carries.iter().chain(&plan.consts);
         let targets: Vec<usize> = summed.chain(&plan.stacked).copied().collect();
         let results = targets
@@ -569,7 +586,7 @@ impl<'a> Backward<'a> {
         self,
         inner: &Body,
         (carries, consts): (usize, usize),
-        carried: Vec<ValueId>,
+        (carried, emitted): (Vec<ValueId>, Vec<ValueId>),
         outputs: Vec<ValueId>,
         residuals: &mut Vec<ValueId>,
     ) -> Result<RegionBackward, String> {
@@ -592,6 +609,7 @@ impl<'a> Backward<'a> {
         split.b.body.inputs = carried
             .into_iter()
             .chain(const_in.iter().chain(&stacked_in).map(|(_, id)| *id))
+            .chain(emitted)
             .collect();
         let args = |list: &[(usize, ValueId)]| {
             list.iter().map(|(n, _)| ValueId(*n as u32)).collect::<Vec<_>>()
@@ -603,6 +621,7 @@ impl<'a> Backward<'a> {
             carries: Vec::new(),
             consts: Vec::new(),
             stacked: Vec::new(),
+            emitted: Vec::new(),
         })
     }
 }

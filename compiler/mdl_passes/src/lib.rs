@@ -6,6 +6,7 @@ pub mod executable;
 pub mod fuse;
 pub mod group;
 pub mod hoist;
+pub mod incremental;
 pub mod layout;
 pub mod lower;
 pub mod mask;

@@ -364,7 +364,9 @@ impl Lowering {
         let mut locs: Vec<Loc> = node.args.iter().map(|a| places[a].clone()).collect();
         let region = is_region(&node.op);
         let contraction = matches!(node.op, Op::Call { kernel: Kernel::Contraction, .. });
-        if !region {
+        // The sum of squares runs over the whole section of gradients, padding (zeros) included.
+        let section = matches!(node.op, Op::Call { kernel: Kernel::SumOfSquares, .. });
+        if !region && !section {
             for (loc, a) in locs.iter_mut().zip(&node.args) {
                 let ty = body.ty(*a);
                 // A contraction packs from any strides, but starts at the buffer's alignment.

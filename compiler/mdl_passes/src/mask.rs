@@ -87,8 +87,7 @@ fn position<'b>(
         Node { op: Op::Position(axis), .. } => Some((axis.name.clone(), false)),
         Node { op: Op::Binary(Binary::Add), args, .. } => {
             let (name, _) = position(args[0], body, node)?;
-            let start = body.inputs.contains(&args[1]) || node(args[1]).is_some();
-            (start && body.ty(args[1]).axes.is_empty()).then_some((name, true))
+            body.ty(args[1]).axes.is_empty().then_some((name, true))
         }
         _ => None,
     }

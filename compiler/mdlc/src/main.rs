@@ -1,1 +1,98 @@
-fn main() {}
+//! `mdlc`: write down, check, plan, train and compare language models.
+
+mod commands;
+mod flags;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "mdlc",
+    version,
+    about = "Checks, plans and trains language models written in .mdl",
+    after_help = "FILE is a path or the name of an embedded model, such as `llama`.\n\
+                  In names of flags, dashes and underscores are the same.\n\n\
+                  Train a small Llama on a text and let it write:\n  \
+                  mdlc train llama --preset bytes_small --tokenizer bytes --dataset book.txt \\\n       \
+                  --validation_split 0.1 --max_context_width 256 --train_batch_size 8 \\\n       \
+                  --max_steps 500 --lr 2e-3 --checkpoint_dir run\n  \
+                  mdlc generate run --prompt \"Once\" --max_tokens 200 --temperature 0.8"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a model file: names, shapes, presets and their assertions
+    Check(commands::check::Args),
+    /// Put model files into the canonical format
+    Fmt(commands::fmt::Args),
+    /// Explain an error code, or list all of them
+    Explain(commands::explain::Args),
+    /// Print one stage of the compilation
+    Dump(commands::dump::Args),
+    /// Say what a training step needs, without running it
+    Plan(commands::plan::Args),
+    /// Train a model
+    Train(commands::train::Args),
+    /// Continue a text
+    Generate(commands::generate::Args),
+    /// Mean loss and perplexity of a checkpoint on a data set
+    Eval(commands::eval::Args),
+    /// Compare a checkpoint's logits, gradients and optimizer steps with a reference
+    Compare(commands::compare::Args),
+    /// Measure kernels and the training step against this machine's limits
+    Bench(commands::bench::Args),
+}
+
+/// What a command ends with: nothing to add, or a message for standard error and a failing exit status.
+type Outcome = Result<(), Failure>;
+
+/// A message that says what is wrong and what to do.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: std::fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+/// `--train-batch-size` means `--train_batch_size`; values stay as they are.
+fn underscored(arg: String) -> String {
+    match arg.strip_prefix("--") {
+        Some(rest) if !rest.is_empty() => match rest.split_once('=') {
+            Some((name, value)) => format!("--{}={value}", name.replace('-', "_")),
+            None => format!("--{}", rest.replace('-', "_")),
+        },
+        _ => arg,
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(std::env::args().map(underscored));
+    let outcome = match cli.command {
+        Command::Check(args) => commands::check::run(&args),
+        Command::Fmt(args) => commands::fmt::run(&args),
+        Command::Explain(args) => commands::explain::run(&args),
+        Command::Dump(args) => commands::dump::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(message)) => {
+            if !message.is_empty() {
+                eprintln!("{}", message.trim_end());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod compare;
 pub mod dataset;
+pub mod generate;
 pub mod log;
 pub mod machine;
 pub mod model;
@@ -10,6 +11,7 @@ pub mod packing;
 pub mod plot;
 pub mod runner;
 mod save;
+pub mod session;
 pub mod tokenizer;
 mod tokenizer_file;
 pub mod weights;

@@ -1,0 +1,219 @@
+//! `mdlc bench`: kernels and the training step against this machine's measured limits.
+
+use super::say;
+use crate::flags::TrainingFlags;
+use crate::{Failure, Outcome};
+use clap::{Parser, ValueEnum};
+use mdl_ir::kernel::{
+    AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes,
+};
+use mdl_kernels::{Device, measure_fma_peak};
+use mdl_train::model::Model;
+use mdl_train::packing::Batch;
+use mdl_train::session::Session;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum What {
+    /// Contractions of the Llama shapes, forward and both backward forms
+    Gemm,
+    /// Attention forward and backward
+    Attention,
+    /// The whole training step of a model
+    Step,
+}
+
+#[derive(Debug, Parser)]
+pub struct Args {
+    what: What,
+    /// Model of `step`
+    #[arg(long, default_value = "llama")]
+    file: String,
+    #[arg(long, default_value = "llama_15m")]
+    preset: String,
+    /// Timed runs; the median counts
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
+    #[command(flatten)]
+    training: TrainingFlags,
+    /// One JSON array on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let device = Arc::new(Device::cpu(args.training.threads));
+    let rows = match args.what {
+        What::Gemm => gemm(&device, args.runs),
+        What::Attention => attention(&device, args),
+        What::Step => step(&device, args)?,
+    };
+    if args.json {
+        say(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
+        return Ok(());
+    }
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let form = row["form"].as_str().unwrap_or("");
+        say(&format!(
+            "{:<28} {form:<10} {:>9.1} GFLOP/s  {:>5.1} % of the peak {:.0}{}\n",
+            row["shape"].to_string(),
+            number("gflops"),
+            100.0 * number("fraction_of_peak"),
+            number("peak_gflops"),
+            row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
+        ));
+    }
+    Ok(())
+}
+
+/// Median seconds of `runs` launches after a warm-up.
+fn median(device: &Device, runs: usize, mut f: impl FnMut()) -> f64 {
+    for _ in 0..2 {
+        f();
+    }
+    device.sync();
+    let mut times: Vec<f64> = (0..runs.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            device.sync();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// A row of the report. The peak is measured right beside the run, since other work shares the machine.
+fn row(device: &Device, shape: &[u64], form: &str, flops: f64, seconds: f64) -> Value {
+    let peak = measure_fma_peak(device);
+    let gflops = flops / seconds / 1e9;
+    json!({
+        "implementation": "mdl", "shape": shape, "form": form, "dtype": "f32",
+        "threads": device.units(), "gflops": gflops, "peak_gflops": peak,
+        "fraction_of_peak": gflops / peak,
+    })
+}
+
+/// m, n, k of the forward contractions: cubes, then those of llama_15m (batch 8 × 256) and llama_110m (2 × 1024).
+const SHAPES: &[[u64; 3]] = &[
+    [512, 512, 512],
+    [768, 768, 768],
+    [1024, 1024, 1024],
+    [2048, 2048, 2048],
+    [2048, 288, 288],
+    [2048, 768, 288],
+    [2048, 288, 768],
+    [2048, 32000, 288],
+    [2048, 768, 768],
+    [2048, 2048, 768],
+    [2048, 768, 2048],
+    [2048, 32000, 768],
+];
+
+fn gemm(device: &Device, runs: usize) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for [m, n, k] in SHAPES {
+        // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m, k]
+        let forms = [
+            ("forward", [*m, *n, *k], [*k, 1], [1, *k]),
+            ("backward_x", [*m, *k, *n], [*n, 1], [*k, 1]),
+            ("backward_w", [*n, *k, *m], [1, *n], [*k, 1]),
+        ];
+        for (form, [m, n, k], a, b) in forms {
+            let dim = |size: u64, stride: u64, stride_b: u64| {
+                vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
+            };
+            let spec = KernelSpec::Contract(ContractSpec {
+                batch: Vec::new(),
+                m: dim(m, a[0], 0),
+                n: dim(n, b[1], 0),
+                k: dim(k, a[1], b[0]),
+                prologue_inputs: Vec::new(),
+                prologue: Vec::new(),
+                prologue_result: 0,
+                epilogue_inputs: Vec::new(),
+                epilogue: Vec::new(),
+                n_outputs: 1,
+            });
+            let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
+            rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
+        }
+    }
+    rows
+}
+
+/// Times one kernel on buffers of these lengths (in elements) and its workspace.
+fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64 {
+    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * 4).collect();
+    let workspace = workspace_bytes(spec, device.units());
+    if workspace > 0 {
+        bytes.push(workspace);
+    }
+    let mut offsets = Vec::new();
+    let mut total = 0;
+    for b in &bytes {
+        offsets.push(total);
+        total += b.next_multiple_of(256);
+    }
+    let arena = device.alloc(total);
+    let args: Vec<_> = offsets.iter().zip(&bytes).map(|(o, b)| arena.slice(*o, *b)).collect();
+    median(device, runs, || device.launch(spec, &args))
+}
+
+fn attention(device: &Device, args: &Args) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for t in [256u32, 512, 1024, 2048] {
+        for head in [48u32, 64, 128] {
+            let spec = AttentionSpec {
+                batch: 1,
+                t,
+                s: t,
+                kv_heads: 6,
+                group: 1,
+                head,
+                scale: 1.0 / (head as f32).sqrt(),
+                mask: MaskSpec { causal: true, ..MaskSpec::default() },
+            };
+            let (x, lse) = (u64::from(t * 6 * head), u64::from(t * 6));
+            // Half of the scores are masked: q·k and p·v forward, five such products backward.
+            let product = f64::from(t) * f64::from(t) * f64::from(6 * head);
+            let forward = KernelSpec::Attention(spec.clone());
+            let seconds = time(device, &forward, &[x, x, x, x, lse], args.runs);
+            let shape = [1, u64::from(t), 6, u64::from(head)];
+            rows.push(row(device, &shape, "forward", 2.0 * product, seconds));
+            let backward = KernelSpec::AttentionGrad(spec);
+            let lengths = [x, x, x, x, lse, x, x, x, x];
+            let seconds = time(device, &backward, &lengths, args.runs);
+            rows.push(row(device, &shape, "backward", 5.0 * product, seconds));
+        }
+    }
+    rows
+}
+
+fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
+    let model = Model::open(&args.file, Some(&args.preset))?;
+    let vocab = model.size("vocab").unwrap_or(256);
+    let mut session = Session::open(model, args.training.settings(), device.clone())?;
+    let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
+    let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
+    let batch = Batch {
+        targets: ids.iter().map(|i| (i + 1) % vocab as i32).collect(),
+        tokens: ids,
+        documents: vec![0; b * t],
+        batch_size: b,
+        t,
+    };
+    let flops = session.train.executable.work().0 as f64;
+    let seconds = median(device, args.runs, || {
+        session.step(&batch);
+    });
+    let mut row = row(device, &[b as u64, t as u64], "step", flops, seconds);
+    row["preset"] = json!(args.preset);
+    row["tokens_per_s"] = json!((b * t) as f64 / seconds);
+    row["step_ms"] = json!(seconds * 1e3);
+    Ok(vec![row])
+}

@@ -1,0 +1,288 @@
+//! `mdlc train`: compile and run.
+
+use crate::flags::TrainingFlags;
+use crate::{Failure, Outcome};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use mdl_kernels::{Device, measure_fma_peak};
+use mdl_train::checkpoint::{self, Checkpoint};
+use mdl_train::dataset::{self, DataError, Split};
+use mdl_train::log::{JsonLog, Line, Record};
+use mdl_train::model::Model;
+use mdl_train::packing::{Evaluation, Stream};
+use mdl_train::session::Session;
+use mdl_train::tokenizer::Tokenizer;
+use mdl_train::weights::Weights;
+use mdl_train::{log, plot};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// A path, or the name of an embedded model
+    file: String,
+    #[arg(long)]
+    preset: Option<String>,
+    /// Text files, .jsonl or .json.gz; folders and globs too
+    #[arg(long, required = true, num_args = 1..)]
+    dataset: Vec<String>,
+    /// The last part of each file is never trained on
+    #[arg(long = "validation_split")]
+    validation_split: Option<f64>,
+    /// Files to validate on instead
+    #[arg(long = "validation_dataset", num_args = 1.., conflicts_with = "validation_split")]
+    validation_dataset: Vec<String>,
+    /// bytes, a tokenizer.json or a directory that has one
+    #[arg(long, default_value = "bytes")]
+    tokenizer: String,
+    /// Let sequences attend across documents
+    #[arg(long = "cross_documents", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    cross_documents: u8,
+    /// Validate every so many steps, and at the end
+    #[arg(long = "validation_freq")]
+    validation_freq: Option<u64>,
+    /// Batches of each validation; 0 is the whole set
+    #[arg(long = "validation_batches", default_value_t = 10)]
+    validation_batches: usize,
+    #[arg(long = "checkpoint_dir")]
+    checkpoint_dir: Option<PathBuf>,
+    /// Save every so many steps, and at the end
+    #[arg(long = "checkpoint_freq", default_value_t = 1000)]
+    checkpoint_freq: u64,
+    /// Go on from the newest complete checkpoint in this directory
+    #[arg(long = "resume_from_checkpoint")]
+    resume_from_checkpoint: Option<PathBuf>,
+    /// Start from the weights of this checkpoint with a fresh optimizer
+    #[arg(long = "init_from", conflicts_with = "resume_from_checkpoint")]
+    init_from: Option<PathBuf>,
+    /// Log every so many steps
+    #[arg(long = "logging_freq", default_value_t = 1)]
+    logging_freq: u64,
+    /// Records as JSON lines; the loss curve is drawn beside it as .svg
+    #[arg(long = "log_json")]
+    log_json: Option<PathBuf>,
+    #[command(flatten)]
+    training: TrainingFlags,
+}
+
+/// An error with its code in front.
+fn coded(code: &str, e: impl std::fmt::Display) -> Failure {
+    Failure(format!("error[{code}]: {e}"))
+}
+
+fn data(e: DataError) -> Failure {
+    coded(e.code(), e)
+}
+
+struct Data {
+    stream: Stream,
+    validation: Option<Evaluation>,
+}
+
+fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
+    let documents = dataset::documents(&args.dataset).map_err(data)?;
+    let mut split = match args.validation_split {
+        Some(fraction) => dataset::split(documents, fraction).map_err(data)?,
+        None => Split { training: documents, validation: Vec::new() },
+    };
+    if !args.validation_dataset.is_empty() {
+        split.validation = dataset::documents(&args.validation_dataset).map_err(data)?;
+    }
+    let t = args.training.max_context_width as usize;
+    let stream = Stream::from_documents(&split.training, tokenizer, args.training.seed)?;
+    let stream = if args.cross_documents == 1 { stream.crossing_documents() } else { stream };
+    stream.samples_per_epoch(t).map_err(data)?;
+    let validation = match split.validation.is_empty() {
+        true => None,
+        false => Some(Evaluation::from_documents(&split.validation, tokenizer, t)?),
+    };
+    Ok(Data { stream, validation })
+}
+
+fn found(args: &Args) -> Result<Option<Checkpoint>, Failure> {
+    let Some(dir) = &args.resume_from_checkpoint else { return Ok(None) };
+    let checkpoint = match checkpoint::newest(dir)? {
+        None => None,
+        Some(_) => Some(checkpoint::open(dir)?),
+    };
+    match &checkpoint {
+        Some(c) => c.notes.iter().for_each(|note| eprintln!("note: {note}")),
+        None => eprintln!("note: no checkpoint in `{}` yet, starting fresh", dir.display()),
+    }
+    Ok(checkpoint)
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let mut model = Model::open(&args.file, args.preset.as_deref())?;
+    model.front.check();
+    if model.front.failed() {
+        return Err(Failure(model.front.report(false)));
+    }
+    let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32) as usize;
+    let tokenizer =
+        Tokenizer::open(&args.tokenizer, vocab).map_err(|e| coded(e.code(), e))?;
+    if let Some(note) = tokenizer.note() {
+        eprintln!("note: {note}");
+    }
+    let data = open_data(args, &tokenizer)?;
+    let device = Arc::new(Device::cpu(args.training.threads));
+    let mut session = Session::open(model, args.training.settings(), device)?;
+    if let Some(dir) = &args.init_from {
+        let dir = checkpoint::model_directory(dir)?;
+        session.load_weights(&Weights::open(&dir).map_err(|e| coded(e.code(), e))?)?;
+    }
+    if let Some(checkpoint) = found(args)? {
+        session.resume(&checkpoint)?;
+        eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
+    }
+    let executable = &session.train.executable;
+    eprintln!(
+        "{}: {} parameters; {} bytes planned, {} launches a step",
+        session.model.name,
+        session.graph.param_count(),
+        executable.state_bytes + executable.work_bytes,
+        executable.launches(),
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    // Only the first handler of a process can be set; there is no other.
+    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
+    let log = match &args.log_json {
+        Some(path) => {
+            Some(JsonLog::open(path, session.step).map_err(|e| coded(e.code(), e))?)
+        }
+        None => None,
+    };
+    Run { args, session, data, tokenizer, log, stop, saved: None }.train()
+}
+
+struct Run<'a> {
+    args: &'a Args,
+    session: Session,
+    data: Data,
+    tokenizer: Tokenizer,
+    log: Option<JsonLog>,
+    stop: Arc<AtomicBool>,
+    saved: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    fn train(mut self) -> Outcome {
+        let max = self.session.settings.max_steps;
+        let (b, t) = (self.session.settings.batch, self.session.settings.t);
+        let bar = progress(max, self.session.step);
+        let flops = self.session.train.executable.work().0 as f64;
+        let peak = measure_fma_peak(&self.session.train.device) * 1e9;
+        while self.session.step < max && !self.stop.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            let cursor = self.session.cursor;
+            let batch = self.data.stream.batch(cursor, b as usize, t as usize).map_err(data)?;
+            let report = self.session.step(&batch);
+            let step = self.session.step;
+            if !report.loss.is_finite() || !report.grad_norm.is_finite() {
+                return Err(self.not_finite(step, cursor, report.loss));
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            let line = Line {
+                batch: step,
+                loss: report.loss,
+                samples_per_s: b as f64 / seconds,
+                tokens_per_s: (b * t) as f64 / seconds,
+                tflops_per_device: flops / seconds / 1e12,
+                mfu: flops / seconds / peak,
+                lr: report.lr,
+            };
+            let last = step == max;
+            if last || step.is_multiple_of(self.args.logging_freq.max(1)) {
+                bar.suspend(|| eprintln!("{line}"));
+            }
+            let validation = self.validation(step, last, &bar);
+            bar.set_message(format!("loss {:.4}", report.loss));
+            bar.set_position(step);
+            self.record(&line, report.grad_norm, validation)?;
+            if step.is_multiple_of(self.args.checkpoint_freq.max(1)) && !last {
+                self.save();
+            }
+        }
+        bar.finish_and_clear();
+        self.save();
+        self.draw()
+    }
+
+    fn not_finite(&self, step: u64, sample: u64, loss: f64) -> Failure {
+        let good = match &self.saved {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "there is no checkpoint of this run".to_string(),
+        };
+        let message = format!(
+            "the loss or the gradient of step {step} is not finite (loss {loss}), in the batch from \
+             sample {sample}; {good}; lower --lr, or raise --warmup"
+        );
+        coded("E0951", message)
+    }
+
+    fn validation(&self, step: u64, last: bool, bar: &ProgressBar) -> Option<(f64, u64)> {
+        let freq = self.args.validation_freq?;
+        if !last && !step.is_multiple_of(freq.max(1)) {
+            return None;
+        }
+        let data = self.data.validation.as_ref()?;
+        let (loss, tokens) = self.session.validate(data, self.args.validation_batches);
+        bar.suspend(|| {
+            eprintln!(
+                "Batch {step} Validation loss: {loss:.5}, perplexity: {:.4}, tokens: {tokens}",
+                loss.exp()
+            );
+        });
+        Some((loss, tokens))
+    }
+
+    fn record(&mut self, line: &Line, grad_norm: f64, validation: Option<(f64, u64)>) -> Outcome {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let record = Record {
+            step: line.batch,
+            loss: line.loss,
+            lr: line.lr,
+            grad_norm,
+            tokens_per_s: line.tokens_per_s,
+            val_loss: validation.map(|(loss, _)| loss),
+            val_tokens: validation.map(|(_, tokens)| tokens),
+        };
+        log.append(&record).map_err(|e| coded(e.code(), e))
+    }
+
+    /// A failed save is reported, and training goes on.
+    fn save(&mut self) {
+        let Some(dir) = &self.args.checkpoint_dir else { return };
+        let json = self.tokenizer.json().map(<[u8]>::to_vec);
+        let ids = [self.tokenizer.bos(), self.tokenizer.eos()];
+        let snapshot = self.session.snapshot(json, ids);
+        match checkpoint::save(dir, &snapshot, None) {
+            Ok(path) => {
+                eprintln!("saved {}", path.display());
+                self.saved = Some(path);
+            }
+            Err(e) => eprintln!("error[{}]: {e}; training goes on", e.code()),
+        }
+    }
+
+    fn draw(&self) -> Outcome {
+        let Some(path) = &self.args.log_json else { return Ok(()) };
+        let records = log::read(path).map_err(|e| coded(e.code(), e))?;
+        let svg: &Path = &path.with_extension("svg");
+        if !records.is_empty() {
+            plot::write(svg, &records, &self.session.model.name)
+                .map_err(|e| coded(e.code(), e))?;
+            eprintln!("loss curve: {}", svg.display());
+        }
+        Ok(())
+    }
+}
+
+fn progress(max: u64, done: u64) -> ProgressBar {
+    let bar = ProgressBar::new(max).with_position(done);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}  eta {eta}");
+    bar.with_style(style.expect("the template is valid"))
+}

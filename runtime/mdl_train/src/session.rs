@@ -1,0 +1,309 @@
+//! A training session: weights resident, ready to step. What a step does is in the executable.
+
+use crate::checkpoint::{Checkpoint, Parameter, Snapshot};
+use crate::machine::Machine;
+use crate::model::{Model, ModelError, initial, read_param, stored_shape};
+use crate::packing::{Batch, Cursor, Evaluation};
+use crate::weights::Weights;
+use mdl_check::entry::{EntryOptions, function};
+use mdl_driver::pipeline::{Purpose, Trace, finish, state_layout};
+use mdl_ir::graph::{Body, Graph, InputRole, Stage, ValueId};
+use mdl_ir::interp::{Env, run};
+use mdl_ir::op::Op;
+use mdl_ir::tensor::Tensor;
+use mdl_ir::tensor_type::{DType, Type};
+use mdl_kernels::Device;
+use mdl_passes::executable::Executable;
+use mdl_passes::optimise::Optimizer;
+use mdl_syntax::diag::Sink;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What a run decides; stored with its checkpoints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    pub batch: u64,
+    pub t: u64,
+    pub val_batch: u64,
+    pub max_steps: u64,
+    pub lr: f64,
+    pub min_lr: f64,
+    /// constant, linear, cosine, exponential or wsd: a function of `std.optim`.
+    pub lr_decay_style: String,
+    pub lr_decay_iters: u64,
+    /// Fraction of the steps that warm up.
+    pub warmup: f64,
+    pub weight_decay: f64,
+    pub matrices_only: bool,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub grad_clip: f64,
+    pub seed: u64,
+}
+
+/// What a step reports.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Mean over valid targets, nats.
+    pub loss: f64,
+    pub grad_norm: f64,
+    pub lr: f64,
+}
+
+/// The learning rate as the standard library defines it, evaluated in f64 on the host.
+#[derive(Debug)]
+pub struct Schedule {
+    body: Body,
+    warm: f64,
+    steps: f64,
+    lr: f64,
+    min_lr: f64,
+}
+
+impl Schedule {
+    pub fn new(model: &Model, settings: &Settings) -> Result<Schedule, ModelError> {
+        let scalar = Type::scalar(DType::F32);
+        let style = settings.lr_decay_style.as_str();
+        let mut sink = Sink::default();
+        let known = ["constant", "linear", "cosine", "exponential", "wsd"];
+        let body = known.contains(&style).then(|| {
+            let types = vec![scalar; 5];
+            function(&model.front.program, "std.optim", style, &types, &[], &mut sink)
+        });
+        let Some(body) = body.flatten() else {
+            let message = format!("--lr_decay_style is one of {}", known.join(", "));
+            return Err(ModelError::Form(message));
+        };
+        let steps = settings.lr_decay_iters as f64;
+        let warm = (settings.warmup * steps).round();
+        Ok(Schedule { body, warm, steps, lr: settings.lr, min_lr: settings.min_lr })
+    }
+
+    /// The rate of step `step`, counted from 0.
+    pub fn at(&self, step: u64) -> f64 {
+        let inputs = [step as f64, self.warm, self.steps, self.lr, self.min_lr];
+        let scalar = |x: f64| Tensor::new(Type::scalar(DType::F32), vec![x]);
+        run(&self.body, inputs.map(scalar).to_vec(), &Env::default())[0].data[0]
+    }
+}
+
+#[derive(Debug)]
+pub struct Session {
+    pub model: Model,
+    pub settings: Settings,
+    pub step: u64,
+    pub cursor: u64,
+    pub graph: Graph,
+    pub train: Machine,
+    validate: Machine,
+    schedule: Schedule,
+    /// Shapes under which parameters are stored.
+    shapes: Vec<Vec<usize>>,
+}
+
+fn purpose(settings: &Settings) -> Purpose {
+    Purpose::Training(Optimizer {
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        eps: 1e-8,
+        weight_decay: settings.weight_decay,
+        matrices_only: settings.matrices_only,
+    })
+}
+
+fn options(batch: u64, t: u64) -> EntryOptions {
+    EntryOptions { sizes: vec![("B".to_string(), batch), ("T".to_string(), t)], documents: true }
+}
+
+/// The training step after every pass.
+pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
+    model.compile("loss", &options(settings.batch, settings.t), &purpose(settings))
+}
+
+/// The executables of a run: the training step, and the loss alone. They share the layout of the state.
+pub fn executables(
+    model: &mut Model,
+    settings: &Settings,
+    units: u32,
+) -> Result<(Graph, Executable, Executable), ModelError> {
+    let trace = training_trace(model, settings)?;
+    let state = state_layout(trace.last(), &purpose(settings));
+    let train = finish(trace.last(), &state, units)?;
+    let loss =
+        model.compile("loss", &options(settings.val_batch, settings.t), &Purpose::Forward)?;
+    let validate = finish(loss.last(), &state, units)?;
+    let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
+    Ok((graph, train, validate))
+}
+
+impl Session {
+    /// Compiles, allocates, and initialises the weights from the seed.
+    pub fn open(
+        mut model: Model,
+        settings: Settings,
+        device: Arc<Device>,
+    ) -> Result<Session, ModelError> {
+        let schedule = Schedule::new(&model, &settings)?;
+        let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
+        let inputs = input_axes(&graph);
+        let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
+        let train = Machine::new(device, train);
+        let validate = train.beside(validate);
+        let session =
+            Session { model, settings, step: 0, cursor: 0, graph, train, validate, schedule, shapes };
+        for (p, param) in session.graph.params.iter().enumerate() {
+            let values = initial(param, session.settings.seed);
+            session.train.write_input(&InputRole::Param(p), &values);
+        }
+        Ok(session)
+    }
+
+    /// Weights of a checkpoint, fresh optimizer.
+    pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
+        for (p, param) in self.graph.params.iter().enumerate() {
+            let values = read_param(weights, param)?;
+            self.train.write_input(&InputRole::Param(p), &values);
+        }
+        Ok(())
+    }
+
+    /// Weights, optimizer state, step and place in the data.
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+        self.load_weights(&checkpoint.weights()?)?;
+        let optimizer = checkpoint.optimizer()?;
+        for (p, param) in self.graph.params.iter().enumerate() {
+            let roles = [("m", InputRole::Moment1(p)), ("v", InputRole::Moment2(p))];
+            for (prefix, role) in roles {
+                let mut values = Vec::new();
+                for (name, _) in param.stored_tensors() {
+                    values.extend(optimizer.read_f32(&format!("{prefix}.{name}"))?);
+                }
+                self.train.write_input(&role, &values);
+            }
+        }
+        self.step = checkpoint.manifest.step;
+        self.cursor = checkpoint.manifest.cursor.sample;
+        Ok(())
+    }
+
+    /// One optimizer step on a batch.
+    pub fn step(&mut self, batch: &Batch) -> StepReport {
+        let lr = self.schedule.at(self.step);
+        write_batch(&self.train, batch);
+        let k = (self.step + 1) as i32;
+        self.train.write_scalar("lr", lr as f32);
+        self.train.write_scalar("clip", self.settings.grad_clip as f32);
+        self.train.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
+        self.train.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        self.train.run();
+        self.step += 1;
+        self.cursor += self.settings.batch;
+        let value = |name| self.train.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]));
+        StepReport { loss: value("loss"), grad_norm: value("grad_norm"), lr }
+    }
+
+    /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how many those are.
+    pub fn validate(&self, data: &Evaluation, batches: usize) -> (f64, u64) {
+        evaluate(&self.validate, data, self.settings.val_batch as usize, batches)
+    }
+
+    /// Everything that a checkpoint holds.
+    pub fn snapshot(&mut self, tokenizer: Option<Vec<u8>>, ids: [Option<u32>; 2]) -> Snapshot {
+        let mut parameters = Vec::new();
+        for (p, param) in self.graph.params.iter().enumerate() {
+            let read = |role: InputRole| {
+                let slot = self.train.executable.input(&role);
+                slot.map_or(Vec::new(), |slot| self.train.read(slot))
+            };
+            let value = read(InputRole::Param(p));
+            let (m, v) = (read(InputRole::Moment1(p)), read(InputRole::Moment2(p)));
+            for (name, range) in param.stored_tensors() {
+                let part = |all: &[f32]| all[range.start as usize..range.end as usize].to_vec();
+                parameters.push(Parameter {
+                    name,
+                    shape: self.shapes[p].clone(),
+                    value: part(&value),
+                    m: part(&m),
+                    v: part(&v),
+                });
+            }
+        }
+        let mut config = self.model.config_json();
+        for (key, id) in ["bos_token_id", "eos_token_id"].iter().zip(ids) {
+            config.insert(key.to_string(), serde_json::json!(id));
+        }
+        config.insert("max_position_embeddings".into(), serde_json::json!(self.settings.t));
+        Snapshot {
+            step: self.step,
+            cursor: Cursor { sample: self.cursor },
+            graph: mdl_ir::print::print(&self.graph),
+            parameters,
+            config_json: pretty(&config),
+            tokenizer_json: tokenizer,
+            model_mdl: self.model.text.clone(),
+            run_json: pretty(&self.settings),
+        }
+    }
+}
+
+/// Plain data as readable JSON.
+fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("settings are plain data")
+}
+
+pub fn write_batch(machine: &Machine, batch: &Batch) {
+    machine.write_data("tokens", &batch.tokens);
+    machine.write_data("targets", &batch.targets);
+    machine.write_data("documents", &batch.documents);
+}
+
+/// Mean loss over the targets of `batches` batches (0: all), and the number of targets.
+pub fn evaluate(
+    machine: &Machine,
+    data: &Evaluation,
+    batch_size: usize,
+    batches: usize,
+) -> (f64, u64) {
+    let all = data.n_windows().div_ceil(batch_size.max(1));
+    let batches = if batches == 0 { all } else { batches.min(all) };
+    let (mut sum, mut count) = (0.0, 0u64);
+    for i in 0..batches {
+        let batch = data.batch(i * batch_size, batch_size);
+        let targets = batch.n_targets() as u64;
+        write_batch(machine, &batch);
+        machine.run();
+        let loss = machine.read_value("loss").map_or(f64::NAN, |v| f64::from(v[0]));
+        sum += loss * targets as f64;
+        count += targets;
+    }
+    (sum / count.max(1) as f64, count)
+}
+
+/// For every parameter, how many of its innermost axes are summed where it is used: the `in` of [out, in].
+fn input_axes(graph: &Graph) -> Vec<usize> {
+    let mut counts = vec![1; graph.params.len()];
+    for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {
+        if let InputRole::Param(p) = role {
+            counts[*p] = contracted(&graph.body, *id).unwrap_or(1);
+        }
+    }
+    counts
+}
+
+fn contracted(body: &Body, id: ValueId) -> Option<usize> {
+    for node in &body.nodes {
+        for (i, _) in node.args.iter().enumerate().filter(|(_, a)| **a == id) {
+            let found = match &node.op {
+                Op::Contract { axes } => Some(axes.len()),
+                Op::Repeat { body, .. } | Op::Call { body, .. } => {
+                    contracted(body, *body.inputs.get(i)?)
+                }
+                _ => None,
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    None
+}
