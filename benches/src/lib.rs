@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Benches against peers; see `README.md`.

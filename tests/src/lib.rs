@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Tests of the whole: what each file in `tests/` says in its first line.

@@ -32,10 +32,20 @@ pub fn adjoint(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_
             let zero = b.number(0.0, at);
             let yes = b.push(Op::Select, &[condition, g, zero], at)?;
             let no = b.push(Op::Select, &[condition, zero, g], at)?;
-            Ok(vec![None, Some(sum_to(b, yes, p, 1)?), Some(sum_to(b, no, p, 2)?)])
+            Ok(vec![
+                None,
+                Some(sum_to(b, yes, p, 1)?),
+                Some(sum_to(b, no, p, 2)?),
+            ])
         }
-        Op::Reduce { kind: Reduction::Sum, .. } => Ok(vec![Some(g)]),
-        Op::Reduce { kind: Reduction::Max, .. } => {
+        Op::Reduce {
+            kind: Reduction::Sum,
+            ..
+        } => Ok(vec![Some(g)]),
+        Op::Reduce {
+            kind: Reduction::Max,
+            ..
+        } => {
             let (x, y) = (fetch(b, Ok(0))?, fetch(b, Err(()))?);
             let chosen = b.binary(Binary::Eq, x, y, at)?;
             let zero = b.number(0.0, at);
@@ -158,11 +168,20 @@ fn indexed(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
             let axis = table.axis(axis).expect("verified").clone();
             let dtable = b.push(Op::ScatterAdd { axis }, &[ids, g], at)?;
             let axes = axis_names(&table.axes);
-            Ok(vec![Some(b.push(Op::Reorder { axes }, &[dtable], at)?), None])
+            Ok(vec![
+                Some(b.push(Op::Reorder { axes }, &[dtable], at)?),
+                None,
+            ])
         }
         Op::ScatterAdd { axis } => {
             let ids = fetch(b, Ok(0))?;
-            let rows = b.push(Op::Gather { axis: axis.name.clone() }, &[g, ids], at)?;
+            let rows = b.push(
+                Op::Gather {
+                    axis: axis.name.clone(),
+                },
+                &[g, ids],
+                at,
+            )?;
             let mut grads = vec![None, Some(rows)];
             grads.extend((p.node.args.len() > 2).then_some(Some(g)));
             Ok(grads)
@@ -174,30 +193,47 @@ fn indexed(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
 fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
     let at = p.node.span;
     if !p.node.args.is_empty() && matches!(p.node.op, Op::Rename { .. }) {
-        let Op::Rename { from, to } = &p.node.op else { return Ok(Vec::new()) };
+        let Op::Rename { from, to } = &p.node.op else {
+            return Ok(Vec::new());
+        };
         if !b.ty(g).has(to) {
             return Ok(vec![Some(g)]);
         }
-        let back = Op::Rename { from: to.clone(), to: from.clone() };
+        let back = Op::Rename {
+            from: to.clone(),
+            to: from.clone(),
+        };
         return Ok(vec![Some(b.push(back, &[g], at)?)]);
     }
     let g = full(b, g, p.result_type, at)?;
     let grad = match &p.node.op {
-        Op::Split { axis, into } => {
-            Op::Merge { axes: axis_names(into), into: axis.clone() }
-        }
+        Op::Split { axis, into } => Op::Merge {
+            axes: axis_names(into),
+            into: axis.clone(),
+        },
         Op::Merge { axes, into } => {
             let ty = &p.arg_types[0];
             let parts = axes.iter().filter_map(|a| ty.axis(a).cloned()).collect();
-            Op::Split { axis: into.clone(), into: parts }
+            Op::Split {
+                axis: into.clone(),
+                into: parts,
+            }
         }
         Op::Slice { axis, start, into } => {
             let whole = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Pad { axis: into.name.clone(), start: *start, into: whole }
+            Op::Pad {
+                axis: into.name.clone(),
+                start: *start,
+                into: whole,
+            }
         }
         Op::Pad { axis, start, into } => {
             let part = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Slice { axis: into.name.clone(), start: *start, into: part }
+            Op::Slice {
+                axis: into.name.clone(),
+                start: *start,
+                into: part,
+            }
         }
         Op::Concat { axis, into } => {
             let mut start = 0;
@@ -205,7 +241,11 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
             for ty in p.arg_types {
                 let part = ty.axis(axis).expect("verified").clone();
                 let size = part.size;
-                let op = Op::Slice { axis: into.name.clone(), start, into: part };
+                let op = Op::Slice {
+                    axis: into.name.clone(),
+                    start,
+                    into: part,
+                };
                 grads.push(Some(b.push(op, &[g], at)?));
                 start += size;
             }
@@ -219,11 +259,15 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
 /// Sums a gradient over the axes that the node's result has and argument `i` lacks.
 fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<ValueId, String> {
     let at = p.node.span;
-    let extra: Vec<_> =
-        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(&a.name)).cloned().collect();
+    let extra: Vec<_> = p
+        .result_type
+        .axes
+        .iter()
+        .filter(|a| !p.arg_types[i].has(&a.name))
+        .cloned()
+        .collect();
     // A gradient that is the same along an axis sums to itself times the size.
-    let (there, missing): (Vec<_>, Vec<_>) =
-        extra.into_iter().partition(|a| b.ty(g).has(&a.name));
+    let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(&a.name));
     let g = b.sum(g, &axis_names(&there), at)?;
     let times: u64 = missing.iter().map(|a| a.size).product();
     let times = b.number(times as f64, at);
@@ -233,9 +277,21 @@ fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<Value
 /// A gradient with every axis of its value, laid out like it.
 pub fn full(b: &mut Builder, g: ValueId, ty: &Type, at: Place) -> Result<ValueId, String> {
     if b.ty(g).same_axes(ty) {
-        return b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[g], at);
+        return b.push(
+            Op::Reorder {
+                axes: axis_names(&ty.axes),
+            },
+            &[g],
+            at,
+        );
     }
-    b.push(Op::Broadcast { axes: ty.axes.clone() }, &[g], at)
+    b.push(
+        Op::Broadcast {
+            axes: ty.axes.clone(),
+        },
+        &[g],
+        at,
+    )
 }
 
 /// Σ g·other over everything that the target lacks.
@@ -248,7 +304,10 @@ fn contract_to(
 ) -> Result<ValueId, String> {
     let (tg, to) = (b.ty(g).clone(), b.ty(other).clone());
     let summed = |t: &Type| -> Vec<String> {
-        axis_names(&t.axes).into_iter().filter(|a| !target.has(a)).collect()
+        axis_names(&t.axes)
+            .into_iter()
+            .filter(|a| !target.has(a))
+            .collect()
     };
     let (sg, so) = (summed(&tg), summed(&to));
     let both: Vec<String> = sg.iter().filter(|a| so.contains(a)).cloned().collect();

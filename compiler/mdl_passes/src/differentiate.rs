@@ -17,11 +17,17 @@ use std::collections::{HashMap, HashSet};
 /// The training graph's first part: the loss, then the gradient of every parameter.
 pub fn differentiate(graph: &Graph) -> Result<Graph, String> {
     let body = &graph.body;
-    let active: Vec<bool> =
-        graph.inputs.iter().map(|r| matches!(r, InputRole::Param(_))).collect();
+    let active: Vec<bool> = graph
+        .inputs
+        .iter()
+        .map(|r| matches!(r, InputRole::Param(_)))
+        .collect();
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> =
-        body.inputs.iter().map(|i| fwd.b.input(body.name(*i), body.ty(*i).clone())).collect();
+    let ids: Vec<ValueId> = body
+        .inputs
+        .iter()
+        .map(|i| fwd.b.input(body.name(*i), body.ty(*i).clone()))
+        .collect();
     fwd.run(body, &ids, &active)?;
     let loss = fwd.map[&body.outputs[0]];
     let one = fwd.b.number(1.0, Place::default());
@@ -121,11 +127,18 @@ impl Forward {
             let on = node.args.iter().any(|a| self.active.contains(a))
                 && !matches!(node.op, Op::StopGradient);
             if on {
-                let floats = node.results.iter().filter(|r| body.ty(**r).dtype == DType::F32);
+                let floats = node
+                    .results
+                    .iter()
+                    .filter(|r| body.ty(**r).dtype == DType::F32);
                 self.active.extend(floats);
             }
             match &node.op {
-                Op::Call { kernel, axes, body: inner } if on => {
+                Op::Call {
+                    kernel,
+                    axes,
+                    body: inner,
+                } if on => {
                     self.call(body, i, (*kernel, axes, inner))?;
                 }
                 Op::Repeat { .. } if on => self.repeat(body, i)?,
@@ -157,14 +170,19 @@ impl Forward {
                 self.kept.insert(i, Kept::Residuals(ids[1..].to_vec()));
             }
             Style::InForward(with_grad) => {
-                let wanted: Vec<usize> =
-                    (0..args.len()).filter(|a| self.active.contains(&node.args[*a])).collect();
+                let wanted: Vec<usize> = (0..args.len())
+                    .filter(|a| self.active.contains(&node.args[*a]))
+                    .collect();
                 let inner = with_gradients(inner, &wanted)?;
                 for (a, out) in wanted.iter().zip(&inner.outputs[1..]) {
                     let name = format!("g.{}", body.name(node.args[*a]));
                     results.push((name, inner.ty(*out).clone()));
                 }
-                let op = Op::Call { kernel: with_grad, axes: axes.to_vec(), body: Box::new(inner) };
+                let op = Op::Call {
+                    kernel: with_grad,
+                    axes: axes.to_vec(),
+                    body: Box::new(inner),
+                };
                 let ids = self.b.node(op, args, results, node.span);
                 self.map.insert(node.results[0], ids[0]);
                 let unit = wanted.into_iter().zip(ids[1..].iter().copied()).collect();
@@ -177,19 +195,36 @@ impl Forward {
     /// Writes the region with residuals, and its reversed region.
     fn repeat(&mut self, body: &Body, i: usize) -> Result<(), String> {
         let node = &body.nodes[i];
-        let Op::Repeat { axis, count, reverse, carries, consts, body: inner } = &node.op else {
+        let Op::Repeat {
+            axis,
+            count,
+            reverse,
+            carries,
+            consts,
+            body: inner,
+        } = &node.op
+        else {
             return Err("a repeated region".into());
         };
         let on: Vec<bool> = node.args.iter().map(|a| self.active.contains(a)).collect();
         let mut fwd = Forward::default();
-        let ids: Vec<ValueId> =
-            inner.inputs.iter().map(|v| fwd.b.input(inner.name(*v), inner.ty(*v).clone())).collect();
+        let ids: Vec<ValueId> = inner
+            .inputs
+            .iter()
+            .map(|v| fwd.b.input(inner.name(*v), inner.ty(*v).clone()))
+            .collect();
         // A carry that becomes active in the body is active from the start.
         let mut active = on.clone();
         active[..*carries].fill(true);
         fwd.run(inner, &ids, &active)?;
         let mut residuals: Vec<ValueId> = Vec::new();
-        let mut plan = reversed(&mut fwd, inner, (*carries, *consts), &active, &mut residuals)?;
+        let mut plan = reversed(
+            &mut fwd,
+            inner,
+            (*carries, *consts),
+            &active,
+            &mut residuals,
+        )?;
         let args: Vec<ValueId> = node.args.iter().map(|a| self.map[a]).collect();
         let mut outputs: Vec<ValueId> = inner.outputs.iter().map(|o| fwd.map[o]).collect();
         outputs.extend(&residuals);
@@ -213,7 +248,8 @@ impl Forward {
             body: Box::new(fwd_body),
         };
         let ids = self.b.node(op, args.clone(), results, node.span);
-        self.map.extend(node.results.iter().copied().zip(ids.iter().copied()));
+        self.map
+            .extend(node.results.iter().copied().zip(ids.iter().copied()));
         let saved = &ids[node.results.len()..];
         // Placeholders of the plan become values of this body.
         for arg in plan.const_args.iter_mut() {
@@ -221,7 +257,11 @@ impl Forward {
         }
         for arg in plan.stacked_args.iter_mut() {
             let n = arg.index();
-            *arg = if n < args.len() { args[n] } else { saved[n - args.len()] };
+            *arg = if n < args.len() {
+                args[n]
+            } else {
+                saved[n - args.len()]
+            };
         }
         self.kept.insert(i, Kept::Region(plan));
         Ok(())
@@ -231,8 +271,11 @@ impl Forward {
 /// A body that also gives the gradients of some inputs, for a gradient of one of its only output.
 fn with_gradients(body: &Body, wanted: &[usize]) -> Result<Body, String> {
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> =
-        body.inputs.iter().map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone())).collect();
+    let ids: Vec<ValueId> = body
+        .inputs
+        .iter()
+        .map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone()))
+        .collect();
     let active: Vec<bool> = (0..ids.len()).map(|i| wanted.contains(&i)).collect();
     fwd.run(body, &ids, &active)?;
     let one = fwd.b.number(1.0, Place::default());
@@ -251,8 +294,11 @@ fn with_gradients(body: &Body, wanted: &[usize]) -> Result<Body, String> {
 /// The body of an adjoint call: inputs are those of the call, its result, its residuals, and the result's gradient.
 fn adjoint_body(body: &Body, residuals: &[Type], wanted: &[usize]) -> Result<Body, String> {
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> =
-        body.inputs.iter().map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone())).collect();
+    let ids: Vec<ValueId> = body
+        .inputs
+        .iter()
+        .map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone()))
+        .collect();
     let out = body.outputs[0];
     fwd.b.input("y", body.ty(out).clone());
     for ty in residuals {
@@ -298,7 +344,9 @@ fn reversed(
     let mut sums = Vec::new();
     for i in &active_consts {
         let ty = inner.ty(inner.inputs[*i]).clone();
-        let g = bwd.writer().input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
+        let g = bwd
+            .writer()
+            .input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
         inputs.push(g);
         sums.push(g);
     }
@@ -308,7 +356,9 @@ fn reversed(
     let mut emitted_in = Vec::new();
     for i in &emitted {
         let out = inner.outputs[*i];
-        let g = bwd.writer().input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
+        let g = bwd
+            .writer()
+            .input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
         emitted_in.push(g);
         bwd.add(out, g, Place::default())?;
     }
@@ -324,8 +374,9 @@ fn reversed(
         let total = bwd.writer().binary(Binary::Add, sum, g, Place::default())?;
         outputs.push(total);
     }
-    let stacked: Vec<usize> =
-        (carries + consts..inner.inputs.len()).filter(|i| active[*i]).collect();
+    let stacked: Vec<usize> = (carries + consts..inner.inputs.len())
+        .filter(|i| active[*i])
+        .collect();
     for i in &stacked {
         let input = inner.inputs[*i];
         let g = bwd.input_gradient(input, inner.ty(input))?;
@@ -333,7 +384,13 @@ fn reversed(
         bwd.writer().body.values[g.index()].name = name;
         outputs.push(g);
     }
-    let mut plan = bwd.close(inner, (carries, consts), (inputs, emitted_in), outputs, residuals)?;
+    let mut plan = bwd.close(
+        inner,
+        (carries, consts),
+        (inputs, emitted_in),
+        outputs,
+        residuals,
+    )?;
     plan.carries = floats;
     plan.consts = active_consts;
     plan.stacked = stacked;
@@ -351,8 +408,7 @@ fn stored_anyway(body: &Body) -> HashSet<ValueId> {
             stored.extend(&node.args);
         }
         let ends = |a: &ValueId| {
-            producers[a.index()]
-                .is_some_and(|n| matches!(body.nodes[n].op, Op::Contract { .. }))
+            producers[a.index()].is_some_and(|n| matches!(body.nodes[n].op, Op::Contract { .. }))
         };
         if matches!(node.op, Op::Binary(Binary::Add)) && node.args.iter().any(ends) {
             stored.extend(&node.results);
@@ -381,7 +437,11 @@ struct Backward<'a> {
 
 impl<'a> Backward<'a> {
     fn same(fwd: &'a mut Forward) -> Self {
-        Backward { fwd, split: None, grads: HashMap::new() }
+        Backward {
+            fwd,
+            split: None,
+            grads: HashMap::new(),
+        }
     }
 
     fn split(fwd: &'a mut Forward, stored: HashSet<ValueId>) -> Self {
@@ -391,7 +451,11 @@ impl<'a> Backward<'a> {
             fetched: HashMap::new(),
             taken: Vec::new(),
         };
-        Backward { fwd, split: Some(split), grads: HashMap::new() }
+        Backward {
+            fwd,
+            split: Some(split),
+            grads: HashMap::new(),
+        }
     }
 
     fn writer(&mut self) -> &mut Builder {
@@ -423,7 +487,9 @@ impl<'a> Backward<'a> {
 
     /// A forward value in the body being written.
     fn fetch(&mut self, id: ValueId) -> Result<ValueId, String> {
-        let Some(split) = &mut self.split else { return Ok(id) };
+        let Some(split) = &mut self.split else {
+            return Ok(id);
+        };
         fetch_split(split, &self.fwd.b, id)
     }
 
@@ -433,10 +499,19 @@ impl<'a> Backward<'a> {
                 continue;
             }
             match &node.op {
-                Op::Call { kernel, axes, body: inner } => {
+                Op::Call {
+                    kernel,
+                    axes,
+                    body: inner,
+                } => {
                     self.call(body, i, (*kernel, axes, inner))?;
                 }
-                Op::Repeat { axis, count, reverse, .. } => {
+                Op::Repeat {
+                    axis,
+                    count,
+                    reverse,
+                    ..
+                } => {
                     self.repeat(body, i, (axis, *count, *reverse))?;
                 }
                 _ => self.node(body, node)?,
@@ -446,10 +521,15 @@ impl<'a> Backward<'a> {
     }
 
     fn node(&mut self, body: &Body, node: &Node) -> Result<(), String> {
-        let Some(g) = self.grads.get(&node.results[0]).copied() else { return Ok(()) };
+        let Some(g) = self.grads.get(&node.results[0]).copied() else {
+            return Ok(());
+        };
         let arg_types: Vec<Type> = node.args.iter().map(|a| body.ty(*a).clone()).collect();
-        let primal =
-            Primal { node, arg_types: &arg_types, result_type: body.ty(node.results[0]) };
+        let primal = Primal {
+            node,
+            arg_types: &arg_types,
+            result_type: body.ty(node.results[0]),
+        };
         let args: Vec<ValueId> = node.args.iter().map(|a| self.fwd.map[a]).collect();
         let result = self.fwd.map[&node.results[0]];
         let pick = |which: Result<usize, ()>| which.map_or(result, |i| args[i]);
@@ -484,7 +564,9 @@ impl<'a> Backward<'a> {
         (kernel, axes, inner): (Kernel, &[String], &Body),
     ) -> Result<(), String> {
         let node = &body.nodes[i];
-        let Some(g) = self.grads.get(&node.results[0]).copied() else { return Ok(()) };
+        let Some(g) = self.grads.get(&node.results[0]).copied() else {
+            return Ok(());
+        };
         let unit = match &self.fwd.kept[&i] {
             Kept::Unit(unit) => Some(unit.clone()),
             _ => None,
@@ -505,8 +587,9 @@ impl<'a> Backward<'a> {
         let Some(Style::Paired(adjoint, types)) = style(kernel, axes, &ty) else {
             return Err("a paired kernel".into());
         };
-        let wanted: Vec<usize> =
-            (0..node.args.len()).filter(|a| self.fwd.active.contains(&node.args[*a])).collect();
+        let wanted: Vec<usize> = (0..node.args.len())
+            .filter(|a| self.fwd.active.contains(&node.args[*a]))
+            .collect();
         let inner = adjoint_body(inner, &types, &wanted)?;
         let mut args = Vec::new();
         for a in node.args.iter().chain(&node.results[..1]) {
@@ -520,9 +603,18 @@ impl<'a> Backward<'a> {
         let results = wanted
             .iter()
             .zip(&inner.outputs)
-            .map(|(a, o)| (format!("g.{}", body.name(node.args[*a])), inner.ty(*o).clone()))
+            .map(|(a, o)| {
+                (
+                    format!("g.{}", body.name(node.args[*a])),
+                    inner.ty(*o).clone(),
+                )
+            })
             .collect();
-        let op = Op::Call { kernel: adjoint, axes: axes.to_vec(), body: Box::new(inner) };
+        let op = Op::Call {
+            kernel: adjoint,
+            axes: axes.to_vec(),
+            body: Box::new(inner),
+        };
         let ids = self.writer().node(op, args, results, node.span);
         for (a, g) in wanted.into_iter().zip(ids) {
             self.add(node.args[a], g, node.span)?;
@@ -562,7 +654,12 @@ impl<'a> Backward<'a> {
         let targets: Vec<usize> = summed.chain(&plan.stacked).copied().collect();
         let results = targets
             .iter()
-            .map(|t| (format!("g.{}", body.name(node.args[*t])), body.ty(node.args[*t]).clone()))
+            .map(|t| {
+                (
+                    format!("g.{}", body.name(node.args[*t])),
+                    body.ty(node.args[*t]).clone(),
+                )
+            })
             .collect();
         let op = Op::Repeat {
             axis: axis.to_string(),
@@ -590,11 +687,11 @@ impl<'a> Backward<'a> {
         outputs: Vec<ValueId>,
         residuals: &mut Vec<ValueId>,
     ) -> Result<RegionBackward, String> {
-        let mut split = self.split.ok_or("a reversed region has a body of its own")?;
+        let mut split = self
+            .split
+            .ok_or("a reversed region has a body of its own")?;
         let n_args = inner.inputs.len();
-        let number = |fwd_id: ValueId| {
-            inner.inputs.iter().position(|v| self.fwd.map[v] == fwd_id)
-        };
+        let number = |fwd_id: ValueId| inner.inputs.iter().position(|v| self.fwd.map[v] == fwd_id);
         let (mut const_in, mut stacked_in) = (Vec::new(), Vec::new());
         for (fwd_id, id) in &split.taken {
             match number(*fwd_id) {
@@ -612,7 +709,9 @@ impl<'a> Backward<'a> {
             .chain(emitted)
             .collect();
         let args = |list: &[(usize, ValueId)]| {
-            list.iter().map(|(n, _)| ValueId(*n as u32)).collect::<Vec<_>>()
+            list.iter()
+                .map(|(n, _)| ValueId(*n as u32))
+                .collect::<Vec<_>>()
         };
         Ok(RegionBackward {
             const_args: args(&const_in),
@@ -639,8 +738,11 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
     });
     let there = match again {
         Some(node) => {
-            let args: Result<Vec<ValueId>, String> =
-                node.args.iter().map(|a| fetch_split(split, fwd, *a)).collect();
+            let args: Result<Vec<ValueId>, String> = node
+                .args
+                .iter()
+                .map(|a| fetch_split(split, fwd, *a))
+                .collect();
             split.b.push(node.op.clone(), &args?, node.span)?
         }
         None => {
@@ -656,9 +758,19 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
 /// The sum of two gradients. Rows scattered into a table are added to the other gradient in place.
 fn accumulate(b: &mut Builder, x: ValueId, y: ValueId, at: Place) -> Result<ValueId, String> {
     for (scatter, base) in [(x, y), (y, x)] {
-        let Some(Node { op: Op::ScatterAdd { axis }, args, .. }) = b.op(scatter) else { continue };
+        let Some(Node {
+            op: Op::ScatterAdd { axis },
+            args,
+            ..
+        }) = b.op(scatter)
+        else {
+            continue;
+        };
         if args.len() == 2 && b.ty(scatter) == b.ty(base) {
-            let (op, args) = (Op::ScatterAdd { axis: axis.clone() }, [args[0], args[1], base]);
+            let (op, args) = (
+                Op::ScatterAdd { axis: axis.clone() },
+                [args[0], args[1], base],
+            );
             return b.push(op, &args, at);
         }
     }

@@ -26,7 +26,11 @@ impl Index {
     /// Bytes to add in iteration `i`.
     pub fn at(&self, i: u64) -> u64 {
         let slot = self.start + self.step * i as i64;
-        let slot = if self.slots > 0 { slot.rem_euclid(self.slots as i64) } else { slot };
+        let slot = if self.slots > 0 {
+            slot.rem_euclid(self.slots as i64)
+        } else {
+            slot
+        };
         slot as u64 * self.stride
     }
 }
@@ -74,7 +78,9 @@ impl Slot {
             Some(stride) => {
                 let count = self.ty.axes[0].size;
                 let each = self.ty.elements() / count;
-                (0..count).map(|i| (self.offset + i * stride, each)).collect()
+                (0..count)
+                    .map(|i| (self.offset + i * stride, each))
+                    .collect()
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Which nodes go into one kernel: the grouping that `fuse` writes down.
 
 use crate::fuse::Unit;
+use crate::layout::collapsed;
 use mdl_ir::build::axis_names;
-use mdl_ir::graph::Body;
+use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Class, Op};
 use mdl_ir::tensor_type::{Axis, Type};
 use std::collections::HashSet;
@@ -32,10 +33,13 @@ pub struct Group {
 impl Group {
     fn row(&self) -> Vec<Axis> {
         match self.kind {
-            Kind::Elementwise => {
-                self.space[..self.space.len().saturating_sub(1)].to_vec()
-            }
-            _ => self.space.iter().filter(|a| !self.walked.contains(&a.name)).cloned().collect(),
+            Kind::Elementwise => self.space[..self.space.len().saturating_sub(1)].to_vec(),
+            _ => self
+                .space
+                .iter()
+                .filter(|a| !self.walked.contains(&a.name))
+                .cloned()
+                .collect(),
         }
     }
 }
@@ -50,7 +54,10 @@ pub struct Groups {
 impl Groups {
     pub fn of(body: &Body) -> Groups {
         let n = body.nodes.len();
-        let mut groups = Groups { groups: Vec::new(), of: vec![None; n] };
+        let mut groups = Groups {
+            groups: Vec::new(),
+            of: vec![None; n],
+        };
         let users = body.users();
         for i in 0..n {
             match &body.nodes[i].op {
@@ -66,10 +73,19 @@ impl Groups {
 
     fn start(&mut self, body: &Body, i: usize, kind: Kind, walked: Vec<String>) {
         let node = &body.nodes[i];
-        let of = if matches!(node.op, Op::Reduce { .. }) { node.args[0] } else { node.results[0] };
+        let of = if matches!(node.op, Op::Reduce { .. }) {
+            node.args[0]
+        } else {
+            node.results[0]
+        };
         let space = body.ty(of).axes.clone();
         self.of[i] = Some(self.groups.len());
-        self.groups.push(Some(Group { kind, space, walked, nodes: vec![i] }));
+        self.groups.push(Some(Group {
+            kind,
+            space,
+            walked,
+            nodes: vec![i],
+        }));
     }
 
     fn group(&self, g: usize) -> &Group {
@@ -120,8 +136,12 @@ impl Groups {
     /// Do the values that a group has below its whole space fit rows without these axes?
     fn rows_allow(&self, body: &Body, g: usize, walked: &[String]) -> bool {
         let group = self.group(g);
-        let row: Vec<Axis> =
-            group.space.iter().filter(|a| !walked.contains(&a.name)).cloned().collect();
+        let row: Vec<Axis> = group
+            .space
+            .iter()
+            .filter(|a| !walked.contains(&a.name))
+            .cloned()
+            .collect();
         group.nodes.iter().all(|n| {
             let ty = body.ty(body.nodes[*n].results[0]);
             ty.axes == group.space || ty.axes == row
@@ -136,7 +156,9 @@ impl Groups {
         let mut stack = body.nodes[i].args.clone();
         let mut members: HashSet<usize> = HashSet::from([i]);
         while let Some(v) = stack.pop() {
-            let Some(p) = producers[v.index()] else { continue };
+            let Some(p) = producers[v.index()] else {
+                continue;
+            };
             let own = users[v.index()].iter().all(|u| members.contains(u));
             let leaves = body.outputs.contains(&v);
             if body.nodes[p].op.class() != Class::Elementwise || !own || leaves {
@@ -191,7 +213,10 @@ impl Groups {
 
     /// Groups that read a value which this node reads too.
     fn siblings(&self, body: &Body, users: &[Vec<usize>], i: usize) -> Vec<usize> {
-        let read = body.nodes[i].args.iter().filter(|a| !body.ty(**a).axes.is_empty());
+        let read = body.nodes[i]
+            .args
+            .iter()
+            .filter(|a| !body.ty(**a).axes.is_empty());
         let mut found: Vec<usize> = read
             .flat_map(|a| &users[a.index()])
             .filter(|u| **u < i)
@@ -210,9 +235,12 @@ impl Groups {
             // A contraction's result that has other readers is stored anyway: nothing would be won.
             Kind::Contraction => {
                 ty.axes == group.space
+                    && lies_along(body, &group.nodes, i)
                     && body.nodes[i].args.iter().any(|a| {
-                        let of_group =
-                            group.nodes.iter().any(|n| body.nodes[*n].results.contains(a));
+                        let of_group = group
+                            .nodes
+                            .iter()
+                            .any(|n| body.nodes[*n].results.contains(a));
                         of_group && users[a.index()] == [i]
                     })
             }
@@ -258,7 +286,10 @@ impl Groups {
             for m in members {
                 seen[m] = true;
                 let args = body.nodes[m].args.iter();
-                stack.extend(args.filter_map(|a| producers[a.index()]).filter(|p| !seen[*p]));
+                stack.extend(
+                    args.filter_map(|a| producers[a.index()])
+                        .filter(|p| !seen[*p]),
+                );
             }
         }
         false
@@ -274,11 +305,20 @@ impl Groups {
             (Kind::Rows, y) | (y, Kind::Rows) if plain(y) => Kind::Rows,
             _ => return false,
         };
-        let walked = if a.walked.is_empty() { b.walked.clone() } else { a.walked.clone() };
+        let walked = if a.walked.is_empty() {
+            b.walked.clone()
+        } else {
+            a.walked.clone()
+        };
         if a.space != b.space || (!b.walked.is_empty() && b.walked != walked) {
             return false;
         }
-        let merged = Group { kind, space: a.space.clone(), walked, nodes: Vec::new() };
+        let merged = Group {
+            kind,
+            space: a.space.clone(),
+            walked,
+            nodes: Vec::new(),
+        };
         let row = merged.row();
         let nodes: Vec<usize> = a.nodes.iter().chain(&b.nodes).copied().collect();
         let level = |n: &usize| {
@@ -286,7 +326,8 @@ impl Groups {
             let ty = body.ty(node.results[0]);
             ty.axes == merged.space || (kind != Kind::Contraction && ty.axes == row)
         };
-        if !nodes.iter().all(level) || self.would_cycle(body, &nodes, &[into, g]) {
+        let along = |n: &usize| kind != Kind::Contraction || lies_along(body, &nodes, *n);
+        if !nodes.iter().all(|n| level(n) && along(n)) || self.would_cycle(body, &nodes, &[into, g]) {
             return false;
         }
         let mut nodes = nodes;
@@ -313,7 +354,9 @@ impl Groups {
     /// An elementwise group that is the only reader of a contraction's result becomes its epilogue.
     fn attach(&mut self, body: &Body, users: &[Vec<usize>]) {
         for g in 0..self.groups.len() {
-            let Some(group) = &self.groups[g] else { continue };
+            let Some(group) = &self.groups[g] else {
+                continue;
+            };
             if group.kind != Kind::Elementwise {
                 continue;
             }
@@ -330,7 +373,9 @@ impl Groups {
         let mut found = Vec::new();
         for n in &self.group(g).nodes {
             for a in &body.nodes[*n].args {
-                let Some(c) = producers[a.index()].and_then(|p| self.of[p]) else { continue };
+                let Some(c) = producers[a.index()].and_then(|p| self.of[p]) else {
+                    continue;
+                };
                 let alone = users[a.index()].iter().all(|u| self.of[*u] == Some(g));
                 let contraction = self.group(c).kind == Kind::Contraction;
                 if contraction && alone && !body.outputs.contains(a) {
@@ -382,4 +427,26 @@ impl Groups {
             None => Unit::Node(i),
         });
     }
+}
+
+/// Can a contraction's epilogue read what node `i` takes from outside? It walks the result as a matrix: the axes of the
+/// first operand are the rows, the others the columns, and a tensor must have one stride along each.
+fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
+    let contract = group.iter().map(|n| &body.nodes[*n]);
+    let Some(node) = contract.into_iter().find(|n| matches!(n.op, Op::Contract { .. })) else {
+        return false;
+    };
+    if matches!(body.nodes[i].op, Op::Contract { .. }) {
+        return true;
+    }
+    let (first, space) = (body.ty(node.args[0]), &body.ty(node.results[0]).axes);
+    let split = space.iter().take_while(|a| first.has(&a.name)).count();
+    let made = |id: &ValueId| group.iter().any(|n| body.nodes[*n].results.contains(id));
+    body.nodes[i].args.iter().filter(|a| !made(a)).all(|a| {
+        let (ty, own) = (body.ty(*a), body.ty(*a).strides());
+        let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
+        let strides: Vec<u64> = space.iter().map(stride).collect();
+        collapsed(&space[..split], &strides[..split]).is_some()
+            && collapsed(&space[split..], &strides[split..]).is_some()
+    })
 }

@@ -23,7 +23,10 @@ pub fn hoist(graph: &Graph) -> Result<Graph, String> {
         }
     }
     let outputs = body.outputs.iter().map(|o| map[o]).collect();
-    Ok(Graph { body: b.finish(outputs), ..graph.clone() })
+    Ok(Graph {
+        body: b.finish(outputs),
+        ..graph.clone()
+    })
 }
 
 fn hoist_region(
@@ -32,7 +35,15 @@ fn hoist_region(
     node: &Node,
     map: &mut HashMap<ValueId, ValueId>,
 ) -> Result<(), String> {
-    let Op::Repeat { axis, count, reverse, carries, consts, body } = &node.op else {
+    let Op::Repeat {
+        axis,
+        count,
+        reverse,
+        carries,
+        consts,
+        body,
+    } = &node.op
+    else {
         return Err("a repeated region".into());
     };
     let mut args: Vec<ValueId> = node.args.iter().map(|a| map[a]).collect();
@@ -44,7 +55,10 @@ fn hoist_region(
     let mut inner = Builder::default();
     let mut inside: HashMap<ValueId, ValueId> = HashMap::new();
     for input in &body.inputs {
-        inside.insert(*input, inner.input(body.name(*input), body.ty(*input).clone()));
+        inside.insert(
+            *input,
+            inner.input(body.name(*input), body.ty(*input).clone()),
+        );
     }
     let stacked_from = carries + consts;
     let mut added = 0;
@@ -75,15 +89,25 @@ fn hoist_region(
         body: Box::new(inner.finish(outputs)),
     };
     let results = node.results.iter().map(|r| outer.values[r.index()].clone());
-    let ids = b.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
+    let ids = b.node(
+        op,
+        args,
+        results.map(|v| (v.name, v.ty)).collect(),
+        node.span,
+    );
     map.extend(node.results.iter().copied().zip(ids));
     Ok(())
 }
 
 /// Values that are the same in every iteration, and of those the ones that the rest of the region uses.
 fn invariant(body: &Body, carries: usize, consts: usize) -> (HashSet<ValueId>, HashSet<ValueId>) {
-    let mut same: HashSet<ValueId> =
-        body.inputs.iter().skip(carries).take(consts).copied().collect();
+    let mut same: HashSet<ValueId> = body
+        .inputs
+        .iter()
+        .skip(carries)
+        .take(consts)
+        .copied()
+        .collect();
     let inputs = same.clone();
     let mut sources: HashSet<ValueId> = HashSet::new();
     for node in &body.nodes {

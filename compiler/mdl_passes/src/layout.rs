@@ -24,13 +24,24 @@ pub struct Loc {
 
 impl Loc {
     pub fn dense(buffer: usize, ty: &Type) -> Loc {
-        Loc { buffer, offset: 0, strides: ty.strides(), turn: None }
+        Loc {
+            buffer,
+            offset: 0,
+            strides: ty.strides(),
+            turn: None,
+        }
     }
 
     /// Is this where a dense tensor from the start of the slot would lie?
     pub fn is_dense(&self, ty: &Type) -> bool {
         let fits = |((s, d), a): ((&u64, &u64), &Axis)| s == d || a.size == 1;
-        self.offset == 0 && self.strides.iter().zip(&ty.strides()).zip(&ty.axes).all(fits)
+        self.offset == 0
+            && self
+                .strides
+                .iter()
+                .zip(&ty.strides())
+                .zip(&ty.axes)
+                .all(fits)
     }
 
     /// The stride along an axis by name; 0 where the value lacks it.
@@ -75,11 +86,25 @@ pub fn back(op: &Op, to: &Loc, arg: &Type, result: &Type) -> Option<Loc> {
         Op::Rename { .. } => Some(to.clone()),
         Op::Split { axis, into } => {
             let names: Vec<String> = into.iter().map(|a| a.name.clone()).collect();
-            through(&Op::Merge { axes: names, into: axis.clone() }, to, result)
+            through(
+                &Op::Merge {
+                    axes: names,
+                    into: axis.clone(),
+                },
+                to,
+                result,
+            )
         }
         Op::Merge { axes, into } => {
             let parts = axes.iter().filter_map(|a| arg.axis(a).cloned()).collect();
-            through(&Op::Split { axis: into.clone(), into: parts }, to, result)
+            through(
+                &Op::Split {
+                    axis: into.clone(),
+                    into: parts,
+                },
+                to,
+                result,
+            )
         }
         _ => None,
     }
@@ -101,7 +126,9 @@ pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {
         .filter(|(a, _)| a.size != 1)
         .map(|(a, s)| (a.size, *s))
         .collect();
-    let Some(last) = real.last() else { return Some(strides.last().copied().unwrap_or(0)) };
+    let Some(last) = real.last() else {
+        return Some(strides.last().copied().unwrap_or(0));
+    };
     if real.iter().all(|(_, s)| *s == 0) {
         return Some(0);
     }

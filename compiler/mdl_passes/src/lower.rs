@@ -63,12 +63,19 @@ struct Access {
 const ALIGNED: u64 = 64;
 
 fn trimmed(loc: &Loc) -> Loc {
-    Loc { offset: loc.offset % ALIGNED, ..loc.clone() }
+    Loc {
+        offset: loc.offset % ALIGNED,
+        ..loc.clone()
+    }
 }
 
 fn access(loc: &Loc, ty: &Type) -> Access {
     let rest = trimmed(loc);
-    Access { base: loc.offset - rest.offset, elements: extent(&rest, ty), loc: rest }
+    Access {
+        base: loc.offset - rest.offset,
+        elements: extent(&rest, ty),
+        loc: rest,
+    }
 }
 
 pub type Places = HashMap<ValueId, Loc>;
@@ -95,7 +102,10 @@ pub struct Lowering {
 
 impl Lowering {
     pub fn new(units: u32) -> Lowering {
-        Lowering { units, ..Lowering::default() }
+        Lowering {
+            units,
+            ..Lowering::default()
+        }
     }
 
     pub fn buffer(&mut self, name: &str, elements: u64, state: Option<u64>) -> usize {
@@ -140,13 +150,23 @@ impl Lowering {
         let workspace = workspace_bytes(&spec, self.units);
         if workspace > 0 {
             let buffer = self.buffer(&format!("{name}.workspace"), workspace.div_ceil(4), None);
-            uses.push(Use { buffer, offset: 0, bytes: workspace, turn: None });
+            uses.push(Use {
+                buffer,
+                offset: 0,
+                bytes: workspace,
+                turn: None,
+            });
         }
         for u in &uses {
             self.touch(u.buffer);
         }
         self.clock += 1;
-        let planned = Planned { name: name.to_string(), spec, uses, flops };
+        let planned = Planned {
+            name: name.to_string(),
+            spec,
+            uses,
+            flops,
+        };
         match &mut self.current {
             Some(l) => l.body.push(planned),
             None => self.items.push(Item::Launch(planned)),
@@ -156,7 +176,10 @@ impl Lowering {
     /// Copies a value to another place.
     pub fn copy(&mut self, name: &str, ty: &Type, from: &Loc, to: &Loc) -> Done<()> {
         let mut body = Body::default();
-        let value = mdl_ir::graph::Value { name: name.to_string(), ty: ty.clone() };
+        let value = mdl_ir::graph::Value {
+            name: name.to_string(),
+            ty: ty.clone(),
+        };
         body.values = vec![value.clone(), value];
         body.inputs = vec![ValueId(0)];
         body.outputs = vec![ValueId(1)];
@@ -212,9 +235,8 @@ impl Lowering {
         let users = body.users();
         let mut carries = HashMap::new();
         let made_by_kernel = |v: &ValueId| {
-            producers[v.index()].is_some_and(|p| {
-                matches!(body.nodes[p].op, Op::Call { .. } | Op::Gather { .. })
-            })
+            producers[v.index()]
+                .is_some_and(|p| matches!(body.nodes[p].op, Op::Call { .. } | Op::Gather { .. }))
         };
         for (i, node) in body.nodes.iter().enumerate().rev() {
             match &node.op {
@@ -233,7 +255,13 @@ impl Lowering {
                         start += body.ty(*a).axis(axis).expect("verified").size;
                         let free = !wanted.contains_key(a) && !places.contains_key(a);
                         let region = producers[a.index()].is_some_and(|p| {
-                            matches!(body.nodes[p].op, Op::Call { kernel: Kernel::Region, .. })
+                            matches!(
+                                body.nodes[p].op,
+                                Op::Call {
+                                    kernel: Kernel::Region,
+                                    ..
+                                }
+                            )
                         });
                         if free && region {
                             wanted.insert(*a, part);
@@ -263,11 +291,21 @@ impl Lowering {
                         wanted.insert(base, to);
                     }
                 }
-                Op::Repeat { count, carries: n, body: inner, reverse, .. } => {
+                Op::Repeat {
+                    count,
+                    carries: n,
+                    body: inner,
+                    reverse,
+                    ..
+                } => {
                     for j in 0..*n {
                         let first = node.args[j];
                         let ty = body.ty(first).clone();
-                        let slots = if history(inner, j, *n, *reverse) { count + 1 } else { 2 };
+                        let slots = if history(inner, j, *n, *reverse) {
+                            count + 1
+                        } else {
+                            2
+                        };
                         let name = body.name(node.results[j]);
                         let buffer = self.buffer(name, slots * slice_stride(&ty), None);
                         carries.insert((i, j), buffer);
@@ -307,10 +345,17 @@ impl Lowering {
                 places.insert(node.results[0], loc);
                 return Ok(());
             }
-            Op::Concat { axis, into } => return self.concat(body, node, (axis, into), places, wanted),
+            Op::Concat { axis, into } => {
+                return self.concat(body, node, (axis, into), places, wanted);
+            }
             _ => {}
         }
-        if let Op::Call { kernel: Kernel::AdamW, body: inner, .. } = &node.op {
+        if let Op::Call {
+            kernel: Kernel::AdamW,
+            body: inner,
+            ..
+        } = &node.op
+        {
             return self.adamw(body, node, inner, places);
         }
         // Results first: a kernel that works in place finds its base there.
@@ -340,7 +385,10 @@ impl Lowering {
         wanted: &Places,
     ) -> Done<()> {
         let whole = wanted[&node.results[0]].clone();
-        let at = body.ty(node.results[0]).index_of(&into.name).expect("verified");
+        let at = body
+            .ty(node.results[0])
+            .index_of(&into.name)
+            .expect("verified");
         let mut start = 0;
         for a in &node.args {
             let mut part = whole.clone();
@@ -363,20 +411,36 @@ impl Lowering {
         let flops = node_flops(body, node);
         let mut locs: Vec<Loc> = node.args.iter().map(|a| places[a].clone()).collect();
         let region = is_region(&node.op);
-        let contraction = matches!(node.op, Op::Call { kernel: Kernel::Contraction, .. });
+        let contraction = matches!(
+            node.op,
+            Op::Call {
+                kernel: Kernel::Contraction,
+                ..
+            }
+        );
         // The sum of squares runs over the whole section of gradients, padding (zeros) included.
-        let section = matches!(node.op, Op::Call { kernel: Kernel::SumOfSquares, .. });
+        let section = matches!(
+            node.op,
+            Op::Call {
+                kernel: Kernel::SumOfSquares,
+                ..
+            }
+        );
         if !region && !section {
-            for (loc, a) in locs.iter_mut().zip(&node.args) {
+            for (n, (loc, a)) in locs.iter_mut().zip(&node.args).enumerate() {
                 let ty = body.ty(*a);
                 // A contraction packs from any strides, but starts at the buffer's alignment.
-                if !(contraction && loc.offset % ALIGNED == 0) {
+                let packed = contraction && is_operand(node, n);
+                if !(packed && loc.offset % ALIGNED == 0) {
                     *loc = self.dense(body.name(*a), ty, loc)?;
                 }
             }
         }
         let sized = |locs: &[Loc], ids: &[ValueId]| -> Vec<Access> {
-            locs.iter().zip(ids).map(|(l, id)| access(l, body.ty(*id))).collect()
+            locs.iter()
+                .zip(ids)
+                .map(|(l, id)| access(l, body.ty(*id)))
+                .collect()
         };
         let (mut args, outs) = (sized(&locs, &node.args), sized(results, &node.results));
         let full = locs;
@@ -384,36 +448,63 @@ impl Lowering {
         let results: Vec<Loc> = outs.iter().map(|a| a.loc.clone()).collect();
         let results = results.as_slice();
         let spec = match &node.op {
-            Op::Call { kernel: Kernel::Region, axes, body: inner } => {
-                KernelSpec::Region(region_spec(inner, axes, &locs, results)?)
-            }
-            Op::Call { kernel: Kernel::Contraction, body: inner, .. } => {
+            Op::Call {
+                kernel: Kernel::Region,
+                axes,
+                body: inner,
+            } => KernelSpec::Region(region_spec(inner, axes, &locs, results)?),
+            Op::Call {
+                kernel: Kernel::Contraction,
+                body: inner,
+                ..
+            } => {
                 let (spec, order) = crate::specs::contraction(inner, &locs)?;
                 args = order.into_iter().map(|i| args[i].clone()).collect();
                 KernelSpec::Contract(spec)
             }
-            Op::Call { kernel: Kernel::Attention, axes, body: inner } => {
+            Op::Call {
+                kernel: Kernel::Attention,
+                axes,
+                body: inner,
+            } => {
                 let spec = crate::specs::attention(inner, axes)?;
                 self.both_documents(&spec, 3, &mut args);
                 KernelSpec::Attention(spec)
             }
-            Op::Call { kernel: Kernel::AttentionGrad, axes, body: inner } => {
+            Op::Call {
+                kernel: Kernel::AttentionGrad,
+                axes,
+                body: inner,
+            } => {
                 let spec = crate::specs::attention(inner, axes)?;
                 self.both_documents(&spec, 3, &mut args);
                 KernelSpec::AttentionGrad(spec)
             }
-            Op::Call { kernel: Kernel::LinearCrossEntropy, axes, body: inner } => {
+            Op::Call {
+                kernel: Kernel::LinearCrossEntropy,
+                axes,
+                body: inner,
+            } => {
                 let spec = crate::specs::linear_cross_entropy(inner, axes, false)?;
                 KernelSpec::LinearCrossEntropy(spec)
             }
-            Op::Call { kernel: Kernel::LinearCrossEntropyGrad, axes, body: inner } => {
+            Op::Call {
+                kernel: Kernel::LinearCrossEntropyGrad,
+                axes,
+                body: inner,
+            } => {
                 let spec = crate::specs::linear_cross_entropy(inner, axes, true)?;
                 KernelSpec::LinearCrossEntropy(spec)
             }
-            Op::Call { kernel: Kernel::SumOfSquares, .. } => {
+            Op::Call {
+                kernel: Kernel::SumOfSquares,
+                ..
+            } => {
                 return self.sum_of_squares(&name, args, outs, flops);
             }
-            Op::Const(_) | Op::Position(_) => KernelSpec::Region(source_region(node, body, results)?),
+            Op::Const(_) | Op::Position(_) => {
+                KernelSpec::Region(source_region(node, body, results)?)
+            }
             Op::Gather { axis } => KernelSpec::Gather(gather(body, node, axis)?),
             Op::ScatterAdd { .. } => {
                 let (spec, base) = scatter(body, node);
@@ -434,9 +525,19 @@ impl Lowering {
             // Nobody differentiates this call, and the kernel writes its log-sum-exp all the same.
             let rows = u64::from(a.batch * a.t) * u64::from(a.kv_heads * a.group);
             let buffer = self.buffer(&format!("{name}.kept"), rows, None);
-            let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-            args.push(Access { loc, base: 0, elements: rows });
+            let loc = Loc {
+                buffer,
+                offset: 0,
+                strides: vec![1],
+                turn: None,
+            };
+            args.push(Access {
+                loc,
+                base: 0,
+                elements: rows,
+            });
         }
+        let flops = kernel_flops(&spec).unwrap_or(flops);
         self.launch(&name, spec, &args, flops);
         Ok(())
     }
@@ -477,14 +578,25 @@ impl Lowering {
         let all: Vec<usize> = buffers.collect();
         for b in &all {
             let buffer = &self.buffers[*b];
-            let start = buffer.state.ok_or("gradients and state have a fixed place")?;
+            let start = buffer
+                .state
+                .ok_or("gradients and state have a fixed place")?;
             from = from.min(start);
             to = to.max(start + buffer.bytes);
         }
         let len = (to - from) / 4;
         let buffer = self.buffer("section", len, Some(from));
-        let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-        Ok(Access { loc, base: 0, elements: len })
+        let loc = Loc {
+            buffer,
+            offset: 0,
+            strides: vec![1],
+            turn: None,
+        };
+        Ok(Access {
+            loc,
+            base: 0,
+            elements: len,
+        })
     }
 
     fn adamw(&mut self, body: &Body, node: &Node, inner: &Body, places: &mut Places) -> Done<()> {
@@ -506,9 +618,16 @@ impl Lowering {
         };
         let mut args = vec![sections[1].clone()];
         for a in &node.args[..4] {
-            args.push(access(&places[a], &Type::scalar(mdl_ir::tensor_type::DType::F32)));
+            args.push(access(
+                &places[a],
+                &Type::scalar(mdl_ir::tensor_type::DType::F32),
+            ));
         }
-        args.extend([sections[0].clone(), sections[2].clone(), sections[3].clone()]);
+        args.extend([
+            sections[0].clone(),
+            sections[2].clone(),
+            sections[3].clone(),
+        ]);
         let flops = node_flops(body, node);
         self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
         for k in 0..3 {
@@ -530,7 +649,15 @@ impl Lowering {
         wanted: &Places,
         buffers: &HashMap<(usize, usize), usize>,
     ) -> Done<()> {
-        let Op::Repeat { count, reverse, carries, consts, body, .. } = &node.op else {
+        let Op::Repeat {
+            count,
+            reverse,
+            carries,
+            consts,
+            body,
+            ..
+        } = &node.op
+        else {
             return Err("a repeated region".into());
         };
         if self.current.is_some() {
@@ -550,24 +677,48 @@ impl Lowering {
             }
             let kept = history(body, j, *carries, *reverse);
             let slots = if kept { 0 } else { 2 };
-            let turn = Turn { stride: slice_stride(ty), start: 0, step: 1, slots };
-            let place = |start: i64| Loc { turn: Some(Turn { start, ..turn }), ..first.clone() };
+            let turn = Turn {
+                stride: slice_stride(ty),
+                start: 0,
+                step: 1,
+                slots,
+            };
+            let place = |start: i64| Loc {
+                turn: Some(Turn { start, ..turn }),
+                ..first.clone()
+            };
             inside.insert(body.inputs[j], place(0));
             asked.insert(body.outputs[j], place(1));
             let slot = if kept { *count } else { count % 2 };
-            let done = Loc { offset: slot * turn.stride, ..first.clone() };
+            let done = Loc {
+                offset: slot * turn.stride,
+                ..first.clone()
+            };
             places.insert(node.results[j], done);
         }
         for (input, arg) in body.inputs.iter().zip(&node.args).skip(*carries) {
             let n = body.inputs.iter().position(|x| x == input).unwrap_or(0);
             let loc = places[arg].clone();
-            let loc = if n < carries + consts { loc } else { slice_of(&loc, start, step) };
+            let loc = if n < carries + consts {
+                loc
+            } else {
+                slice_of(&loc, start, step)
+            };
             inside.insert(*input, loc);
         }
         for (k, out) in body.outputs.iter().enumerate().skip(*carries) {
             let result = node.results[k];
             let ty = outer.ty(result).clone();
-            let stacked = self.stacked(body, *out, &ty, wanted.get(&result), places, node, buffers, i)?;
+            let stacked = self.stacked(
+                body,
+                *out,
+                &ty,
+                wanted.get(&result),
+                places,
+                node,
+                buffers,
+                i,
+            )?;
             if !asked.contains_key(out) && !inside.contains_key(out) {
                 asked.insert(*out, slice_of(&stacked, start, step));
             }
@@ -590,14 +741,23 @@ impl Lowering {
         buffers: &HashMap<(usize, usize), usize>,
         i: usize,
     ) -> Done<Loc> {
-        let Op::Repeat { carries, reverse, .. } = &node.op else { return Err("a region".into()) };
+        let Op::Repeat {
+            carries, reverse, ..
+        } = &node.op
+        else {
+            return Err("a region".into());
+        };
         if let Some(j) = body.inputs.iter().take(*carries).position(|x| *x == out)
             && !*reverse
         {
             return Ok(stacked_loc(buffers[&(i, j)], ty));
         }
         let producer = body.nodes.iter().find(|n| n.results.contains(&out));
-        if let Some(Node { op: Op::CacheWrite { .. }, args, .. }) = producer
+        if let Some(Node {
+            op: Op::CacheWrite { .. },
+            args,
+            ..
+        }) = producer
             && let Some(n) = body.inputs.iter().position(|x| *x == args[1])
         {
             return Ok(places[&node.args[n]].clone());
@@ -607,7 +767,8 @@ impl Lowering {
         }
         let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
         let elements = ty.axes[0].size * slice_stride(&slice);
-        Ok(stacked_loc(self.buffer("stacked", elements, None), ty))
+        let name = body.name(out).to_string();
+        Ok(stacked_loc(self.buffer(&name, elements, None), ty))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -623,7 +784,11 @@ impl Lowering {
     ) -> Done<()> {
         self.loops += 1;
         let number = self.loops;
-        self.current = Some(Loop { number, body: Vec::new(), touched: Vec::new() });
+        self.current = Some(Loop {
+            number,
+            body: Vec::new(),
+            touched: Vec::new(),
+        });
         let begin = self.clock;
         let mut inside = inside;
         self.body(body, &mut inside, asked.clone())?;
@@ -646,13 +811,55 @@ impl Lowering {
             buffer.first = buffer.first.min(begin);
             buffer.last = buffer.last.max(end);
         }
-        self.items.push(Item::Loop { count, body: done.body });
+        self.items.push(Item::Loop {
+            count,
+            body: done.body,
+        });
         Ok(())
     }
 }
 
+/// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and gradients reuse
+/// the logits.
+fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
+    let product = |a: &mdl_ir::kernel::AttentionSpec| {
+        let heads = u64::from(a.batch) * u64::from(a.kv_heads * a.group) * u64::from(a.head);
+        let (t, s) = (u64::from(a.t), u64::from(a.s));
+        let all = 2 * heads * t * s;
+        if a.mask.causal && t == s {
+            all / 2
+        } else {
+            all
+        }
+    };
+    match spec {
+        // q·k and p·v
+        KernelSpec::Attention(a) => Some(2 * product(a)),
+        // the scores again, dp, dq, dk and dv
+        KernelSpec::AttentionGrad(a) => Some(5 * product(a)),
+        KernelSpec::LinearCrossEntropy(l) => {
+            let once = 2 * u64::from(l.rows) * u64::from(l.vocab) * u64::from(l.width);
+            Some(if l.grad { 3 * once } else { once })
+        }
+        _ => None,
+    }
+}
+
 fn is_region(op: &Op) -> bool {
-    matches!(op, Op::Call { kernel: Kernel::Region, .. })
+    matches!(
+        op,
+        Op::Call {
+            kernel: Kernel::Region,
+            ..
+        }
+    )
+}
+
+/// Is argument `n` of a contraction call multiplied, or read by the epilogue?
+fn is_operand(node: &Node, n: usize) -> bool {
+    let Op::Call { body, .. } = &node.op else { return false };
+    let operand = |m: &Node| matches!(m.op, Op::Contract { .. }) && m.args.contains(&body.inputs[n]);
+    body.nodes.iter().any(operand)
 }
 
 /// Does the region also emit the carry it was given, in the order of iterations?
@@ -678,7 +885,12 @@ fn slice_of(stacked: &Loc, start: i64, step: i64) -> Loc {
         buffer: stacked.buffer,
         offset: stacked.offset,
         strides: stacked.strides[1..].to_vec(),
-        turn: Some(Turn { stride: stacked.strides[0], start, step, slots: 0 }),
+        turn: Some(Turn {
+            stride: stacked.strides[0],
+            start,
+            step,
+            slots: 0,
+        }),
     }
 }
 
@@ -687,12 +899,22 @@ pub fn stacked_loc(buffer: usize, ty: &Type) -> Loc {
     let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
     let mut strides = vec![slice_stride(&slice)];
     strides.extend(slice.strides());
-    Loc { buffer, offset: 0, strides, turn: None }
+    Loc {
+        buffer,
+        offset: 0,
+        strides,
+        turn: None,
+    }
 }
 
 /// Elements from the start of a value's buffer (or slot) to its end.
 pub fn extent(loc: &Loc, ty: &Type) -> u64 {
-    let last: u64 = ty.axes.iter().zip(&loc.strides).map(|(a, s)| (a.size - 1) * s).sum();
+    let last: u64 = ty
+        .axes
+        .iter()
+        .zip(&loc.strides)
+        .map(|(a, s)| (a.size - 1) * s)
+        .sum();
     loc.offset + last + 1
 }
 

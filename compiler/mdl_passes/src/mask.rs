@@ -13,10 +13,15 @@ pub fn recognise(body: &Body, axes: &[String]) -> Option<(f32, MaskSpec)> {
         matches!(n.op, Op::Select) && constant(node(n.args[2])) == Some(f64::NEG_INFINITY)
     })?;
     let scale = match node(masked.args[1])? {
-        Node { op: Op::Binary(Binary::Mul), args, .. } => {
-            constant(node(args[1])).or_else(|| constant(node(args[0])))?
-        }
-        Node { op: Op::Contract { .. }, .. } => 1.0,
+        Node {
+            op: Op::Binary(Binary::Mul),
+            args,
+            ..
+        } => constant(node(args[1])).or_else(|| constant(node(args[0])))?,
+        Node {
+            op: Op::Contract { .. },
+            ..
+        } => 1.0,
         _ => return None,
     };
     let mut mask = MaskSpec::default();
@@ -52,22 +57,31 @@ fn conjunct<'b>(
         Binary::Eq => match (constant(node(args[0])), constant(node(args[1]))) {
             (Some(a), Some(b)) => (a == b).then_some(()),
             _ => {
-                let ids = args.iter().all(|a| body.ty(*a).dtype == mdl_ir::tensor_type::DType::I32);
+                let ids = args
+                    .iter()
+                    .all(|a| body.ty(*a).dtype == mdl_ir::tensor_type::DType::I32);
                 mask.documents |= ids;
                 ids.then_some(())
             }
         },
         Binary::Le => {
-            let (s, t) = (position(args[0], body, node)?, position(args[1], body, node)?);
+            let (s, t) = (
+                position(args[0], body, node)?,
+                position(args[1], body, node)?,
+            );
             mask.causal = true;
             mask.start |= t.1;
             (s == (axes[1].clone(), false) && t.0 == axes[0]).then_some(())
         }
         Binary::Lt => {
-            let Op::Binary(Binary::Sub) = node(args[0])?.op else { return None };
+            let Op::Binary(Binary::Sub) = node(args[0])?.op else {
+                return None;
+            };
             let difference = &node(args[0])?.args;
-            let (t, s) =
-                (position(difference[0], body, node)?, position(difference[1], body, node)?);
+            let (t, s) = (
+                position(difference[0], body, node)?,
+                position(difference[1], body, node)?,
+            );
             let width = constant(node(args[1]))?;
             mask.window = Some(width as u32);
             mask.start |= t.1;
@@ -84,10 +98,27 @@ fn position<'b>(
     node: &impl Fn(ValueId) -> Option<&'b Node>,
 ) -> Option<(String, bool)> {
     match node(id)? {
-        Node { op: Op::Position(axis), .. } => Some((axis.name.clone(), false)),
-        Node { op: Op::Binary(Binary::Add), args, .. } => {
-            let (name, _) = position(args[0], body, node)?;
-            body.ty(args[1]).axes.is_empty().then_some((name, true))
+        Node {
+            op: Op::Position(axis),
+            ..
+        } => Some((axis.name.clone(), false)),
+        Node {
+            op: Op::Binary(Binary::Add),
+            args,
+            ..
+        } => {
+            let (name, started) = position(args[0], body, node)?;
+            // Only the start of an incremental step: an input, cast from an id without axes.
+            let Node {
+                op: Op::Cast(_),
+                args: from,
+                ..
+            } = node(args[1])?
+            else {
+                return None;
+            };
+            let start = body.inputs.contains(&from[0]) && body.ty(from[0]).axes.is_empty();
+            (start && !started).then_some((name, true))
         }
         _ => None,
     }

@@ -44,17 +44,23 @@ pub fn optimise(
     let n = graph.params.len();
     let mut grads: Vec<ValueId> = Vec::new();
     for p in 0..n {
-        let at = graph.output(&OutputRole::Grad(p)).ok_or("every parameter has a gradient")?;
+        let at = graph
+            .output(&OutputRole::Grad(p))
+            .ok_or("every parameter has a gradient")?;
         grads.push(graph.body.outputs[at]);
     }
     let params: Vec<ValueId> = (0..n)
         .map(|p| {
             let at = graph.inputs.iter().position(|r| *r == InputRole::Param(p));
-            at.map(|i| graph.body.inputs[i]).ok_or("every parameter is used")
+            at.map(|i| graph.body.inputs[i])
+                .ok_or("every parameter is used")
         })
         .collect::<Result<_, _>>()?;
     let mut moments = [Vec::new(), Vec::new()];
-    for (k, role) in [InputRole::Moment1, InputRole::Moment2].into_iter().enumerate() {
+    for (k, role) in [InputRole::Moment1, InputRole::Moment2]
+        .into_iter()
+        .enumerate()
+    {
         for p in 0..n {
             let name = format!("{}.{}", ["m", "v"][k], graph.params[p].name);
             moments[k].push(b.input(&name, graph.params[p].ty.clone()));
@@ -73,8 +79,9 @@ pub fn optimise(
     outputs.push(norm);
     out.outputs.push(OutputRole::Value("grad_norm".into()));
     for decayed in [true, false] {
-        let group: Vec<usize> =
-            (0..n).filter(|p| decays(graph, *p, optimizer) == decayed).collect();
+        let group: Vec<usize> = (0..n)
+            .filter(|p| decays(graph, *p, optimizer) == decayed)
+            .collect();
         if group.is_empty() {
             continue;
         }
@@ -83,7 +90,15 @@ pub fn optimise(
         for list in [&params, &grads, &moments[0], &moments[1]] {
             args.extend(group.iter().map(|p| list[*p]));
         }
-        let ids = adamw(&mut b, program, graph, &group, &args, (optimizer, decay), sink)?;
+        let ids = adamw(
+            &mut b,
+            program,
+            graph,
+            &group,
+            &args,
+            (optimizer, decay),
+            sink,
+        )?;
         outputs.extend(&ids);
         let roles = [OutputRole::Param, OutputRole::Moment1, OutputRole::Moment2];
         for role in roles {
@@ -106,14 +121,27 @@ fn clip(
     let mut inner = Builder::default();
     let mut total = inner.number(0.0, at);
     let types: Vec<Type> = grads.iter().map(|g| b.ty(*g).clone()).collect();
-    let inputs: Vec<ValueId> = types.iter().map(|ty| inner.input("g", ty.clone())).collect();
+    let inputs: Vec<ValueId> = types
+        .iter()
+        .map(|ty| inner.input("g", ty.clone()))
+        .collect();
     for (ty, input) in types.iter().zip(inputs) {
-        let one = standard(program, "sum_of_squares", std::slice::from_ref(ty), &[], sink)?;
+        let one = standard(
+            program,
+            "sum_of_squares",
+            std::slice::from_ref(ty),
+            &[],
+            sink,
+        )?;
         let square = inner.inline(&one, &[input])?[0];
         total = inner.binary(Binary::Add, total, square, at)?;
     }
     let body = Box::new(inner.finish(vec![total]));
-    let op = Op::Call { kernel: Kernel::SumOfSquares, axes: Vec::new(), body };
+    let op = Op::Call {
+        kernel: Kernel::SumOfSquares,
+        axes: Vec::new(),
+        body,
+    };
     let results = vec![("sum_of_squares".to_string(), Type::scalar(DType::F32))];
     let squares = b.node(op, grads.to_vec(), results, at)[0];
     let norm = b.unary(Unary::Sqrt, squares, at)?;
@@ -134,8 +162,10 @@ fn adamw(
     sink: &mut Sink,
 ) -> Result<Vec<ValueId>, String> {
     let mut inner = Builder::default();
-    let inputs: Vec<ValueId> =
-        args.iter().map(|a| inner.input(b.body.name(*a), b.ty(*a).clone())).collect();
+    let inputs: Vec<ValueId> = args
+        .iter()
+        .map(|a| inner.input(b.body.name(*a), b.ty(*a).clone()))
+        .collect();
     let reals = [
         ("beta1", optimizer.beta1),
         ("beta2", optimizer.beta2),
@@ -151,12 +181,18 @@ fn adamw(
         if !formulas.contains_key(ty) {
             let mut types = vec![ty.clone(); 4];
             types.extend(vec![scalar; 4]);
-            formulas.insert(ty.clone(), standard(program, "adamw", &types, &reals, sink)?);
+            formulas.insert(
+                ty.clone(),
+                standard(program, "adamw", &types, &reals, sink)?,
+            );
         }
         let tensors = (0..4).map(|k| inputs[4 + k * n + i]);
         let all: Vec<ValueId> = tensors.chain(inputs[..4].iter().copied()).collect();
         let new = inner.inline(&formulas[ty], &all)?;
-        results.iter_mut().zip(new).for_each(|(list, id)| list.push(id));
+        results
+            .iter_mut()
+            .zip(new)
+            .for_each(|(list, id)| list.push(id));
     }
     let outputs: Vec<ValueId> = results.into_iter().flatten().collect();
     let mut types = Vec::new();
@@ -167,7 +203,11 @@ fn adamw(
         }
     }
     let body = Box::new(inner.finish(outputs));
-    let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body };
+    let op = Op::Call {
+        kernel: Kernel::AdamW,
+        axes: Vec::new(),
+        body,
+    };
     Ok(b.node(op, args.to_vec(), types, Place::default()))
 }
 

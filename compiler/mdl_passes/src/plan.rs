@@ -29,7 +29,10 @@ impl StateLayout {
             offsets[p] = at;
             at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
         }
-        StateLayout { offsets, section: at }
+        StateLayout {
+            offsets,
+            section: at,
+        }
     }
 }
 
@@ -69,8 +72,18 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     hold_borders(&mut low, body, &places);
     let offsets = assign(&low);
     let border = |id: &ValueId| slot(&low, &offsets, &places[id], body.ty(*id));
-    let inputs = graph.inputs.iter().cloned().zip(body.inputs.iter().map(border)).collect();
-    let outputs = graph.outputs.iter().cloned().zip(body.outputs.iter().map(border)).collect();
+    let inputs = graph
+        .inputs
+        .iter()
+        .cloned()
+        .zip(body.inputs.iter().map(border))
+        .collect();
+    let outputs = graph
+        .outputs
+        .iter()
+        .cloned()
+        .zip(body.outputs.iter().map(border))
+        .collect();
     Ok(emit(graph, low, &offsets, inputs, outputs, state))
 }
 
@@ -162,10 +175,19 @@ fn padded(bytes: u64) -> u64 {
 
 fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let buffer = &low.buffers[loc.buffer];
-    let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+    let space = if buffer.state.is_some() {
+        Space::State
+    } else {
+        Space::Work
+    };
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
     let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
-    Slot { space, offset: offsets[loc.buffer] + loc.offset * 4, ty: ty.clone(), slice }
+    Slot {
+        space,
+        offset: offsets[loc.buffer] + loc.offset * 4,
+        ty: ty.clone(),
+        slice,
+    }
 }
 
 fn emit(
@@ -185,36 +207,61 @@ fn emit(
         });
         let args = p.uses.iter().map(|u| {
             let buffer = &low.buffers[u.buffer];
-            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+            let space = if buffer.state.is_some() {
+                Space::State
+            } else {
+                Space::Work
+            };
             let index = u.turn.map(|t| Index {
                 stride: t.stride * 4,
                 start: t.start,
                 step: t.step,
                 slots: t.slots,
             });
-            Arg { space, offset: offsets[u.buffer] + u.offset, bytes: u.bytes, index }
+            Arg {
+                space,
+                offset: offsets[u.buffer] + u.offset,
+                bytes: u.bytes,
+                index,
+            }
         });
-        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops }
+        Launch {
+            name: p.name.clone(),
+            spec,
+            args: args.collect(),
+            flops: p.flops,
+        }
     };
     let steps: Vec<Step> = low
         .items
         .iter()
         .map(|item| match item {
             Item::Launch(p) => Step::Launch(launch(p)),
-            Item::Loop { count, body } => {
-                Step::Loop { count: *count, body: body.iter().map(&mut launch).collect() }
-            }
+            Item::Loop { count, body } => Step::Loop {
+                count: *count,
+                body: body.iter().map(&mut launch).collect(),
+            },
         })
         .collect();
-    let trains = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
-    let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
+    let trains = graph
+        .outputs
+        .iter()
+        .any(|r| matches!(r, OutputRole::Grad(_)));
+    let updates = graph
+        .inputs
+        .iter()
+        .any(|r| matches!(r, InputRole::Moment1(_)));
     let sections = if updates { 4 } else { 1 + u64::from(trains) };
     let used = |b: &usize| low.buffers[*b].first != usize::MAX;
     let buffers: Vec<BufferPlan> = (0..low.buffers.len())
         .filter(used)
         .map(|b| {
             let buffer = &low.buffers[b];
-            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+            let space = if buffer.state.is_some() {
+                Space::State
+            } else {
+                Space::Work
+            };
             BufferPlan {
                 name: buffer.name.clone(),
                 space,
@@ -226,7 +273,10 @@ fn emit(
         })
         .collect();
     let work = buffers.iter().filter(|b| b.space == Space::Work);
-    let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
+    let work_bytes = work
+        .map(|b| b.offset + padded(b.bytes))
+        .max()
+        .unwrap_or(ALIGNMENT);
     Executable {
         name: graph.name.clone(),
         params: graph.params.clone(),
@@ -262,8 +312,9 @@ pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> 
         "beta1" => arg(body.outputs[n], &add, 0).and_then(factor),
         "beta2" => arg(body.outputs[2 * n], &add, 0).and_then(factor),
         "decay" => direction().and_then(|d| factor(arg(d, &add, 0)?)),
-        "eps" => direction()
-            .and_then(|d| factor(arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?)),
+        "eps" => {
+            direction().and_then(|d| factor(arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?))
+        }
         _ => None,
     };
     found.ok_or_else(|| format!("the AdamW kernel does not find `{name}` in this formula"))

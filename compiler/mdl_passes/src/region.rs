@@ -21,29 +21,50 @@ struct Space {
 
 impl Space {
     fn of(body: &Body, walked: &[String]) -> Space {
-        let reduce = body.nodes.iter().find(|n| matches!(n.op, Op::Reduce { .. }));
+        let reduce = body
+            .nodes
+            .iter()
+            .find(|n| matches!(n.op, Op::Reduce { .. }));
         let ty = match reduce {
             Some(node) => body.ty(node.args[0]).clone(),
             None => {
-                let made = body.nodes.iter().flat_map(|n| &n.results).map(|r| body.ty(*r));
-                made.max_by_key(|t| t.axes.len()).expect("a region makes something").clone()
+                let made = body
+                    .nodes
+                    .iter()
+                    .flat_map(|n| &n.results)
+                    .map(|r| body.ty(*r));
+                made.max_by_key(|t| t.axes.len())
+                    .expect("a region makes something")
+                    .clone()
             }
         };
         let tail = ty.axes.len() - walked.len().min(ty.axes.len());
-        let columns = !walked.is_empty()
-            && !ty.axes[tail..].iter().all(|a| walked.contains(&a.name));
+        let columns =
+            !walked.is_empty() && !ty.axes[tail..].iter().all(|a| walked.contains(&a.name));
         if columns {
             let (reduced, kept): (Vec<Axis>, Vec<Axis>) =
                 ty.axes.into_iter().partition(|a| walked.contains(&a.name));
             let (last, outer) = kept.split_last().expect("a column sum keeps an axis");
-            let walk = Walk::Columns { reduced: reduced.len() as u32 };
+            let walk = Walk::Columns {
+                reduced: reduced.len() as u32,
+            };
             let dims = outer.iter().chain(&reduced).chain([last]);
-            return Space { dims: dims.map(|a| vec![a.clone()]).collect(), walk };
+            return Space {
+                dims: dims.map(|a| vec![a.clone()]).collect(),
+                walk,
+            };
         }
-        let split = if walked.is_empty() { ty.axes.len().saturating_sub(1) } else { tail };
+        let split = if walked.is_empty() {
+            ty.axes.len().saturating_sub(1)
+        } else {
+            tail
+        };
         let mut dims: Vec<Vec<Axis>> = ty.axes[..split].iter().map(|a| vec![a.clone()]).collect();
         dims.push(ty.axes[split..].to_vec());
-        Space { dims, walk: Walk::Rows }
+        Space {
+            dims,
+            walk: Walk::Rows,
+        }
     }
 
     fn sizes(&self) -> Vec<u32> {
@@ -64,7 +85,11 @@ impl Space {
                 .ok_or_else(|| format!("{ty} cannot be walked as one axis"))?;
             strides.push(stride as u32);
         }
-        Ok(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides })
+        Ok(View {
+            elem: elem(ty.dtype),
+            offset: loc.offset as u32,
+            strides,
+        })
     }
 }
 
@@ -94,7 +119,10 @@ pub fn region_spec(
 ) -> Result<RegionSpec, String> {
     let space = Space::of(body, walked);
     let view = |ids: &[ValueId], locs: &[Loc]| -> Result<Vec<View>, String> {
-        ids.iter().zip(locs).map(|(id, loc)| space.view(body.ty(*id), loc)).collect()
+        ids.iter()
+            .zip(locs)
+            .map(|(id, loc)| space.view(body.ty(*id), loc))
+            .collect()
     };
     let (inputs, outputs) = (view(&body.inputs, inputs)?, view(&body.outputs, outputs)?);
     let (dims, walk) = (space.sizes(), space.walk);
@@ -110,7 +138,13 @@ pub fn region_spec(
         Walk::Rows => w.rows()?,
         Walk::Columns { .. } => w.columns()?,
     };
-    Ok(RegionSpec { dims, walk, inputs, outputs, phases })
+    Ok(RegionSpec {
+        dims,
+        walk,
+        inputs,
+        outputs,
+        phases,
+    })
 }
 
 impl Writer<'_> {
@@ -125,7 +159,10 @@ impl Writer<'_> {
         }
         let (args, more) = match self.node(id) {
             None => (Vec::new(), 0),
-            Some(n) => (n.args.clone(), usize::from(matches!(n.op, Op::Reduce { .. }))),
+            Some(n) => (
+                n.args.clone(),
+                usize::from(matches!(n.op, Op::Reduce { .. })),
+            ),
         };
         let below = args.into_iter().map(|a| self.level(a)).max().unwrap_or(0);
         self.levels.insert(id, below + more);
@@ -138,8 +175,12 @@ impl Writer<'_> {
     }
 
     fn rows(&mut self) -> Result<Vec<Phase>, String> {
-        let made: Vec<ValueId> =
-            self.body.nodes.iter().flat_map(|n| n.results.iter().copied()).collect();
+        let made: Vec<ValueId> = self
+            .body
+            .nodes
+            .iter()
+            .flat_map(|n| n.results.iter().copied())
+            .collect();
         let last = made.iter().map(|id| self.level(*id)).max().unwrap_or(0);
         let mut phases = Vec::new();
         for p in 0..=last {
@@ -159,7 +200,9 @@ impl Writer<'_> {
                 let a = self.row_value(id, &mut phase.row)?;
                 for (i, o) in self.body.outputs.iter().enumerate() {
                     if *o == id {
-                        phase.row.push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
+                        phase
+                            .row
+                            .push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
                     }
                 }
             }
@@ -176,7 +219,9 @@ impl Writer<'_> {
         let mut regs: HashMap<ValueId, u16> = HashMap::new();
         let mut done: Vec<ValueId> = Vec::new();
         for id in made {
-            let Some(node) = self.node(*id).cloned() else { continue };
+            let Some(node) = self.node(*id).cloned() else {
+                continue;
+            };
             if let Op::Reduce { kind, .. } = node.op
                 && self.level(node.args[0]) == p
             {
@@ -195,7 +240,9 @@ impl Writer<'_> {
             let walked = !self.space.is_row(&ty) || self.whole(&ty);
             if walked && self.level(id) == p && !done.contains(&id) {
                 let a = self.col_value(id, &mut regs, phase)?;
-                phase.cols.push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
+                phase
+                    .cols
+                    .push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
                 done.push(id);
             }
         }
@@ -213,7 +260,10 @@ impl Writer<'_> {
             self.rows.insert(id, dst);
             return Ok(dst);
         }
-        let node = self.node(id).cloned().ok_or("a value is made or comes in")?;
+        let node = self
+            .node(id)
+            .cloned()
+            .ok_or("a value is made or comes in")?;
         let mut args = [0; 3];
         for (slot, a) in args.iter_mut().zip(&node.args) {
             *slot = self.row_value(*a, out)?;
@@ -240,7 +290,13 @@ impl Writer<'_> {
         }
         let ty = self.body.ty(id).clone();
         let node = self.node(id).cloned();
-        let constant = matches!(&node, Some(Node { op: Op::Const(_), .. }));
+        let constant = matches!(
+            &node,
+            Some(Node {
+                op: Op::Const(_),
+                ..
+            })
+        );
         let row = self.space.walk == Walk::Rows && self.space.is_row(&ty) && !constant;
         if row && !self.whole(&ty) {
             let from = self.row_value(id, &mut phase.row)?;
@@ -282,7 +338,9 @@ impl Writer<'_> {
         let mut finish = Phase::default();
         let mut regs = HashMap::new();
         for node in &self.body.nodes {
-            let Op::Reduce { kind, .. } = &node.op else { continue };
+            let Op::Reduce { kind, .. } = &node.op else {
+                continue;
+            };
             let a = self.col_value(node.args[0], &mut regs, &mut walk)?;
             let dst = self.new_row();
             let op = match kind {
@@ -292,7 +350,9 @@ impl Writer<'_> {
             walk.cols.push(instr(op, dst, [a, 0, 0]));
             let out = self.body.outputs.iter().position(|o| *o == node.results[0]);
             let out = out.ok_or("a column sum leaves its region")?;
-            finish.row.push(instr(InstrOp::Store(out as u16), 0, [dst, 0, 0]));
+            finish
+                .row
+                .push(instr(InstrOp::Store(out as u16), 0, [dst, 0, 0]));
         }
         Ok(vec![walk, finish])
     }

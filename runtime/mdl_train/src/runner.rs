@@ -23,7 +23,11 @@ impl Interpreter {
     pub fn new(graph: Graph) -> Self {
         let zeros = |id| Tensor::zeros(graph.body.ty(id).clone());
         let inputs = graph.body.inputs.iter().map(|id| zeros(*id)).collect();
-        Interpreter { graph, inputs, outputs: Vec::new() }
+        Interpreter {
+            graph,
+            inputs,
+            outputs: Vec::new(),
+        }
     }
 
     fn run(&mut self) {
@@ -77,9 +81,7 @@ impl Runner {
 
     pub fn read(&self, role: &OutputRole) -> Option<Vec<f64>> {
         match self {
-            Runner::Machine(m) => {
-                Some(m.read_output(role)?.into_iter().map(f64::from).collect())
-            }
+            Runner::Machine(m) => Some(m.read_output(role)?.into_iter().map(f64::from).collect()),
             Runner::Interpreter(i) => {
                 let at = i.graph.outputs.iter().position(|r| r == role)?;
                 i.outputs.get(at).map(|t| t.data.clone())

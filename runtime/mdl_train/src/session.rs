@@ -68,7 +68,14 @@ impl Schedule {
         let known = ["constant", "linear", "cosine", "exponential", "wsd"];
         let body = known.contains(&style).then(|| {
             let types = vec![scalar; 5];
-            function(&model.front.program, "std.optim", style, &types, &[], &mut sink)
+            function(
+                &model.front.program,
+                "std.optim",
+                style,
+                &types,
+                &[],
+                &mut sink,
+            )
         });
         let Some(body) = body.flatten() else {
             let message = format!("--lr_decay_style is one of {}", known.join(", "));
@@ -76,7 +83,13 @@ impl Schedule {
         };
         let steps = settings.lr_decay_iters as f64;
         let warm = (settings.warmup * steps).round();
-        Ok(Schedule { body, warm, steps, lr: settings.lr, min_lr: settings.min_lr })
+        Ok(Schedule {
+            body,
+            warm,
+            steps,
+            lr: settings.lr,
+            min_lr: settings.min_lr,
+        })
     }
 
     /// The rate of step `step`, counted from 0.
@@ -112,12 +125,19 @@ fn purpose(settings: &Settings) -> Purpose {
 }
 
 fn options(batch: u64, t: u64) -> EntryOptions {
-    EntryOptions { sizes: vec![("B".to_string(), batch), ("T".to_string(), t)], documents: true }
+    EntryOptions {
+        sizes: vec![("B".to_string(), batch), ("T".to_string(), t)],
+        documents: true,
+    }
 }
 
 /// The training step after every pass.
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    model.compile("loss", &options(settings.batch, settings.t), &purpose(settings))
+    model.compile(
+        "loss",
+        &options(settings.batch, settings.t),
+        &purpose(settings),
+    )
 }
 
 /// The executables of a run: the training step, and the loss alone. They share the layout of the state.
@@ -129,8 +149,11 @@ pub fn executables(
     let trace = training_trace(model, settings)?;
     let state = state_layout(trace.last(), &purpose(settings));
     let train = finish(trace.last(), &state, units)?;
-    let loss =
-        model.compile("loss", &options(settings.val_batch, settings.t), &Purpose::Forward)?;
+    let loss = model.compile(
+        "loss",
+        &options(settings.val_batch, settings.t),
+        &Purpose::Forward,
+    )?;
     let validate = finish(loss.last(), &state, units)?;
     let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
     Ok((graph, train, validate))
@@ -146,11 +169,25 @@ impl Session {
         let schedule = Schedule::new(&model, &settings)?;
         let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
         let inputs = input_axes(&graph);
-        let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
+        let shapes = graph
+            .params
+            .iter()
+            .zip(inputs)
+            .map(|(p, n)| stored_shape(p, n))
+            .collect();
         let train = Machine::new(device, train);
         let validate = train.beside(validate);
-        let session =
-            Session { model, settings, step: 0, cursor: 0, graph, train, validate, schedule, shapes };
+        let session = Session {
+            model,
+            settings,
+            step: 0,
+            cursor: 0,
+            graph,
+            train,
+            validate,
+            schedule,
+            shapes,
+        };
         for (p, param) in session.graph.params.iter().enumerate() {
             let values = initial(param, session.settings.seed);
             session.train.write_input(&InputRole::Param(p), &values);
@@ -192,19 +229,35 @@ impl Session {
         write_batch(&self.train, batch);
         let k = (self.step + 1) as i32;
         self.train.write_scalar("lr", lr as f32);
-        self.train.write_scalar("clip", self.settings.grad_clip as f32);
-        self.train.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
-        self.train.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        self.train
+            .write_scalar("clip", self.settings.grad_clip as f32);
+        self.train
+            .write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
+        self.train
+            .write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
         self.train.run();
         self.step += 1;
         self.cursor += self.settings.batch;
-        let value = |name| self.train.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]));
-        StepReport { loss: value("loss"), grad_norm: value("grad_norm"), lr }
+        let value = |name| {
+            self.train
+                .read_value(name)
+                .map_or(f64::NAN, |v| f64::from(v[0]))
+        };
+        StepReport {
+            loss: value("loss"),
+            grad_norm: value("grad_norm"),
+            lr,
+        }
     }
 
     /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how many those are.
     pub fn validate(&self, data: &Evaluation, batches: usize) -> (f64, u64) {
-        evaluate(&self.validate, data, self.settings.val_batch as usize, batches)
+        evaluate(
+            &self.validate,
+            data,
+            self.settings.val_batch as usize,
+            batches,
+        )
     }
 
     /// Everything that a checkpoint holds.
@@ -232,10 +285,15 @@ impl Session {
         for (key, id) in ["bos_token_id", "eos_token_id"].iter().zip(ids) {
             config.insert(key.to_string(), serde_json::json!(id));
         }
-        config.insert("max_position_embeddings".into(), serde_json::json!(self.settings.t));
+        config.insert(
+            "max_position_embeddings".into(),
+            serde_json::json!(self.settings.t),
+        );
         Snapshot {
             step: self.step,
-            cursor: Cursor { sample: self.cursor },
+            cursor: Cursor {
+                sample: self.cursor,
+            },
             graph: mdl_ir::print::print(&self.graph),
             parameters,
             config_json: pretty(&config),
@@ -272,7 +330,9 @@ pub fn evaluate(
         let targets = batch.n_targets() as u64;
         write_batch(machine, &batch);
         machine.run();
-        let loss = machine.read_value("loss").map_or(f64::NAN, |v| f64::from(v[0]));
+        let loss = machine
+            .read_value("loss")
+            .map_or(f64::NAN, |v| f64::from(v[0]));
         sum += loss * targets as f64;
         count += targets;
     }

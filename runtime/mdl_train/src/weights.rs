@@ -141,8 +141,15 @@ impl Weights {
                 dtype: format!("{:?}", entry.dtype),
             });
         }
-        let id = |b: &[u8]| b.iter().rev().fold(0u64, |x, byte| x << 8 | u64::from(*byte)) as i64;
-        Ok(file.bytes[entry.range.clone()].chunks_exact(8).map(id).collect())
+        let id = |b: &[u8]| {
+            b.iter()
+                .rev()
+                .fold(0u64, |x, byte| x << 8 | u64::from(*byte)) as i64
+        };
+        Ok(file.bytes[entry.range.clone()]
+            .chunks_exact(8)
+            .map(id)
+            .collect())
     }
 
     /// Whether every tensor that the model has is here in its shape, and nothing else is.

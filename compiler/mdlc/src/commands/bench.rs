@@ -4,9 +4,7 @@ use super::say;
 use crate::flags::TrainingFlags;
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
-use mdl_ir::kernel::{
-    AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes,
-};
+use mdl_ir::kernel::{AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes};
 use mdl_kernels::{Device, measure_fma_peak};
 use mdl_train::model::Model;
 use mdl_train::packing::Batch;
@@ -63,7 +61,9 @@ pub fn run(args: &Args) -> Outcome {
             number("gflops"),
             100.0 * number("fraction_of_peak"),
             number("peak_gflops"),
-            row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
+            row["tokens_per_s"]
+                .as_f64()
+                .map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
         ));
     }
     Ok(())
@@ -125,7 +125,11 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
         ];
         for (form, [m, n, k], a, b) in forms {
             let dim = |size: u64, stride: u64, stride_b: u64| {
-                vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
+                vec![Dim {
+                    size: size as u32,
+                    stride: stride as u32,
+                    stride_b: stride_b as u32,
+                }]
             };
             let spec = KernelSpec::Contract(ContractSpec {
                 batch: Vec::new(),
@@ -140,7 +144,13 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 n_outputs: 1,
             });
             let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
-            rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
+            rows.push(row(
+                device,
+                &[m, n, k],
+                form,
+                2.0 * (m * n * k) as f64,
+                seconds,
+            ));
         }
     }
     rows
@@ -160,7 +170,11 @@ fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64
         total += b.next_multiple_of(256);
     }
     let arena = device.alloc(total);
-    let args: Vec<_> = offsets.iter().zip(&bytes).map(|(o, b)| arena.slice(*o, *b)).collect();
+    let args: Vec<_> = offsets
+        .iter()
+        .zip(&bytes)
+        .map(|(o, b)| arena.slice(*o, *b))
+        .collect();
     median(device, runs, || device.launch(spec, &args))
 }
 
@@ -176,7 +190,10 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
                 group: 1,
                 head,
                 scale: 1.0 / (head as f32).sqrt(),
-                mask: MaskSpec { causal: true, ..MaskSpec::default() },
+                mask: MaskSpec {
+                    causal: true,
+                    ..MaskSpec::default()
+                },
             };
             let (x, lse) = (u64::from(t * 6 * head), u64::from(t * 6));
             // Half of the scores are masked: q·k and p·v forward, five such products backward.
@@ -199,7 +216,9 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let vocab = model.size("vocab").unwrap_or(256);
     let mut session = Session::open(model, args.training.settings(), device.clone())?;
     let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
-    let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
+    let ids: Vec<i32> = (0..b * t)
+        .map(|i| (i as u64 * 7919 % vocab) as i32)
+        .collect();
     let batch = Batch {
         targets: ids.iter().map(|i| (i + 1) % vocab as i32).collect(),
         tokens: ids,

@@ -14,8 +14,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     match &args.code {
         None => {
-            let rows: Vec<String> =
-                CODES.iter().map(|c| format!("{}  {}\n", c.id, c.title)).collect();
+            let rows: Vec<String> = CODES
+                .iter()
+                .map(|c| format!("{}  {}\n", c.id, c.title))
+                .collect();
             say(&rows.concat());
             Ok(())
         }

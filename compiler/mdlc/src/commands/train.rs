@@ -85,14 +85,21 @@ fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
     let documents = dataset::documents(&args.dataset).map_err(data)?;
     let mut split = match args.validation_split {
         Some(fraction) => dataset::split(documents, fraction).map_err(data)?,
-        None => Split { training: documents, validation: Vec::new() },
+        None => Split {
+            training: documents,
+            validation: Vec::new(),
+        },
     };
     if !args.validation_dataset.is_empty() {
         split.validation = dataset::documents(&args.validation_dataset).map_err(data)?;
     }
     let t = args.training.max_context_width as usize;
     let stream = Stream::from_documents(&split.training, tokenizer, args.training.seed)?;
-    let stream = if args.cross_documents == 1 { stream.crossing_documents() } else { stream };
+    let stream = if args.cross_documents == 1 {
+        stream.crossing_documents()
+    } else {
+        stream
+    };
     stream.samples_per_epoch(t).map_err(data)?;
     let validation = match split.validation.is_empty() {
         true => None,
@@ -102,14 +109,19 @@ fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
 }
 
 fn found(args: &Args) -> Result<Option<Checkpoint>, Failure> {
-    let Some(dir) = &args.resume_from_checkpoint else { return Ok(None) };
+    let Some(dir) = &args.resume_from_checkpoint else {
+        return Ok(None);
+    };
     let checkpoint = match checkpoint::newest(dir)? {
         None => None,
         Some(_) => Some(checkpoint::open(dir)?),
     };
     match &checkpoint {
         Some(c) => c.notes.iter().for_each(|note| eprintln!("note: {note}")),
-        None => eprintln!("note: no checkpoint in `{}` yet, starting fresh", dir.display()),
+        None => eprintln!(
+            "note: no checkpoint in `{}` yet, starting fresh",
+            dir.display()
+        ),
     }
     Ok(checkpoint)
 }
@@ -121,8 +133,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure(model.front.report(false)));
     }
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32) as usize;
-    let tokenizer =
-        Tokenizer::open(&args.tokenizer, vocab).map_err(|e| coded(e.code(), e))?;
+    let tokenizer = Tokenizer::open(&args.tokenizer, vocab).map_err(|e| coded(e.code(), e))?;
     if let Some(note) = tokenizer.note() {
         eprintln!("note: {note}");
     }
@@ -135,7 +146,11 @@ pub fn run(args: &Args) -> Outcome {
     }
     if let Some(checkpoint) = found(args)? {
         session.resume(&checkpoint)?;
-        eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
+        eprintln!(
+            "resumed at step {} from {}",
+            session.step,
+            checkpoint.path.display()
+        );
     }
     let executable = &session.train.executable;
     eprintln!(
@@ -150,12 +165,19 @@ pub fn run(args: &Args) -> Outcome {
     // Only the first handler of a process can be set; there is no other.
     let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
     let log = match &args.log_json {
-        Some(path) => {
-            Some(JsonLog::open(path, session.step).map_err(|e| coded(e.code(), e))?)
-        }
+        Some(path) => Some(JsonLog::open(path, session.step).map_err(|e| coded(e.code(), e))?),
         None => None,
     };
-    Run { args, session, data, tokenizer, log, stop, saved: None }.train()
+    Run {
+        args,
+        session,
+        data,
+        tokenizer,
+        log,
+        stop,
+        saved: None,
+    }
+    .train()
 }
 
 struct Run<'a> {
@@ -178,7 +200,11 @@ impl Run<'_> {
         while self.session.step < max && !self.stop.load(Ordering::Relaxed) {
             let start = Instant::now();
             let cursor = self.session.cursor;
-            let batch = self.data.stream.batch(cursor, b as usize, t as usize).map_err(data)?;
+            let batch = self
+                .data
+                .stream
+                .batch(cursor, b as usize, t as usize)
+                .map_err(data)?;
             let report = self.session.step(&batch);
             let step = self.session.step;
             if !report.loss.is_finite() || !report.grad_norm.is_finite() {
@@ -240,7 +266,9 @@ impl Run<'_> {
     }
 
     fn record(&mut self, line: &Line, grad_norm: f64, validation: Option<(f64, u64)>) -> Outcome {
-        let Some(log) = &mut self.log else { return Ok(()) };
+        let Some(log) = &mut self.log else {
+            return Ok(());
+        };
         let record = Record {
             step: line.batch,
             loss: line.loss,
@@ -255,7 +283,9 @@ impl Run<'_> {
 
     /// A failed save is reported, and training goes on.
     fn save(&mut self) {
-        let Some(dir) = &self.args.checkpoint_dir else { return };
+        let Some(dir) = &self.args.checkpoint_dir else {
+            return;
+        };
         let json = self.tokenizer.json().map(<[u8]>::to_vec);
         let ids = [self.tokenizer.bos(), self.tokenizer.eos()];
         let snapshot = self.session.snapshot(json, ids);
@@ -269,12 +299,13 @@ impl Run<'_> {
     }
 
     fn draw(&self) -> Outcome {
-        let Some(path) = &self.args.log_json else { return Ok(()) };
+        let Some(path) = &self.args.log_json else {
+            return Ok(());
+        };
         let records = log::read(path).map_err(|e| coded(e.code(), e))?;
         let svg: &Path = &path.with_extension("svg");
         if !records.is_empty() {
-            plot::write(svg, &records, &self.session.model.name)
-                .map_err(|e| coded(e.code(), e))?;
+            plot::write(svg, &records, &self.session.model.name).map_err(|e| coded(e.code(), e))?;
             eprintln!("loss curve: {}", svg.display());
         }
         Ok(())

@@ -1,0 +1,211 @@
+//! Fused executables on the CPU device against the interpreter in f64, on the graph before fusion.
+//!
+//! Whatever a pass after differentiation or a kernel does wrong shows here. Sizes are ragged: no axis is a multiple of
+//! a vector, a tile or a block. Besides the embedded models, `tests/models` holds architectures that go the generic
+//! path: nothing in the compiler knows of them.
+
+use mdl_check::entry::EntryOptions;
+use mdl_driver::embedded;
+use mdl_driver::front::Front;
+use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
+use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
+use mdl_ir::interp::{self, Env, mix};
+use mdl_ir::tensor::Tensor;
+use mdl_ir::tensor_type::{DType, Type};
+use mdl_kernels::Device;
+use mdl_passes::executable::Executable;
+use mdl_train::machine::Machine;
+use std::sync::Arc;
+
+/// ‖difference‖ / ‖exact‖ of a tensor. One rounding of f32 is 6·10⁻⁸; a sum of k ≤ 400 products in random order loses
+/// √k of them, 1.2·10⁻⁶, and the errors of some forty kernels in a row add up like a random walk: 8·10⁻⁶.
+const TOLERANCE: f64 = 1e-5;
+
+/// Models above this many parameters are left to `mdlc compare`.
+const SMALL: u64 = 1_000_000;
+
+const B: u64 = 3;
+const T: u64 = 37;
+
+const RAGGED: &str = "
+preset ragged: Llama {
+    hidden = 36, layers = 2, kv_heads = 2, group = 3, head = 12, ffn = 133, vocab = 331
+}
+
+preset ragged_tied: Llama {
+    hidden = 36, layers = 3, kv_heads = 1, group = 2, head = 10, ffn = 31, vocab = 67, tied = true
+    rope = Rope(base: 500_000, scaling: \"llama3\", factor: 32, low: 1, high: 4, original: 8192)
+}
+
+preset one_layer: Llama {
+    hidden = 20, layers = 1, kv_heads = 5, group = 1, head = 4, ffn = 7, vocab = 19
+}
+";
+
+/// A number in (−1, 1).
+fn noise(seed: u64, i: u64) -> f64 {
+    (mix(mix(seed) ^ i) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+}
+
+/// Values that an f32 holds exactly. Weights keep the size of what they are applied to; gains lie around one.
+fn weights(ty: &Type, repeated: bool, seed: u64) -> Tensor {
+    let axes = &ty.axes[usize::from(repeated)..];
+    let value = |i: u64| match axes {
+        [_] => 1.0 + 0.3 * noise(seed, i),
+        _ => 0.3 * noise(seed, i),
+    };
+    let data = (0..ty.elements()).map(|i| f64::from(value(i) as f32)).collect();
+    Tensor::new(ty.clone(), data)
+}
+
+/// Tokens, targets of which some are ignored, and documents that end inside a sequence.
+fn data(name: &str, ty: &Type, vocab: u64) -> Tensor {
+    let value = |i: u64| match name {
+        "documents" => ((i % T) / (5 + 7 * (i / T))) as f64,
+        "targets" if mix(i) % 7 == 0 => -1.0,
+        _ => (mix(i ^ 0xda7a) % vocab) as f64,
+    };
+    Tensor::new(ty.clone(), (0..ty.elements()).map(value).collect())
+}
+
+fn inputs(graph: &Graph) -> Vec<Tensor> {
+    let table = graph.params.iter().find_map(|p| p.ty.axis("vocab"));
+    let vocab = table.expect("a language model has a vocabulary").size;
+    let input = |(id, role): (&mdl_ir::graph::ValueId, &InputRole)| {
+        let ty = graph.body.ty(*id);
+        match role {
+            InputRole::Param(p) => weights(ty, graph.params[*p].repeats.is_some(), *p as u64),
+            InputRole::Data(name) => data(name, ty, vocab),
+            _ => Tensor::zeros(ty.clone()),
+        }
+    };
+    graph.body.inputs.iter().zip(&graph.inputs).map(input).collect()
+}
+
+/// The largest relative error of any output, with its name.
+fn worst(graph: &Graph, executable: Executable, device: &Arc<Device>) -> (f64, String) {
+    let inputs = inputs(graph);
+    let machine = Machine::new(device.clone(), executable);
+    for (role, value) in graph.inputs.iter().zip(&inputs) {
+        let Some(slot) = machine.executable.input(role) else { continue };
+        match value.ty.dtype {
+            DType::I32 => {
+                machine.write_ids(slot, &value.data.iter().map(|x| *x as i32).collect::<Vec<_>>());
+            }
+            _ => machine.write(slot, &value.data.iter().map(|x| *x as f32).collect::<Vec<_>>()),
+        }
+    }
+    // The second run finds the memory as the first one left it.
+    machine.run();
+    machine.run();
+    let exact = interp::run(&graph.body, inputs, &Env::default());
+    let mut worst = (0.0, String::from("nothing"));
+    for (role, exact) in graph.outputs.iter().zip(&exact) {
+        let got = machine.read_output(role).expect("the executable has every output");
+        let square = |x: f64| x * x;
+        let off: f64 =
+            got.iter().zip(&exact.data).map(|(g, e)| square(f64::from(*g) - e)).sum();
+        let norm: f64 = exact.data.iter().map(|e| square(*e)).sum();
+        let error = off.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE);
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        if error > worst.0 {
+            worst = (error, name(graph, role));
+        }
+    }
+    worst
+}
+
+fn name(graph: &Graph, role: &OutputRole) -> String {
+    match role {
+        OutputRole::Grad(p) => format!("gradient of {}", graph.params[*p].name),
+        _ => format!("{role:?}"),
+    }
+}
+
+/// Compiles and compares the entries of a preset.
+fn agree(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (entry, purpose, documents) in [
+        ("logits", Purpose::Forward, false),
+        ("loss", Purpose::Forward, true),
+        ("loss", Purpose::Gradients, false),
+        ("loss", Purpose::Gradients, true),
+    ] {
+        let what = format!("{file}, {preset}: {entry}, {purpose:?}, documents: {documents}");
+        match compare(file, text, preset, (entry, &purpose, documents), device) {
+            Err(fault) => faults.push(format!("{what}: {fault}")),
+            Ok((error, tensor)) if error > TOLERANCE => {
+                faults.push(format!("{what}: {tensor} is off by {error:.1e}"));
+            }
+            Ok(_) => {}
+        }
+    }
+    faults
+}
+
+fn compare(
+    file: &str,
+    text: &str,
+    preset: &str,
+    (entry, purpose, documents): (&str, &Purpose, bool),
+    device: &Arc<Device>,
+) -> Result<(f64, String), String> {
+    let mut front = Front::load(file, text, &|_| None);
+    front.check();
+    let config = if front.failed() { None } else { front.preset(preset) };
+    let config = config.ok_or_else(|| front.report(false))?;
+    let sizes = vec![("B".into(), B), ("T".into(), T)];
+    let graph = front.build(&config, entry, &EntryOptions { sizes, documents });
+    let graph = graph.ok_or_else(|| front.report(false))?;
+    if graph.param_count() > SMALL {
+        return Ok((0.0, String::from("nothing")));
+    }
+    let trace = run(graph, &mut front, purpose).map_err(|bug| bug.to_string())?;
+    let state = state_layout(trace.last(), purpose);
+    let executable = finish(trace.last(), &state, device.units()).map_err(|bug| bug.to_string())?;
+    let graph = trace.at(Stage::Training).ok_or("every compilation has this stage")?;
+    Ok(worst(graph, executable, device))
+}
+
+fn device() -> Arc<Device> {
+    Arc::new(Device::cpu(None))
+}
+
+#[test]
+fn small_presets_of_embedded_models_agree_with_the_interpreter() {
+    let device = device();
+    let mut faults = Vec::new();
+    for (name, text) in embedded::MODELS {
+        let file = format!("models/{name}.mdl");
+        for preset in Front::load(&file, text, &|_| None).presets() {
+            faults.extend(agree(&file, text, &preset, &device));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn ragged_llamas_agree_with_the_interpreter() {
+    let device = device();
+    let text = embedded::model("llama").expect("llama is part of the compiler").to_string();
+    let text = text + RAGGED;
+    let mut faults = Vec::new();
+    for preset in ["ragged", "ragged_tied", "one_layer"] {
+        faults.extend(agree("models/llama.mdl", &text, preset, &device));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn other_architectures_agree_with_the_interpreter() {
+    let device = device();
+    let mut faults = Vec::new();
+    for (file, text) in [
+        ("learned.mdl", include_str!("../models/learned.mdl")),
+        ("parallel.mdl", include_str!("../models/parallel.mdl")),
+        ("odd.mdl", include_str!("../models/odd.mdl")),
+    ] {
+        faults.extend(agree(file, text, "ragged", &device));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}

@@ -1,0 +1,52 @@
+//! The plan is what is allocated, and steps allocate nothing. Alone in its process: the device's
+//! pool is shared, and other tests would be counted.
+
+use mdl_kernels::Device;
+use mdl_train::model::Model;
+use mdl_train::packing::Stream;
+use mdl_train::session::{Session, Settings};
+use std::sync::Arc;
+
+fn settings() -> Settings {
+    Settings {
+        batch: 3,
+        t: 37,
+        val_batch: 2,
+        max_steps: 8,
+        lr: 1e-3,
+        min_lr: 1e-4,
+        lr_decay_style: "wsd".into(),
+        lr_decay_iters: 8,
+        warmup: 0.25,
+        weight_decay: 0.1,
+        matrices_only: false,
+        beta1: 0.9,
+        beta2: 0.95,
+        grad_clip: 1.0,
+        seed: 7,
+    }
+}
+
+#[test]
+fn the_plan_is_what_is_allocated_and_steps_allocate_nothing() {
+    let model = Model::open("llama", Some("tiny")).expect("an embedded preset");
+    let device = Arc::new(Device::cpu(None));
+    let mut session = Session::open(model, settings(), device).expect("compiles");
+    let e = &session.train.executable;
+    assert_eq!((e.state_bytes, e.work_bytes), session.train.allocated());
+    let ids: Vec<u32> = (0..500).map(|i| (i * i + 3 * i) % 320).collect();
+    let stream = Stream::new(&[ids], 5);
+    let mut step = || {
+        let batch = stream.batch(session.cursor, 3, 37).expect("long enough");
+        session.step(&batch);
+        session.train.device.memory_usage()
+    };
+    step();
+    let before = step();
+    for _ in 0..5 {
+        let after = step();
+        assert_eq!(before.reserved, after.reserved);
+        assert_eq!(before.in_use, after.in_use);
+        assert_eq!(before.allocations, after.allocations);
+    }
+}

@@ -1,0 +1,64 @@
+//! The compiler and its kernels against exact answers of an independent implementation, where those are at hand.
+//!
+//! The reference models and the pretrained one lie beside the repository; where they are absent the tests say so.
+
+use mdl_train::compare::compare;
+use std::path::{Path, PathBuf};
+
+fn beside(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("SKIPPED: {} is absent, nothing was compared", path.display());
+    None
+}
+
+fn check(name: &str, interpreter: bool) {
+    let Some(dir) = beside(&format!("reference/{name}")) else { return };
+    let result = compare(&dir, &dir.join("answers.safetensors"), interpreter);
+    let result = result.expect("the reference can be read and run");
+    assert!(result.tensors.len() > 30, "logits, gradients, steps and final parameters");
+    assert!(result.passed, "{:?}", result.worst());
+}
+
+#[test]
+fn llama2_agrees_on_the_cpu() {
+    check("llama2-tiny", false);
+}
+
+#[test]
+fn llama3_agrees_on_the_cpu() {
+    check("llama3-tiny", false);
+}
+
+#[test]
+fn llama2_agrees_on_the_interpreter() {
+    check("llama2-tiny", true);
+}
+
+#[test]
+fn llama3_agrees_on_the_interpreter() {
+    check("llama3-tiny", true);
+}
+
+#[test]
+fn a_tensor_changed_by_a_thousandth_is_caught() {
+    let Some(dir) = beside("reference/llama2-tiny") else { return };
+    let bytes = std::fs::read(dir.join("answers.safetensors")).expect("readable");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a reference");
+    let name = "grad.model.layers.1.mlp.up_proj.weight";
+    let at = tensors.tensor(name).expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize;
+    let mut changed = bytes.clone();
+    let range = at..at + tensors.tensor(name).expect("there").data().len();
+    for four in changed[range].chunks_exact_mut(4) {
+        let x = f32::from_le_bytes([four[0], four[1], four[2], four[3]]) * 1.001;
+        four.copy_from_slice(&x.to_le_bytes());
+    }
+    let file = std::env::temp_dir().join(format!("mdl-changed-{}.safetensors", std::process::id()));
+    std::fs::write(&file, changed).expect("the temporary folder is writable");
+    let result = compare(&dir, &file, true).expect("runs");
+    std::fs::remove_file(&file).expect("written above");
+    assert!(!result.passed);
+    assert_eq!(result.worst().map(|w| w.name.as_str()), Some(name));
+}
