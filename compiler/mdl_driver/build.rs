@@ -1,4 +1,5 @@
-//! Lists `models/` and `stdlib/` for embedding: a new file there is in the binary because it exists.
+//! Lists `models/` and `stdlib/` for embedding: a new file there is in the binary because it
+//! exists.
 
 use std::fmt::Write;
 use std::path::Path;

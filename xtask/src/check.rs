@@ -55,15 +55,7 @@ fn lint_stage() -> Result<Stage, String> {
     if !has_component("clippy") {
         return Ok(skipped("clippy", "clippy"));
     }
-    let args = [
-        "clippy",
-        "--release",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ];
+    let args = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     stage("clippy", cargo().args(args))
 }
 
@@ -75,24 +67,13 @@ fn test_command() -> Command {
 
 fn stage(name: &'static str, command: &mut Command) -> Result<Stage, String> {
     let (passed, time) = run(command)?;
-    let outcome = if passed {
-        Outcome::Passed
-    } else {
-        Outcome::Failed
-    };
+    let outcome = if passed { Outcome::Passed } else { Outcome::Failed };
     println!("{name}: {} after {}", outcome.word(), in_words(time));
-    Ok(Stage {
-        name,
-        outcome,
-        time,
-    })
+    Ok(Stage { name, outcome, time })
 }
 
 fn has_component(subcommand: &str) -> bool {
-    cargo()
-        .args([subcommand, "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success())
+    cargo().args([subcommand, "--version"]).output().is_ok_and(|output| output.status.success())
 }
 
 fn skipped(name: &'static str, component: &str) -> Stage {
@@ -100,11 +81,7 @@ fn skipped(name: &'static str, component: &str) -> Stage {
         "WARNING: {component} is not installed, so {name} is SKIPPED; \
          `rustup component add {component}` brings it"
     );
-    Stage {
-        name,
-        outcome: Outcome::Skipped,
-        time: Duration::ZERO,
-    }
+    Stage { name, outcome: Outcome::Skipped, time: Duration::ZERO }
 }
 
 impl Outcome {
@@ -120,24 +97,10 @@ impl Outcome {
 fn summary(stages: &[Stage]) -> Result<(), String> {
     let words: Vec<String> = stages
         .iter()
-        .map(|stage| {
-            format!(
-                "{} {} ({})",
-                stage.name,
-                stage.outcome.word(),
-                in_words(stage.time)
-            )
-        })
+        .map(|stage| format!("{} {} ({})", stage.name, stage.outcome.word(), in_words(stage.time)))
         .collect();
     println!("summary: {}", words.join(", "));
-    let failed: Vec<&str> = stages
-        .iter()
-        .filter(|s| s.outcome == Outcome::Failed)
-        .map(|s| s.name)
-        .collect();
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("failed: {}", failed.join(", ")))
-    }
+    let failed: Vec<&str> =
+        stages.iter().filter(|s| s.outcome == Outcome::Failed).map(|s| s.name).collect();
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }

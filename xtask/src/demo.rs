@@ -54,10 +54,7 @@ pub fn demo() -> Result<(), String> {
     for svg in files_with_ending(&place, "svg")? {
         println!("The loss curve: {}", shown(&svg));
     }
-    println!(
-        "The whole demo took {}. Its files are in target/demo/.",
-        in_words(start.elapsed())
-    );
+    println!("The whole demo took {}. Its files are in target/demo/.", in_words(start.elapsed()));
     Ok(())
 }
 
@@ -88,12 +85,7 @@ fn collect_text(place: &Path) -> Result<(), String> {
     }
     let target = place.join("text.txt");
     fs::write(&target, &text).map_err(|error| cannot("be written", &target, &error))?;
-    println!(
-        "demo: {} files, {} kB of text in {}",
-        paths.len(),
-        text.len() / 1000,
-        shown(&target)
-    );
+    println!("demo: {} files, {} kB of text in {}", paths.len(), text.len() / 1000, shown(&target));
     Ok(())
 }
 
@@ -107,15 +99,10 @@ fn files_with_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, String
         }
         let entries = fs::read_dir(&folder).map_err(|error| cannot("be read", &folder, &error))?;
         for entry in entries {
-            let path = entry
-                .map_err(|error| cannot("be read", &folder, &error))?
-                .path();
+            let path = entry.map_err(|error| cannot("be read", &folder, &error))?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path
-                .extension()
-                .is_some_and(|extension| extension == ending)
-            {
+            } else if path.extension().is_some_and(|extension| extension == ending) {
                 found.push(path);
             }
         }
@@ -126,14 +113,11 @@ fn files_with_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, String
 /// The training losses of a log of JSON lines; lines of validation carry none.
 fn read_losses(log: &Path) -> Result<Vec<f64>, String> {
     let text = fs::read_to_string(log).map_err(|error| cannot("be read", log, &error))?;
-    let losses = text
-        .lines()
-        .filter(|line| !line.contains("\"validation"))
-        .filter_map(|line| {
-            let (_, rest) = line.split_once("\"loss\":")?;
-            let number = rest.split([',', '}']).next()?;
-            number.trim().parse().ok()
-        });
+    let losses = text.lines().filter(|line| !line.contains("\"validation")).filter_map(|line| {
+        let (_, rest) = line.split_once("\"loss\":")?;
+        let number = rest.split([',', '}']).next()?;
+        number.trim().parse().ok()
+    });
     Ok(losses.collect())
 }
 
@@ -159,13 +143,7 @@ fn chart(losses: &[f64]) -> String {
     for row in 0..ROWS {
         let line: String = means
             .iter()
-            .map(|mean| {
-                if ((high - mean) / step).round() as usize == row {
-                    '*'
-                } else {
-                    ' '
-                }
-            })
+            .map(|mean| if ((high - mean) / step).round() as usize == row { '*' } else { ' ' })
             .collect();
         let level = high - row as f64 * step;
         picture.push_str(&format!("{level:6.2} | {}\n", line.trim_end()));
@@ -176,10 +154,7 @@ fn chart(losses: &[f64]) -> String {
 }
 
 fn shown(path: &Path) -> String {
-    path.strip_prefix(root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
 fn cannot(what: &str, path: &Path, error: &std::io::Error) -> String {

@@ -68,8 +68,6 @@ fn setup_command(args: &[String]) -> Result<(), String> {
 fn no_arguments(command: &str, args: &[String]) -> Result<(), String> {
     match args.first() {
         None => Ok(()),
-        Some(arg) => Err(format!(
-            "`cargo xtask {command}` takes no arguments; found `{arg}`"
-        )),
+        Some(arg) => Err(format!("`cargo xtask {command}` takes no arguments; found `{arg}`")),
     }
 }

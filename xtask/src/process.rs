@@ -33,24 +33,14 @@ pub fn run(command: &mut Command) -> Result<(bool, Duration), String> {
 pub fn run_or_stop(command: &mut Command) -> Result<Duration, String> {
     match run(command)? {
         (true, time) => Ok(time),
-        (false, _) => Err(format!(
-            "`{}` failed; its output is above",
-            describe(command)
-        )),
+        (false, _) => Err(format!("`{}` failed; its output is above", describe(command))),
     }
 }
 
 /// What a command prints, or `None` where it does not exist or fails. Not echoed.
 pub fn answer(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
-    let output = Command::new(program)
-        .args(args)
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new(program).args(args).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Whether a program can be started at all.
@@ -71,19 +61,12 @@ pub fn in_words(time: Duration) -> String {
 /// The command as one would type it: no directories before the program, quotes where needed.
 fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let name = program
-        .file_name()
-        .unwrap_or(program.as_os_str())
-        .to_string_lossy();
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     let mut words = vec![name.into_owned()];
     for arg in command.get_args() {
         let arg = arg.to_string_lossy();
         let plain = !arg.is_empty() && !arg.contains([' ', '*', '"']);
-        words.push(if plain {
-            arg.into_owned()
-        } else {
-            format!("'{arg}'")
-        });
+        words.push(if plain { arg.into_owned() } else { format!("'{arg}'") });
     }
     words.join(" ")
 }

@@ -60,25 +60,21 @@ fn look_after(place: &Path) -> Result<(), String> {
         println!("setup: LLVM is in place, {}", target.display());
         return Ok(());
     }
-    println!(
-        "setup: {} is gone or lacks libraries; installing again",
-        target.display()
-    );
+    println!("setup: {} is gone or lacks libraries; installing again", target.display());
     system_llvm::install(place)
 }
 
 /// Where the bundler keeps its LLVM; it follows the XDG base directories.
 fn llvm_directory(version: &str) -> Result<PathBuf, String> {
-    let data =
-        match std::env::var_os("XDG_DATA_HOME").map(PathBuf::from) {
-            Some(path) if path.is_absolute() => path,
-            _ => {
-                let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).ok_or(
+    let data = match std::env::var_os("XDG_DATA_HOME").map(PathBuf::from) {
+        Some(path) if path.is_absolute() => path,
+        _ => {
+            let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).ok_or(
                 "HOME is not set, so there is no place to look for LLVM; set it and run again",
             )?;
-                Path::new(&home).join(".local/share")
-            }
-        };
+            Path::new(&home).join(".local/share")
+        }
+    };
     Ok(data.join("tracel").join(format!("tracel-llvm-{version}")))
 }
 
@@ -89,9 +85,7 @@ fn bundler_version() -> Result<Option<String>, String> {
         .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
     let name = format!("name = \"{BUNDLER}\"");
     let mut lines = lock.lines().skip_while(|line| *line != name);
-    let version = lines
-        .nth(1)
-        .and_then(|line| line.strip_prefix("version = "));
+    let version = lines.nth(1).and_then(|line| line.strip_prefix("version = "));
     Ok(version.map(|version| version.trim_matches('"').to_string()))
 }
 
@@ -102,20 +96,14 @@ fn download_works(version: &str) -> Result<String, String> {
     if exists("curl") {
         let patience = PATIENCE.as_secs().to_string();
         let found = answer("curl", &["-fsSIL", "--max-time", &patience, &url]);
-        return found
-            .map(|_| host.clone())
-            .ok_or(format!("{url} does not answer"));
+        return found.map(|_| host.clone()).ok_or(format!("{url} does not answer"));
     }
     // Without curl an open port is the best evidence there is.
     let mut addresses = (host.as_str(), 443)
         .to_socket_addrs()
         .map_err(|_| format!("the name {host} does not resolve"))?;
     let open = addresses.any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok());
-    if open {
-        Ok(host)
-    } else {
-        Err(format!("{host} does not answer"))
-    }
+    if open { Ok(host) } else { Err(format!("{host} does not answer")) }
 }
 
 /// The small file that the bundler fetches before its archive; the address is in its source.
@@ -127,11 +115,7 @@ fn checksum_url(version: &str) -> Result<String, String> {
         .split_once("ARTIFACT_BASE_URL")
         .and_then(|(_, rest)| rest.split('"').nth(1))
         .ok_or_else(|| format!("{} names no address", source.display()))?;
-    let machine = if cfg!(target_arch = "aarch64") {
-        "linux-AArch64"
-    } else {
-        "linux-x64"
-    };
+    let machine = if cfg!(target_arch = "aarch64") { "linux-AArch64" } else { "linux-x64" };
     Ok(format!("{base}/v{version}/{machine}.checksums.json"))
 }
 
@@ -153,8 +137,5 @@ fn bundler_source() -> Result<PathBuf, String> {
         .filter_map(|rest| rest.split('"').next())
         .find(|path| path.contains(BUNDLER))
         .ok_or_else(|| format!("cargo knows no source of {BUNDLER}"))?;
-    Ok(Path::new(manifest)
-        .parent()
-        .unwrap_or(Path::new(manifest))
-        .to_path_buf())
+    Ok(Path::new(manifest).parent().unwrap_or(Path::new(manifest)).to_path_buf())
 }

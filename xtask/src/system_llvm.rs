@@ -15,14 +15,8 @@ const LLVM_PACKAGE: &str = "llvm-22-dev";
 const LLVM_CONFIG: &str = "/usr/lib/llvm-22/bin/llvm-config";
 
 /// LLVM's static libraries and what they link in turn.
-const PACKAGES: [&str; 6] = [
-    LLVM_PACKAGE,
-    "libpolly-22-dev",
-    "libz3-dev",
-    "libzstd-dev",
-    "zlib1g-dev",
-    "libxml2-dev",
-];
+const PACKAGES: [&str; 6] =
+    [LLVM_PACKAGE, "libpolly-22-dev", "libz3-dev", "libzstd-dev", "zlib1g-dev", "libxml2-dev"];
 
 /// The bundler strips `-l` from the answer to `--system-libs` and hands the rest to the linker,
 /// which turns the path of libz3 into the library `libz3` that nobody has.
@@ -45,11 +39,7 @@ pub fn install_compiler() -> Result<(), String> {
         .filter(|(program, _)| !exists(program))
         .map(|(_, package)| *package)
         .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        apt_install(&missing)
-    }
+    if missing.is_empty() { Ok(()) } else { apt_install(&missing) }
 }
 
 /// Installs what is missing and makes `place` look like a finished download.
@@ -68,10 +58,7 @@ pub fn install(place: &Path) -> Result<(), String> {
     }
     write_forwarder(place, target)
         .map_err(|error| format!("{} cannot be written: {error}", place.display()))?;
-    println!(
-        "setup: the build will use {LLVM_CONFIG} through {}",
-        place.display()
-    );
+    println!("setup: the build will use {LLVM_CONFIG} through {}", place.display());
     Ok(())
 }
 
@@ -116,10 +103,7 @@ fn missing_packages() -> Vec<&'static str> {
         answer("dpkg-query", &["-W", "-f", "${db:Status-Status}", package])
             .is_some_and(|status| status == "installed")
     };
-    PACKAGES
-        .into_iter()
-        .filter(|package| !is_installed(package))
-        .collect()
+    PACKAGES.into_iter().filter(|package| !is_installed(package)).collect()
 }
 
 fn apt_install(packages: &[&str]) -> Result<(), String> {
@@ -135,13 +119,9 @@ fn apt_install(packages: &[&str]) -> Result<(), String> {
     if packages.contains(&LLVM_PACKAGE) && !has_candidate(LLVM_PACKAGE) {
         return Err(no_candidate(updated));
     }
-    run_or_stop(
-        apt()?
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(packages),
-    )
-    .map(|_| ())
-    .map_err(|error| format!("{error}. The packages that the build needs: {list}"))
+    run_or_stop(apt()?.args(["install", "-y", "--no-install-recommends"]).args(packages))
+        .map(|_| ())
+        .map_err(|error| format!("{error}. The packages that the build needs: {list}"))
 }
 
 /// `apt-get` as root: directly, or through sudo.

@@ -386,7 +386,8 @@ impl Elaborator<'_> {
         self.op(Op::Reorder { axes }, &[&y], &[], at).map(|t| t.id)
     }
 
-    /// Body inputs in the order carries, consts, stacked, and the outer values for them with the number of consts.
+    /// Body inputs in the order carries, consts, stacked, and the outer values for them with the
+    /// number of consts.
     fn close_repeat(
         &mut self,
         frame: Frame,

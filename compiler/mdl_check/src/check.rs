@@ -1,4 +1,5 @@
-//! Checks a whole program: every preset's configuration and assertions, every model with every preset.
+//! Checks a whole program: every preset's configuration and assertions, every model with every
+//! preset.
 
 use crate::config::{Config, Setting, Source, arithmetic, bind};
 use crate::entry::{EntryOptions, ModelRef, build, find_model, params};

@@ -1,4 +1,5 @@
-//! Configurations: the fields of a `config` item bound by a preset, by a `config.json`, or by made-up numbers.
+//! Configurations: the fields of a `config` item bound by a preset, by a `config.json`, or by
+//! made-up numbers.
 
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
@@ -50,7 +51,8 @@ struct Binder<'a, 'b> {
     handed: u64,
 }
 
-/// Binds the configuration `item`. Problems are reported; the result is None where a field has no value.
+/// Binds the configuration `item`. Problems are reported; the result is None where a field has no
+/// value.
 pub fn bind(
     program: &Program,
     item: ItemRef,
@@ -243,7 +245,8 @@ impl Binder<'_, '_> {
     }
 
     fn made_up(&mut self, ty: &FieldType) -> Setting {
-        // Small multiples of four by distinct primes: halves are whole and no two sizes agree by accident.
+        // Small multiples of four by distinct primes: halves are whole and no two sizes agree by
+        // accident.
         const PRIMES: [u64; 12] = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41];
         match ty {
             FieldType::Size => {
@@ -375,7 +378,8 @@ pub fn arithmetic(op: BinaryOp, a: f64, b: f64) -> Option<Setting> {
     }
 }
 
-/// The `config.json` keys that give this configuration back: every `from` of a default that can be turned around.
+/// The `config.json` keys that give this configuration back: every `from` of a default that can be
+/// turned around.
 pub fn to_json(program: &Program, config: &Config) -> serde_json::Map<String, serde_json::Value> {
     let mut out = serde_json::Map::new();
     write_json(program, config, &mut out);

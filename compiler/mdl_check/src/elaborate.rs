@@ -1,4 +1,5 @@
-//! The walk that checks and builds: expressions of a scope become values of the innermost frame's body.
+//! The walk that checks and builds: expressions of a scope become values of the innermost frame's
+//! body.
 
 use crate::config::{Setting, arithmetic};
 use crate::frame::{Frame, FrameKind, Outside};
@@ -101,7 +102,8 @@ impl Elaborator<'_> {
         Ok(())
     }
 
-    /// Sizes of axes with one name are compared as polynomials, with both places shown where they differ.
+    /// Sizes of axes with one name are compared as polynomials, with both places shown where they
+    /// differ.
     fn agree(&mut self, args: &[&TensorVal], at: Span) -> Eval<()> {
         for (i, a) in args.iter().enumerate() {
             for b in &args[i + 1..] {
@@ -133,7 +135,8 @@ impl Elaborator<'_> {
         Err(Reported)
     }
 
-    /// The value of something outside, in the innermost frame: taken in through every region between.
+    /// The value of something outside, in the innermost frame: taken in through every region
+    /// between.
     pub fn capture(&mut self, what: &Outside, depth: usize) -> (ValueId, Vec<SymAxis>) {
         let known = self.frames[depth].captures.iter().find(|(w, _, _)| w == what);
         let (axes, dtype) = match what {
@@ -400,7 +403,8 @@ impl Elaborator<'_> {
         for statement in &body.lets {
             failed |= self.statement(statement, &mut scope).is_err();
         }
-        // After a failure the names that it would have made are unknown; saying so again helps nobody.
+        // After a failure the names that it would have made are unknown; saying so again helps
+        // nobody.
         if failed { Err(Reported) } else { self.expr(&body.result, &scope) }
     }
 

@@ -1,4 +1,5 @@
-//! From a model with a configuration to the graph of one entry, and from a standard function to its body.
+//! From a model with a configuration to the graph of one entry, and from a standard function to its
+//! body.
 
 use crate::block::{Path, block_decl, method, method_scope, open_config};
 use crate::call::Given;
@@ -151,7 +152,8 @@ fn finish(mut e: Elaborator<'_>, model: &ModelRef, entry: &str, result: &TensorV
     }
 }
 
-/// The body of a function of a standard module on tensors of these types and these numbers, without kernels.
+/// The body of a function of a standard module on tensors of these types and these numbers, without
+/// kernels.
 pub fn function(
     program: &Program,
     path: &str,

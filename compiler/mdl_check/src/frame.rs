@@ -1,5 +1,5 @@
-//! A body under elaboration and what it takes in from outside: bodies capture nothing, so weights, documents and the
-//! like become arguments of every region between the graph and their use.
+//! A body under elaboration and what it takes in from outside: bodies capture nothing, so weights,
+//! documents and the like become arguments of every region between the graph and their use.
 
 use mdl_ir::build::Builder;
 use mdl_ir::graph::ValueId;

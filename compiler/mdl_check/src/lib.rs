@@ -1,8 +1,9 @@
 //! From syntax trees to a checked program, and from a program with a preset to a graph.
 //!
-//! `load` brings in the imports, `check` elaborates every model with every preset, `build` makes the graph of one entry.
-//! Checking and building are one walk, `elaborate`: sizes carry their polynomial and their value side by side, so the
-//! rules are symbolic and the graph has numbers. Nothing shape-related is left for later stages to find.
+//! `load` brings in the imports, `check` elaborates every model with every preset, `build` makes
+//! the graph of one entry. Checking and building are one walk, `elaborate`: sizes carry their
+//! polynomial and their value side by side, so the rules are symbolic and the graph has numbers.
+//! Nothing shape-related is left for later stages to find.
 
 mod block;
 mod builtin;

@@ -82,7 +82,8 @@ struct Loader<'a> {
     bytes: usize,
 }
 
-/// Parses `text` and all that it imports. `also` are standard modules that the compiler needs besides.
+/// Parses `text` and all that it imports. `also` are standard modules that the compiler needs
+/// besides.
 pub fn load(
     name: &str,
     text: &str,

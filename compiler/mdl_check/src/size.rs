@@ -1,7 +1,9 @@
-//! Symbolic sizes: polynomials in named sizes with rational coefficients, in a normal form, each with its value.
+//! Symbolic sizes: polynomials in named sizes with rational coefficients, in a normal form, each
+//! with its value.
 //!
-//! Two sizes are equal when their polynomials are: sizes are compared, never solved. The value belongs to the preset
-//! (or to made-up numbers where a model is checked without one) and appears in messages and in graphs.
+//! Two sizes are equal when their polynomials are: sizes are compared, never solved. The value
+//! belongs to the preset (or to made-up numbers where a model is checked without one) and appears
+//! in messages and in graphs.
 
 use mdl_syntax::ast::BinaryOp;
 use std::collections::BTreeMap;
@@ -183,7 +185,8 @@ impl fmt::Display for Size {
 }
 
 impl Size {
-    /// The size and its number: `kv_heads * head = 1024`, or only `1024` where that is all there is.
+    /// The size and its number: `kv_heads * head = 1024`, or only `1024` where that is all there
+    /// is.
     pub fn explained(&self) -> String {
         let value = self.as_f64();
         if self.is_number() { format!("{value}") } else { format!("{self} = {value}") }

@@ -37,7 +37,8 @@ impl TensorVal {
     }
 }
 
-/// A member of a block: a weight (an index into the model's parameters) or an instance of another block.
+/// A member of a block: a weight (an index into the model's parameters) or an instance of another
+/// block.
 #[derive(Clone, Debug)]
 pub enum MemberVal {
     Param(usize),

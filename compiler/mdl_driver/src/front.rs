@@ -36,11 +36,7 @@ impl Front {
             _ => resolve(path).or_else(|| embedded::module(path)),
         };
         let program = load(name, text, ALSO, &mut sources, &both, &mut sink);
-        Front {
-            sources,
-            program,
-            sink,
-        }
+        Front { sources, program, sink }
     }
 
     pub fn failed(&self) -> bool {
@@ -58,12 +54,7 @@ impl Front {
         if model.is_none() {
             let message = "this file has no model";
             let span = Span::default();
-            self.sink.push(Diagnostic::error(
-                "E0410",
-                message,
-                span,
-                "a model is needed here",
-            ));
+            self.sink.push(Diagnostic::error("E0410", message, span, "a model is needed here"));
         }
         model
     }
@@ -87,23 +78,14 @@ impl Front {
     }
 
     fn root_span(&self) -> Span {
-        self.program
-            .root_items()
-            .next()
-            .map_or(Span::default(), |(_, item)| item.span)
+        self.program.root_items().next().map_or(Span::default(), |(_, item)| item.span)
     }
 
     /// Binds the model's configuration from a `config.json`.
     pub fn config_json(&mut self, json: &serde_json::Value) -> Option<Rc<Config>> {
         let model = self.model()?;
         let at = self.program.item(model.config).span;
-        bind(
-            &self.program,
-            model.config,
-            &Source::Json(json),
-            at,
-            &mut self.sink,
-        )
+        bind(&self.program, model.config, &Source::Json(json), at, &mut self.sink)
     }
 
     pub fn build(
@@ -113,24 +95,12 @@ impl Front {
         options: &EntryOptions,
     ) -> Option<Graph> {
         let model = self.model()?;
-        entry::build(
-            &self.program,
-            &model,
-            config,
-            entry,
-            options,
-            &mut self.sink,
-        )
+        entry::build(&self.program, &model, config, entry, options, &mut self.sink)
     }
 
     /// All diagnostics as text.
     pub fn report(&self, color: bool) -> String {
         let render = |d| mdl_syntax::render(d, &self.sources, color);
-        self.sink
-            .diagnostics
-            .iter()
-            .map(render)
-            .collect::<Vec<_>>()
-            .join("\n")
+        self.sink.diagnostics.iter().map(render).collect::<Vec<_>>().join("\n")
     }
 }

@@ -1,4 +1,5 @@
-//! From source text to graphs, plans and executables: the pipeline with nothing but data going in and out.
+//! From source text to graphs, plans and executables: the pipeline with nothing but data going in
+//! and out.
 
 pub mod embedded;
 pub mod front;

@@ -75,12 +75,9 @@ fn differentiate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, Stri
 
 fn add_optimizer(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     match input.purpose {
-        Purpose::Training(optimizer) => optimise(
-            graph,
-            &input.front.program,
-            optimizer,
-            &mut input.front.sink,
-        ),
+        Purpose::Training(optimizer) => {
+            optimise(graph, &input.front.program, optimizer, &mut input.front.sink)
+        }
         _ => Ok(graph.clone()),
     }
 }
@@ -102,12 +99,7 @@ pub struct Bug {
 
 impl std::fmt::Display for Bug {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "the compiler has a bug in pass `{}`: {}",
-            self.pass,
-            self.faults.join("; ")
-        )
+        write!(f, "the compiler has a bug in pass `{}`: {}", self.pass, self.faults.join("; "))
     }
 }
 
@@ -121,44 +113,25 @@ pub struct Trace {
 
 impl Trace {
     pub fn last(&self) -> &Graph {
-        &self
-            .stages
-            .last()
-            .expect("the first stage is the graph itself")
-            .1
+        &self.stages.last().expect("the first stage is the graph itself").1
     }
 
     /// The graph as the last pass that leaves this stage left it.
     pub fn at(&self, stage: Stage) -> Option<&Graph> {
-        let name = PIPELINE
-            .iter()
-            .rev()
-            .find(|p| p.leaves == stage)
-            .map_or("forward", |p| p.name);
-        self.stages
-            .iter()
-            .find(|(n, _, _)| *n == name)
-            .map(|(_, g, _)| g)
+        let name = PIPELINE.iter().rev().find(|p| p.leaves == stage).map_or("forward", |p| p.name);
+        self.stages.iter().find(|(n, _, _)| *n == name).map(|(_, g, _)| g)
     }
 }
 
 /// Runs the passes on a forward graph.
 pub fn run(graph: Graph, front: &mut Front, purpose: &Purpose) -> Result<Trace, Bug> {
     check("forward", &graph)?;
-    let mut trace = Trace {
-        stages: vec![("forward", graph, Duration::ZERO)],
-    };
+    let mut trace = Trace { stages: vec![("forward", graph, Duration::ZERO)] };
     for pass in PIPELINE {
         let start = Instant::now();
-        let mut input = PassInput {
-            front: &mut *front,
-            purpose,
-        };
+        let mut input = PassInput { front: &mut *front, purpose };
         let result = (pass.run)(trace.last(), &mut input);
-        let mut graph = result.map_err(|fault| Bug {
-            pass: pass.name,
-            faults: vec![fault],
-        })?;
+        let mut graph = result.map_err(|fault| Bug { pass: pass.name, faults: vec![fault] })?;
         graph.stage = pass.leaves;
         check(pass.name, &graph)?;
         trace.stages.push((pass.name, graph, start.elapsed()));
@@ -180,16 +153,10 @@ pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
 
 /// A fused graph as an executable for `units` threads.
 pub fn finish(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable, Bug> {
-    plan(graph, state, units).map_err(|fault| Bug {
-        pass: "plan",
-        faults: vec![fault],
-    })
+    plan(graph, state, units).map_err(|fault| Bug { pass: "plan", faults: vec![fault] })
 }
 
 /// Does the graph give gradients?
 pub fn has_gradients(graph: &Graph) -> bool {
-    graph
-        .outputs
-        .iter()
-        .any(|r| matches!(r, OutputRole::Grad(_)))
+    graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)))
 }

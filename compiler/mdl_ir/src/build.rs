@@ -1,11 +1,12 @@
-//! A body under construction: types are inferred, what is known is folded, what was made before is used again.
+//! A body under construction: types are inferred, what is known is folded, what was made before is
+//! used again.
 
 use crate::graph::{Body, Node, Value, ValueId};
 use crate::infer::infer;
 use crate::interp::fold;
 use crate::op::{Binary, Class, Op, Reduction, Unary};
-use crate::tensor_type::{Axis, DType, Type};
 use crate::place::Place;
+use crate::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
 
 #[derive(Debug, Default)]
@@ -20,8 +21,7 @@ impl Builder {
     /// Continues a body that is already there.
     pub fn resume(body: Body) -> Builder {
         let made = body.nodes.iter().enumerate();
-        let producer =
-            made.flat_map(|(i, n)| n.results.iter().map(move |r| (*r, i))).collect();
+        let producer = made.flat_map(|(i, n)| n.results.iter().map(move |r| (*r, i))).collect();
         Builder { body, known: HashMap::new(), producer }
     }
 
@@ -121,7 +121,8 @@ impl Builder {
         self.binary(Binary::Mul, a, b, span)
     }
 
-    /// Sum over these axes, outermost walk last: axes at the end of memory first, as kernels want them.
+    /// Sum over these axes, outermost walk last: axes at the end of memory first, as kernels want
+    /// them.
     pub fn sum(&mut self, a: ValueId, axes: &[String], span: Place) -> Result<ValueId, String> {
         self.push(Op::Reduce { kind: Reduction::Sum, axes: axes.to_vec() }, &[a], span)
     }
@@ -131,7 +132,9 @@ impl Builder {
         let consts: Vec<Option<f64>> = args.iter().map(|a| self.constant(*a)).collect();
         if !args.is_empty() && consts.iter().all(Option::is_some) && ty.axes.is_empty() {
             let known: Vec<f64> = consts.iter().map(|c| c.unwrap_or(0.0)).collect();
-            if ty.dtype == DType::F32 && let Some(value) = fold(op, &known) {
+            if ty.dtype == DType::F32
+                && let Some(value) = fold(op, &known)
+            {
                 return Some(self.number(value, span));
             }
         }

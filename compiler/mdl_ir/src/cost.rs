@@ -1,4 +1,5 @@
-//! Floating-point operations of a body: two for each multiply-add of a contraction, one for each elementwise result.
+//! Floating-point operations of a body: two for each multiply-add of a contraction, one for each
+//! elementwise result.
 
 use crate::graph::{Body, Node};
 use crate::op::{Class, Op};

@@ -1,8 +1,8 @@
 //! Graphs, bodies, nodes and values.
 
 use crate::op::Op;
-use crate::tensor_type::Type;
 use crate::place::Place;
+use crate::tensor_type::Type;
 use serde::{Deserialize, Serialize};
 
 /// A value of one body: an index into `Body::values`.
@@ -119,7 +119,8 @@ pub struct Param {
 }
 
 impl Param {
-    /// The tensors that a checkpoint has for this weight: name and element range within the stacked tensor.
+    /// The tensors that a checkpoint has for this weight: name and element range within the stacked
+    /// tensor.
     pub fn stored_tensors(&self) -> Vec<(String, std::ops::Range<u64>)> {
         let total = self.ty.elements();
         match self.repeats {
@@ -132,7 +133,8 @@ impl Param {
         }
     }
 
-    /// Shape of one stored tensor, with the axes that a checkpoint merges into one dimension left apart.
+    /// Shape of one stored tensor, with the axes that a checkpoint merges into one dimension left
+    /// apart.
     pub fn slice_type(&self) -> Type {
         let skip = usize::from(self.repeats.is_some());
         Type::new(self.ty.dtype, self.ty.axes[skip..].to_vec())

@@ -204,8 +204,11 @@ fn repeat(
 ) -> Result<Vec<Type>, String> {
     for (i, arg) in args.iter().enumerate() {
         let inner = body.ty(body.inputs[i]);
-        let expected =
-            if i < carries + consts { inner.clone() } else { inner.stacked(Axis::new(axis, count)) };
+        let expected = if i < carries + consts {
+            inner.clone()
+        } else {
+            inner.stacked(Axis::new(axis, count))
+        };
         if **arg != expected {
             return Err(format!("argument {i} is {arg}, the region takes {expected}"));
         }

@@ -40,7 +40,8 @@ pub fn run(body: &Body, inputs: Vec<Tensor>, env: &Env) -> Vec<Tensor> {
             values[id.index()] = Some(tensor);
         }
     }
-    let output = |id: &crate::graph::ValueId| values[id.index()].clone().expect("every output is made");
+    let output =
+        |id: &crate::graph::ValueId| values[id.index()].clone().expect("every output is made");
     body.outputs.iter().map(output).collect()
 }
 
@@ -172,8 +173,7 @@ fn reduce(kind: Reduction, a: &Tensor, ty: Type) -> Tensor {
 }
 
 fn contract(a: &Tensor, b: &Tensor, over: &[String], ty: Type) -> Tensor {
-    let summed: Vec<Axis> =
-        a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
+    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
     let (sa, sb) = (a.strides_along(&ty.axes), b.strides_along(&ty.axes));
     let (ka, kb) = (a.strides_along(&summed), b.strides_along(&summed));
     let mut pairs = Vec::new();
@@ -186,7 +186,8 @@ fn contract(a: &Tensor, b: &Tensor, over: &[String], ty: Type) -> Tensor {
     out
 }
 
-/// Copies between a tensor and a longer one along an axis: from the longer (`Slice`) or into it (`Pad`).
+/// Copies between a tensor and a longer one along an axis: from the longer (`Slice`) or into it
+/// (`Pad`).
 fn shift(a: &Tensor, ty: Type, axis: &str, into: &str, start: u64, pad: bool) -> Tensor {
     let mut out = Tensor::zeros(ty);
     let long = if pad { out.ty.clone() } else { a.ty.clone() };

@@ -1,7 +1,8 @@
 //! What a kernel computes, as plain data: the boundary between the compiler and `mdl_kernels`.
 //!
-//! A spec names sizes and strides (in elements) and never a device. Buffers are passed beside it, in the order
-//! that each spec states: inputs, outputs, workspace. All arithmetic is f32; `Elem::I32` is converted when loaded.
+//! A spec names sizes and strides (in elements) and never a device. Buffers are passed beside it,
+//! in the order that each spec states: inputs, outputs, workspace. All arithmetic is f32;
+//! `Elem::I32` is converted when loaded.
 
 use serde::{Deserialize, Serialize};
 
@@ -85,14 +86,17 @@ pub enum InstrOp {
     Select,
 }
 
-/// A fused region of elementwise work and reductions over the iteration space `dims`, outermost first.
+/// A fused region of elementwise work and reductions over the iteration space `dims`, outermost
+/// first.
 ///
-/// `Walk::Rows`: the last dim is walked with vectors; every index of the other dims is a row. Each phase walks
-/// the row once. `Sum` and `Max` reduce along it into row registers, which later phases read with `Row`.
+/// `Walk::Rows`: the last dim is walked with vectors; every index of the other dims is a row. Each
+/// phase walks the row once. `Sum` and `Max` reduce along it into row registers, which later phases
+/// read with `Row`.
 ///
-/// `Walk::Columns { reduced }`: the `reduced` dims before the last are reduced; what is left of them is outer.
-/// There is one phase; `cols` runs at every index, `Sum`/`Max` accumulate per column over the reduced dims into
-/// row registers, and then `row` of a second phase runs once per outer index and column (its `Store`s write there).
+/// `Walk::Columns { reduced }`: the `reduced` dims before the last are reduced; what is left of
+/// them is outer. There is one phase; `cols` runs at every index, `Sum`/`Max` accumulate per column
+/// over the reduced dims into row registers, and then `row` of a second phase runs once per outer
+/// index and column (its `Store`s write there).
 ///
 /// Buffers: inputs, outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,8 +114,9 @@ pub enum Walk {
     Columns { reduced: u32 },
 }
 
-/// `row` runs once per row before the walk, and all its registers are row registers (they persist through all
-/// phases; `Load` and `Store` there use column 0); `cols` runs at each index of the row, on registers of its own.
+/// `row` runs once per row before the walk, and all its registers are row registers (they persist
+/// through all phases; `Load` and `Store` there use column 0); `cols` runs at each index of the
+/// row, on registers of its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
     pub row: Vec<Instr>,
@@ -128,12 +133,14 @@ pub struct Dim {
     pub stride_b: u32,
 }
 
-/// c[batch, m, n] = epilogue(Σ_k prologue(a[batch, m, k]) · b[batch, k, n]); c is dense in the order batch, m, n.
+/// c[batch, m, n] = epilogue(Σ_k prologue(a[batch, m, k]) · b[batch, k, n]); c is dense in the
+/// order batch, m, n.
 ///
-/// The prologue maps register 0 (the loaded `a`) to register `prologue_result`; its `Load`s read `prologue_inputs`,
-/// views over the two dims (m, k) of a problem whose m and k groups each have been flattened (batch must be empty).
-/// The epilogue maps register 0 (the sum) and its `Load`s of `epilogue_inputs` (views over flattened batch·m, n) to
-/// `Store`s, one per output; without an epilogue there is one output, the sum. Outputs are dense [batch·m, n].
+/// The prologue maps register 0 (the loaded `a`) to register `prologue_result`; its `Load`s read
+/// `prologue_inputs`, views over the two dims (m, k) of a problem whose m and k groups each have
+/// been flattened (batch must be empty). The epilogue maps register 0 (the sum) and its `Load`s of
+/// `epilogue_inputs` (views over flattened batch·m, n) to `Store`s, one per output; without an
+/// epilogue there is one output, the sum. Outputs are dense [batch·m, n].
 ///
 /// Buffers: a, b, prologue inputs, epilogue inputs, outputs, workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,13 +170,15 @@ pub struct MaskSpec {
     pub start: bool,
 }
 
-/// y[b,t,h,g,:] = Σ_s softmax_s(scale · q[b,t,h,g,:]·k[b,s,h,:]) · v[b,s,h,:] under the mask; a row that sees
-/// nothing is zero. All tensors are dense: q, y [b, t, kv_heads, group, head]; k, v [b, s, kv_heads, head];
-/// log-sum-exp [b, t, kv_heads, group] (of scaled scores; −inf where nothing is seen).
+/// y[b,t,h,g,:] = Σ_s softmax_s(scale · q[b,t,h,g,:]·k[b,s,h,:]) · v[b,s,h,:] under the mask; a row
+/// that sees nothing is zero. All tensors are dense: q, y [b, t, kv_heads, group, head]; k, v [b,
+/// s, kv_heads, head]; log-sum-exp [b, t, kv_heads, group] (of scaled scores; −inf where nothing is
+/// seen).
 ///
 /// Attention buffers: q, k, v, (documents_t i32 [b, t], documents_s i32 [b, s] if mask.documents),
 /// (start i32 [1] if mask.start), y, log-sum-exp, workspace.
-/// AttentionGrad buffers: q, k, v, (documents_t, documents_s), (start), y, log-sum-exp, dy, dq, dk, dv, workspace.
+/// AttentionGrad buffers: q, k, v, (documents_t, documents_s), (start), y, log-sum-exp, dy, dq, dk,
+/// dv, workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionSpec {
     pub batch: u32,
@@ -182,10 +191,12 @@ pub struct AttentionSpec {
     pub mask: MaskSpec,
 }
 
-/// loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1), for x [rows, width] and
-/// w [vocab, width]; all logits are never stored. With `grad`, the same visit writes d loss/dx and d loss/dw.
+/// loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1), for x
+/// [rows, width] and w [vocab, width]; all logits are never stored. With `grad`, the same visit
+/// writes d loss/dx and d loss/dw.
 ///
-/// Buffers: x, w, targets i32 [rows], loss f32 [1], (dx [rows, width], dw [vocab, width] if grad), workspace.
+/// Buffers: x, w, targets i32 [rows], loss f32 [1], (dx [rows, width], dw [vocab, width] if grad),
+/// workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearCrossEntropySpec {
     pub rows: u32,
@@ -194,7 +205,8 @@ pub struct LinearCrossEntropySpec {
     pub grad: bool,
 }
 
-/// out[i, :] = table[ids[i], :]. Ids are known to be in range. Buffers: table [vocab, width], ids i32 [rows], out.
+/// out[i, :] = table[ids[i], :]. Ids are known to be in range. Buffers: table [vocab, width], ids
+/// i32 [rows], out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatherSpec {
     pub rows: u32,
@@ -202,8 +214,8 @@ pub struct GatherSpec {
     pub width: u32,
 }
 
-/// out[v, :] = (base[v, :] if accumulate, else 0) + Σ_{i: ids[i] = v} g[i, :], summed in the order of i.
-/// With `accumulate`, `out` already holds the base.
+/// out[v, :] = (base[v, :] if accumulate, else 0) + Σ_{i: ids[i] = v} g[i, :], summed in the order
+/// of i. With `accumulate`, `out` already holds the base.
 /// Buffers: ids i32 [rows], g [rows, width], out [vocab, width], workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScatterAddSpec {
@@ -223,7 +235,8 @@ pub struct CacheWriteSpec {
     pub width: u32,
 }
 
-/// out = Σ g². The order of the sum depends on `len` alone. Buffers: g [len], out f32 [1], workspace.
+/// out = Σ g². The order of the sum depends on `len` alone. Buffers: g [len], out f32 [1],
+/// workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SumOfSquaresSpec {
     pub len: u64,
@@ -241,11 +254,13 @@ pub struct AdamWSpec {
     pub decay: f32,
 }
 
-/// Elements of one partial sum of `SumOfSquares`. Changing it changes the bits of every gradient norm.
+/// Elements of one partial sum of `SumOfSquares`. Changing it changes the bits of every gradient
+/// norm.
 pub const SUM_CHUNK: u64 = 16384;
 
-/// The blocks that a contraction is cut into: fixed by the spec and the number of units alone, so that the memory
-/// plan knows the workspace. No block of k depends on the units, and with it no order of summation.
+/// The blocks that a contraction is cut into: fixed by the spec and the number of units alone, so
+/// that the memory plan knows the workspace. No block of k depends on the units, and with it no
+/// order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContractBlocks {
     /// Steps of k between two visits of a partial sum.
@@ -254,11 +269,13 @@ pub struct ContractBlocks {
     pub columns: u64,
     /// Rows of each unit's packed block of a, a multiple of every tile's height.
     pub rows: u64,
-    /// So few rows that b is better read in place once than packed; then all of a is packed by each unit.
+    /// So few rows that b is better read in place once than packed; then all of a is packed by each
+    /// unit.
     pub skinny: bool,
     /// Each unit takes batches of its own instead of a share of every batch.
     pub split_batch: bool,
-    /// Partial sums are kept in the workspace, because an epilogue follows and k takes several blocks.
+    /// Partial sums are kept in the workspace, because an epilogue follows and k takes several
+    /// blocks.
     pub partial: bool,
 }
 
@@ -316,7 +333,9 @@ fn contract_workspace_bytes(spec: &ContractSpec, units: u32) -> u64 {
     let blocks = ContractBlocks::of(spec, units);
     let shared = blocks.packed_b() + blocks.partial_sums(spec);
     let copies = if blocks.split_batch { u64::from(units) } else { 1 };
-    4 * (ContractBlocks::COUNTERS + shared * copies + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
+    4 * (ContractBlocks::COUNTERS
+        + shared * copies
+        + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
 }
 
 /// The blocks that attention works in; they depend on the spec alone, so results do too.
@@ -369,13 +388,14 @@ impl AttentionBlocks {
     }
 }
 
-/// How `LinearCrossEntropy` uses its workspace. Rows are visited in blocks whose logits fit `LOGITS` elements; the
-/// order of summation over blocks depends on the spec alone.
+/// How `LinearCrossEntropy` uses its workspace. Rows are visited in blocks whose logits fit
+/// `LOGITS` elements; the order of summation over blocks depends on the spec alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearCrossEntropyParts {
     /// Rows whose logits exist at one time.
     pub block_rows: u32,
-    /// Byte offsets: one block of logits, the loss of every row, the scale 1/valid, the contractions' workspace.
+    /// Byte offsets: one block of logits, the loss of every row, the scale 1/valid, the
+    /// contractions' workspace.
     pub logits: u64,
     pub losses: u64,
     pub scale: u64,
@@ -401,7 +421,14 @@ impl LinearCrossEntropyParts {
             .map(|contraction| contract_workspace_bytes(&contraction, units))
             .max()
             .unwrap_or(0);
-        LinearCrossEntropyParts { block_rows, logits: 0, losses, scale, scratch, end: scratch + align(need) }
+        LinearCrossEntropyParts {
+            block_rows,
+            logits: 0,
+            losses,
+            scale,
+            scratch,
+            end: scratch + align(need),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! The graph that every pass of the compiler reads and writes, its text form, its verifier and its meaning.
+//! The graph that every pass of the compiler reads and writes, its text form, its verifier and its
+//! meaning.
 //!
-//! A `Graph` is one entry of a model (a loss, logits, a training step) with concrete sizes. Its `Body` is in SSA form;
-//! repeated regions and annotated functions are nodes that hold a body of their own and capture nothing:
-//! everything that a nested body uses comes in as an argument.
+//! A `Graph` is one entry of a model (a loss, logits, a training step) with concrete sizes. Its
+//! `Body` is in SSA form; repeated regions and annotated functions are nodes that hold a body of
+//! their own and capture nothing: everything that a nested body uses comes in as an argument.
 
 pub mod build;
 pub mod cost;

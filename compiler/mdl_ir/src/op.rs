@@ -4,7 +4,8 @@ use crate::graph::Body;
 use crate::tensor_type::{Axis, DType};
 use serde::{Deserialize, Serialize};
 
-/// What a node does. Elementwise operations broadcast by axis name: their result has every axis of every argument.
+/// What a node does. Elementwise operations broadcast by axis name: their result has every axis of
+/// every argument.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
     /// A number without axes.
@@ -12,46 +13,97 @@ pub enum Op {
     /// 0, 1, 2, … along an axis of its own, as f32.
     Position(Axis),
     /// A uniform number in (0, 1) for every element: stream `k` of the parameter being initialised.
-    Random { stream: u32, axes: Vec<Axis> },
+    Random {
+        stream: u32,
+        axes: Vec<Axis>,
+    },
     Unary(Unary),
     Binary(Binary),
     /// `args[0] ? args[1] : args[2]`.
     Select,
-    Reduce { kind: Reduction, axes: Vec<String> },
-    /// Σ over `axes` of `args[0] · args[1]`; the axes stand in both. The result has the shared kept axes,
-    /// then what only `args[0]` has, then what only `args[1]` has.
-    Contract { axes: Vec<String> },
+    Reduce {
+        kind: Reduction,
+        axes: Vec<String>,
+    },
+    /// Σ over `axes` of `args[0] · args[1]`; the axes stand in both. The result has the shared kept
+    /// axes, then what only `args[0]` has, then what only `args[1]` has.
+    Contract {
+        axes: Vec<String>,
+    },
     /// The argument repeated along what it lacks, laid out as these axes.
-    Broadcast { axes: Vec<Axis> },
+    Broadcast {
+        axes: Vec<Axis>,
+    },
     /// The same values with the axes in another order of memory.
-    Reorder { axes: Vec<String> },
+    Reorder {
+        axes: Vec<String>,
+    },
     Cast(DType),
-    Rename { from: String, to: String },
+    Rename {
+        from: String,
+        to: String,
+    },
     /// One axis becomes several, outermost first.
-    Split { axis: String, into: Vec<Axis> },
+    Split {
+        axis: String,
+        into: Vec<Axis>,
+    },
     /// Adjacent axes become one.
-    Merge { axes: Vec<String>, into: String },
+    Merge {
+        axes: Vec<String>,
+        into: String,
+    },
     /// `into.size` elements of `axis` from `start`.
-    Slice { axis: String, start: u64, into: Axis },
+    Slice {
+        axis: String,
+        start: u64,
+        into: Axis,
+    },
     /// The inverse of `Slice`: the argument's `axis` at `start` of a longer axis of zeros.
-    Pad { axis: String, start: u64, into: Axis },
+    Pad {
+        axis: String,
+        start: u64,
+        into: Axis,
+    },
     /// The arguments one after the other along `axis`, which becomes `into`.
-    Concat { axis: String, into: Axis },
+    Concat {
+        axis: String,
+        into: Axis,
+    },
     /// `args[0]` (table with `axis`) at the ids `args[1]`: the ids' axes, then the table's others.
-    Gather { axis: String },
-    /// Adds the rows `args[1]` (ids' axes, then others) at the ids `args[0]` to a table of zeros, or to `args[2]`.
-    ScatterAdd { axis: Axis },
+    Gather {
+        axis: String,
+    },
+    /// Adds the rows `args[1]` (ids' axes, then others) at the ids `args[0]` to a table of zeros,
+    /// or to `args[2]`.
+    ScatterAdd {
+        axis: Axis,
+    },
     StopGradient,
-    /// `args[1]` (a cache with `axis`) with `args[0]` (which has the shorter `axis`) written from position `args[2]`.
-    CacheWrite { axis: String },
-    /// A region run `count` times. Arguments and body inputs: `carries`, `consts`, then values stacked along `axis`
-    /// of which each iteration sees its slice. Body outputs and results: carries, then values that get stacked.
-    /// With `reverse`, the last slice comes first.
-    Repeat { axis: String, count: u64, reverse: bool, carries: usize, consts: usize, body: Box<Body> },
-    /// A function with a kernel. The body is its meaning; results beyond the body's outputs are residuals that only
-    /// the adjoint of the same kernel reads (the interpreter leaves them zero).
+    /// `args[1]` (a cache with `axis`) with `args[0]` (which has the shorter `axis`) written from
+    /// position `args[2]`.
+    CacheWrite {
+        axis: String,
+    },
+    /// A region run `count` times. Arguments and body inputs: `carries`, `consts`, then values
+    /// stacked along `axis` of which each iteration sees its slice. Body outputs and results:
+    /// carries, then values that get stacked. With `reverse`, the last slice comes first.
+    Repeat {
+        axis: String,
+        count: u64,
+        reverse: bool,
+        carries: usize,
+        consts: usize,
+        body: Box<Body>,
+    },
+    /// A function with a kernel. The body is its meaning; results beyond the body's outputs are
+    /// residuals that only the adjoint of the same kernel reads (the interpreter leaves them zero).
     /// `axes` are the axes that the function was called over, in the order of its declaration.
-    Call { kernel: Kernel, axes: Vec<String>, body: Box<Body> },
+    Call {
+        kernel: Kernel,
+        axes: Vec<String>,
+        body: Box<Body>,
+    },
 }
 
 /// The kernels that a stdlib function or a pass may ask for.

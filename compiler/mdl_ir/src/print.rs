@@ -1,11 +1,13 @@
-//! The text form of a graph: one operation a line, types on the right, nested bodies indented. `read` takes it back.
+//! The text form of a graph: one operation a line, types on the right, nested bodies indented.
+//! `read` takes it back.
 //!
-//! Values are called by their names from the source; a name that is taken gets a number. Numbering follows the order
-//! of printing, so the same graph always gives the same bytes.
+//! Values are called by their names from the source; a name that is taken gets a number. Numbering
+//! follows the order of printing, so the same graph always gives the same bytes.
 //!
-//! An operation with a body is a head line, then the body: `take inner = outer` for every argument, the body's nodes,
-//! `give outer = inner` for every result. `also outer` is an argument and `keep outer` a result that the body lacks.
-//! In all of them the left name is the one that is made. A line that would be too long breaks before its type.
+//! An operation with a body is a head line, then the body: `take inner = outer` for every argument,
+//! the body's nodes, `give outer = inner` for every result. `also outer` is an argument and `keep
+//! outer` a result that the body lacks. In all of them the left name is the one that is made. A
+//! line that would be too long breaks before its type.
 
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
 use crate::op::Op;

@@ -1,6 +1,8 @@
-//! Reads the text form of `print` back: everything but source places and the bodies that initialise parameters.
+//! Reads the text form of `print` back: everything but source places and the bodies that initialise
+//! parameters.
 //!
-//! A value's name is the printed one and its number the order of appearance, so printing gives the same text again.
+//! A value's name is the printed one and its number the order of appearance, so printing gives the
+//! same text again.
 
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value, ValueId};
 use crate::op::{Binary, Kernel, Op, Reduction, Unary};
@@ -63,7 +65,8 @@ impl Lines {
         self.lines.get(self.at)
     }
 
-    /// What follows `word` on the next line, if it is of the body at this indentation; with its type if it has one.
+    /// What follows `word` on the next line, if it is of the body at this indentation; with its
+    /// type if it has one.
     fn next_after(&self, word: &str, indent: usize) -> Option<(String, Option<String>)> {
         let line = self.peek().filter(|line| line.indent == indent)?;
         let rest = line.left.strip_prefix(word)?.strip_prefix(' ')?;
@@ -127,7 +130,8 @@ impl Lines {
                 self.with_body(scope, &left, indent)?;
                 continue;
             }
-            if ["give", "keep", "output"].iter().any(|word| self.next_after(word, indent).is_some()) {
+            if ["give", "keep", "output"].iter().any(|word| self.next_after(word, indent).is_some())
+            {
                 break;
             }
             let ty = tensor_type(&line.ty)?;

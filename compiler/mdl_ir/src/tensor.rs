@@ -35,7 +35,8 @@ impl Tensor {
     }
 }
 
-/// Calls `f` with the offsets of each strided operand at every index of `axes`, in the order of memory.
+/// Calls `f` with the offsets of each strided operand at every index of `axes`, in the order of
+/// memory.
 pub fn walk<const N: usize>(
     axes: &[Axis],
     strides: [&[usize]; N],

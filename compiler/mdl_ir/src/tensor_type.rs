@@ -30,7 +30,8 @@ impl DType {
     }
 }
 
-/// An axis is known by its name; within a body one name may have several sizes only in different values.
+/// An axis is known by its name; within a body one name may have several sizes only in different
+/// values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Axis {
     pub name: String,
@@ -43,7 +44,8 @@ impl Axis {
     }
 }
 
-/// Element type and axes. The order of the axes is the order in memory, outermost first; it means nothing else.
+/// Element type and axes. The order of the axes is the order in memory, outermost first; it means
+/// nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Type {
     pub dtype: DType,

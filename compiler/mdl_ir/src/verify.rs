@@ -1,15 +1,17 @@
 //! The verifier: run after every pass, it holds a graph against what its stage promises.
 //!
-//! A body is in SSA form and in order: every value is made once, before it is used. Every node's results have the
-//! types that `infer` gives. A graph has one role for each input and each output of its body.
+//! A body is in SSA form and in order: every value is made once, before it is used. Every node's
+//! results have the types that `infer` gives. A graph has one role for each input and each output
+//! of its body.
 
+use crate::graph::Stage;
 use crate::graph::{Body, Graph, InputRole, OutputRole};
 use crate::infer::infer;
 use crate::op::{Class, Op};
-use crate::graph::Stage;
 use crate::tensor_type::Type;
 
-/// Everything that is wrong with a graph, in plain words. A fault is an error of the compiler, never of the user.
+/// Everything that is wrong with a graph, in plain words. A fault is an error of the compiler,
+/// never of the user.
 pub fn verify(graph: &Graph) -> Result<(), Vec<String>> {
     let mut faults = Vec::new();
     if graph.inputs.len() != graph.body.inputs.len() {

@@ -1,6 +1,7 @@
 //! The gradient of every operation: what each argument receives from the gradient of the result.
 //!
-//! A gradient may lack axes of its value: it is then the same along them, and nothing is stored or summed for that.
+//! A gradient may lack axes of its value: it is then the same along them, and nothing is stored or
+//! summed for that.
 
 use mdl_ir::build::{Builder, axis_names};
 use mdl_ir::graph::{Node, ValueId};
@@ -8,7 +9,8 @@ use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
 
-/// A node as the rules see it: its arguments and result as values of the body that is being written.
+/// A node as the rules see it: its arguments and result as values of the body that is being
+/// written.
 #[derive(Debug)]
 pub struct Primal<'a> {
     pub node: &'a Node,
@@ -16,7 +18,8 @@ pub struct Primal<'a> {
     pub result_type: &'a Type,
 }
 
-/// Gives the primal value of an argument (`Ok(i)`) or of the result (`Err(())`) in the body being written.
+/// Gives the primal value of an argument (`Ok(i)`) or of the result (`Err(())`) in the body being
+/// written.
 pub type Fetch<'f> = dyn FnMut(&mut Builder, Result<usize, ()>) -> Result<ValueId, String> + 'f;
 
 type Grads = Result<Vec<Option<ValueId>>, String>;
@@ -32,20 +35,10 @@ pub fn adjoint(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_
             let zero = b.number(0.0, at);
             let yes = b.push(Op::Select, &[condition, g, zero], at)?;
             let no = b.push(Op::Select, &[condition, zero, g], at)?;
-            Ok(vec![
-                None,
-                Some(sum_to(b, yes, p, 1)?),
-                Some(sum_to(b, no, p, 2)?),
-            ])
+            Ok(vec![None, Some(sum_to(b, yes, p, 1)?), Some(sum_to(b, no, p, 2)?)])
         }
-        Op::Reduce {
-            kind: Reduction::Sum,
-            ..
-        } => Ok(vec![Some(g)]),
-        Op::Reduce {
-            kind: Reduction::Max,
-            ..
-        } => {
+        Op::Reduce { kind: Reduction::Sum, .. } => Ok(vec![Some(g)]),
+        Op::Reduce { kind: Reduction::Max, .. } => {
             let (x, y) = (fetch(b, Ok(0))?, fetch(b, Err(()))?);
             let chosen = b.binary(Binary::Eq, x, y, at)?;
             let zero = b.number(0.0, at);
@@ -168,20 +161,11 @@ fn indexed(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
             let axis = table.axis(axis).expect("verified").clone();
             let dtable = b.push(Op::ScatterAdd { axis }, &[ids, g], at)?;
             let axes = axis_names(&table.axes);
-            Ok(vec![
-                Some(b.push(Op::Reorder { axes }, &[dtable], at)?),
-                None,
-            ])
+            Ok(vec![Some(b.push(Op::Reorder { axes }, &[dtable], at)?), None])
         }
         Op::ScatterAdd { axis } => {
             let ids = fetch(b, Ok(0))?;
-            let rows = b.push(
-                Op::Gather {
-                    axis: axis.name.clone(),
-                },
-                &[g, ids],
-                at,
-            )?;
+            let rows = b.push(Op::Gather { axis: axis.name.clone() }, &[g, ids], at)?;
             let mut grads = vec![None, Some(rows)];
             grads.extend((p.node.args.len() > 2).then_some(Some(g)));
             Ok(grads)
@@ -199,41 +183,24 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
         if !b.ty(g).has(to) {
             return Ok(vec![Some(g)]);
         }
-        let back = Op::Rename {
-            from: to.clone(),
-            to: from.clone(),
-        };
+        let back = Op::Rename { from: to.clone(), to: from.clone() };
         return Ok(vec![Some(b.push(back, &[g], at)?)]);
     }
     let g = full(b, g, p.result_type, at)?;
     let grad = match &p.node.op {
-        Op::Split { axis, into } => Op::Merge {
-            axes: axis_names(into),
-            into: axis.clone(),
-        },
+        Op::Split { axis, into } => Op::Merge { axes: axis_names(into), into: axis.clone() },
         Op::Merge { axes, into } => {
             let ty = &p.arg_types[0];
             let parts = axes.iter().filter_map(|a| ty.axis(a).cloned()).collect();
-            Op::Split {
-                axis: into.clone(),
-                into: parts,
-            }
+            Op::Split { axis: into.clone(), into: parts }
         }
         Op::Slice { axis, start, into } => {
             let whole = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Pad {
-                axis: into.name.clone(),
-                start: *start,
-                into: whole,
-            }
+            Op::Pad { axis: into.name.clone(), start: *start, into: whole }
         }
         Op::Pad { axis, start, into } => {
             let part = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Slice {
-                axis: into.name.clone(),
-                start: *start,
-                into: part,
-            }
+            Op::Slice { axis: into.name.clone(), start: *start, into: part }
         }
         Op::Concat { axis, into } => {
             let mut start = 0;
@@ -241,11 +208,7 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
             for ty in p.arg_types {
                 let part = ty.axis(axis).expect("verified").clone();
                 let size = part.size;
-                let op = Op::Slice {
-                    axis: into.name.clone(),
-                    start,
-                    into: part,
-                };
+                let op = Op::Slice { axis: into.name.clone(), start, into: part };
                 grads.push(Some(b.push(op, &[g], at)?));
                 start += size;
             }
@@ -259,13 +222,8 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
 /// Sums a gradient over the axes that the node's result has and argument `i` lacks.
 fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<ValueId, String> {
     let at = p.node.span;
-    let extra: Vec<_> = p
-        .result_type
-        .axes
-        .iter()
-        .filter(|a| !p.arg_types[i].has(&a.name))
-        .cloned()
-        .collect();
+    let extra: Vec<_> =
+        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(&a.name)).cloned().collect();
     // A gradient that is the same along an axis sums to itself times the size.
     let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(&a.name));
     let g = b.sum(g, &axis_names(&there), at)?;
@@ -277,21 +235,9 @@ fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<Value
 /// A gradient with every axis of its value, laid out like it.
 pub fn full(b: &mut Builder, g: ValueId, ty: &Type, at: Place) -> Result<ValueId, String> {
     if b.ty(g).same_axes(ty) {
-        return b.push(
-            Op::Reorder {
-                axes: axis_names(&ty.axes),
-            },
-            &[g],
-            at,
-        );
+        return b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[g], at);
     }
-    b.push(
-        Op::Broadcast {
-            axes: ty.axes.clone(),
-        },
-        &[g],
-        at,
-    )
+    b.push(Op::Broadcast { axes: ty.axes.clone() }, &[g], at)
 }
 
 /// Σ g·other over everything that the target lacks.
@@ -304,10 +250,7 @@ fn contract_to(
 ) -> Result<ValueId, String> {
     let (tg, to) = (b.ty(g).clone(), b.ty(other).clone());
     let summed = |t: &Type| -> Vec<String> {
-        axis_names(&t.axes)
-            .into_iter()
-            .filter(|a| !target.has(a))
-            .collect()
+        axis_names(&t.axes).into_iter().filter(|a| !target.has(a)).collect()
     };
     let (sg, so) = (summed(&tg), summed(&to));
     let both: Vec<String> = sg.iter().filter(|a| so.contains(a)).cloned().collect();

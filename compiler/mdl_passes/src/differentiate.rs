@@ -1,10 +1,11 @@
-//! Reverse-mode differentiation: a forward graph with one scalar output gets the gradient of every parameter.
+//! Reverse-mode differentiation: a forward graph with one scalar output gets the gradient of every
+//! parameter.
 //!
-//! A repeated region becomes two: the forward one also emits what its gradient needs, stacked along its axis, and a
-//! reversed one carries the gradients back. Elementwise values are made again in the reversed region unless they are
-//! stored anyway (operands of contractions and calls, and sums that a contraction ends in). Calls stay calls: attention
-//! is paired with an adjoint call and keeps its log-sum-exp; a call with a scalar result computes its gradients in the
-//! forward visit.
+//! A repeated region becomes two: the forward one also emits what its gradient needs, stacked along
+//! its axis, and a reversed one carries the gradients back. Elementwise values are made again in
+//! the reversed region unless they are stored anyway (operands of contractions and calls, and sums
+//! that a contraction ends in). Calls stay calls: attention is paired with an adjoint call and
+//! keeps its log-sum-exp; a call with a scalar result computes its gradients in the forward visit.
 
 use crate::adjoint::{Primal, adjoint, full};
 use mdl_ir::build::Builder;
@@ -17,17 +18,10 @@ use std::collections::{HashMap, HashSet};
 /// The training graph's first part: the loss, then the gradient of every parameter.
 pub fn differentiate(graph: &Graph) -> Result<Graph, String> {
     let body = &graph.body;
-    let active: Vec<bool> = graph
-        .inputs
-        .iter()
-        .map(|r| matches!(r, InputRole::Param(_)))
-        .collect();
+    let active: Vec<bool> = graph.inputs.iter().map(|r| matches!(r, InputRole::Param(_))).collect();
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> = body
-        .inputs
-        .iter()
-        .map(|i| fwd.b.input(body.name(*i), body.ty(*i).clone()))
-        .collect();
+    let ids: Vec<ValueId> =
+        body.inputs.iter().map(|i| fwd.b.input(body.name(*i), body.ty(*i).clone())).collect();
     fwd.run(body, &ids, &active)?;
     let loss = fwd.map[&body.outputs[0]];
     let one = fwd.b.number(1.0, Place::default());
@@ -127,18 +121,11 @@ impl Forward {
             let on = node.args.iter().any(|a| self.active.contains(a))
                 && !matches!(node.op, Op::StopGradient);
             if on {
-                let floats = node
-                    .results
-                    .iter()
-                    .filter(|r| body.ty(**r).dtype == DType::F32);
+                let floats = node.results.iter().filter(|r| body.ty(**r).dtype == DType::F32);
                 self.active.extend(floats);
             }
             match &node.op {
-                Op::Call {
-                    kernel,
-                    axes,
-                    body: inner,
-                } if on => {
+                Op::Call { kernel, axes, body: inner } if on => {
                     self.call(body, i, (*kernel, axes, inner))?;
                 }
                 Op::Repeat { .. } if on => self.repeat(body, i)?,
@@ -170,19 +157,14 @@ impl Forward {
                 self.kept.insert(i, Kept::Residuals(ids[1..].to_vec()));
             }
             Style::InForward(with_grad) => {
-                let wanted: Vec<usize> = (0..args.len())
-                    .filter(|a| self.active.contains(&node.args[*a]))
-                    .collect();
+                let wanted: Vec<usize> =
+                    (0..args.len()).filter(|a| self.active.contains(&node.args[*a])).collect();
                 let inner = with_gradients(inner, &wanted)?;
                 for (a, out) in wanted.iter().zip(&inner.outputs[1..]) {
                     let name = format!("g.{}", body.name(node.args[*a]));
                     results.push((name, inner.ty(*out).clone()));
                 }
-                let op = Op::Call {
-                    kernel: with_grad,
-                    axes: axes.to_vec(),
-                    body: Box::new(inner),
-                };
+                let op = Op::Call { kernel: with_grad, axes: axes.to_vec(), body: Box::new(inner) };
                 let ids = self.b.node(op, args, results, node.span);
                 self.map.insert(node.results[0], ids[0]);
                 let unit = wanted.into_iter().zip(ids[1..].iter().copied()).collect();
@@ -195,15 +177,7 @@ impl Forward {
     /// Writes the region with residuals, and its reversed region.
     fn repeat(&mut self, body: &Body, i: usize) -> Result<(), String> {
         let node = &body.nodes[i];
-        let Op::Repeat {
-            axis,
-            count,
-            reverse,
-            carries,
-            consts,
-            body: inner,
-        } = &node.op
-        else {
+        let Op::Repeat { axis, count, reverse, carries, consts, body: inner } = &node.op else {
             return Err("a repeated region".into());
         };
         let on: Vec<bool> = node.args.iter().map(|a| self.active.contains(a)).collect();
@@ -218,22 +192,13 @@ impl Forward {
         active[..*carries].fill(true);
         fwd.run(inner, &ids, &active)?;
         let mut residuals: Vec<ValueId> = Vec::new();
-        let mut plan = reversed(
-            &mut fwd,
-            inner,
-            (*carries, *consts),
-            &active,
-            &mut residuals,
-        )?;
+        let mut plan = reversed(&mut fwd, inner, (*carries, *consts), &active, &mut residuals)?;
         let args: Vec<ValueId> = node.args.iter().map(|a| self.map[a]).collect();
         let mut outputs: Vec<ValueId> = inner.outputs.iter().map(|o| fwd.map[o]).collect();
         outputs.extend(&residuals);
         let new_axis = mdl_ir::tensor_type::Axis::new(axis, *count);
-        let mut results: Vec<(String, Type)> = node
-            .results
-            .iter()
-            .map(|r| (body.name(*r).to_string(), body.ty(*r).clone()))
-            .collect();
+        let mut results: Vec<(String, Type)> =
+            node.results.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
         for r in &residuals {
             let ty = fwd.b.ty(*r).stacked(new_axis.clone());
             results.push((fwd.b.body.name(*r).to_string(), ty));
@@ -248,8 +213,7 @@ impl Forward {
             body: Box::new(fwd_body),
         };
         let ids = self.b.node(op, args.clone(), results, node.span);
-        self.map
-            .extend(node.results.iter().copied().zip(ids.iter().copied()));
+        self.map.extend(node.results.iter().copied().zip(ids.iter().copied()));
         let saved = &ids[node.results.len()..];
         // Placeholders of the plan become values of this body.
         for arg in plan.const_args.iter_mut() {
@@ -257,11 +221,7 @@ impl Forward {
         }
         for arg in plan.stacked_args.iter_mut() {
             let n = arg.index();
-            *arg = if n < args.len() {
-                args[n]
-            } else {
-                saved[n - args.len()]
-            };
+            *arg = if n < args.len() { args[n] } else { saved[n - args.len()] };
         }
         self.kept.insert(i, Kept::Region(plan));
         Ok(())
@@ -271,11 +231,8 @@ impl Forward {
 /// A body that also gives the gradients of some inputs, for a gradient of one of its only output.
 fn with_gradients(body: &Body, wanted: &[usize]) -> Result<Body, String> {
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> = body
-        .inputs
-        .iter()
-        .map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone()))
-        .collect();
+    let ids: Vec<ValueId> =
+        body.inputs.iter().map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone())).collect();
     let active: Vec<bool> = (0..ids.len()).map(|i| wanted.contains(&i)).collect();
     fwd.run(body, &ids, &active)?;
     let one = fwd.b.number(1.0, Place::default());
@@ -291,14 +248,12 @@ fn with_gradients(body: &Body, wanted: &[usize]) -> Result<Body, String> {
     Ok(fwd.b.finish(outputs))
 }
 
-/// The body of an adjoint call: inputs are those of the call, its result, its residuals, and the result's gradient.
+/// The body of an adjoint call: inputs are those of the call, its result, its residuals, and the
+/// result's gradient.
 fn adjoint_body(body: &Body, residuals: &[Type], wanted: &[usize]) -> Result<Body, String> {
     let mut fwd = Forward::default();
-    let ids: Vec<ValueId> = body
-        .inputs
-        .iter()
-        .map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone()))
-        .collect();
+    let ids: Vec<ValueId> =
+        body.inputs.iter().map(|v| fwd.b.input(body.name(*v), body.ty(*v).clone())).collect();
     let out = body.outputs[0];
     fwd.b.input("y", body.ty(out).clone());
     for ty in residuals {
@@ -319,8 +274,8 @@ fn adjoint_body(body: &Body, residuals: &[Type], wanted: &[usize]) -> Result<Bod
     Ok(fwd.b.finish(outputs))
 }
 
-/// The reversed region of `inner`. Its const and stacked arguments are argument numbers of the node, and residuals
-/// are numbers beyond those.
+/// The reversed region of `inner`. Its const and stacked arguments are argument numbers of the
+/// node, and residuals are numbers beyond those.
 fn reversed(
     fwd: &mut Forward,
     inner: &Body,
@@ -344,9 +299,7 @@ fn reversed(
     let mut sums = Vec::new();
     for i in &active_consts {
         let ty = inner.ty(inner.inputs[*i]).clone();
-        let g = bwd
-            .writer()
-            .input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
+        let g = bwd.writer().input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
         inputs.push(g);
         sums.push(g);
     }
@@ -356,9 +309,7 @@ fn reversed(
     let mut emitted_in = Vec::new();
     for i in &emitted {
         let out = inner.outputs[*i];
-        let g = bwd
-            .writer()
-            .input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
+        let g = bwd.writer().input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
         emitted_in.push(g);
         bwd.add(out, g, Place::default())?;
     }
@@ -374,9 +325,8 @@ fn reversed(
         let total = bwd.writer().binary(Binary::Add, sum, g, Place::default())?;
         outputs.push(total);
     }
-    let stacked: Vec<usize> = (carries + consts..inner.inputs.len())
-        .filter(|i| active[*i])
-        .collect();
+    let stacked: Vec<usize> =
+        (carries + consts..inner.inputs.len()).filter(|i| active[*i]).collect();
     for i in &stacked {
         let input = inner.inputs[*i];
         let g = bwd.input_gradient(input, inner.ty(input))?;
@@ -384,13 +334,7 @@ fn reversed(
         bwd.writer().body.values[g.index()].name = name;
         outputs.push(g);
     }
-    let mut plan = bwd.close(
-        inner,
-        (carries, consts),
-        (inputs, emitted_in),
-        outputs,
-        residuals,
-    )?;
+    let mut plan = bwd.close(inner, (carries, consts), (inputs, emitted_in), outputs, residuals)?;
     plan.carries = floats;
     plan.consts = active_consts;
     plan.stacked = stacked;
@@ -398,8 +342,8 @@ fn reversed(
     Ok(plan)
 }
 
-/// Elementwise values that are in memory whatever happens: operands of contractions and calls, and sums that end a
-/// contraction.
+/// Elementwise values that are in memory whatever happens: operands of contractions and calls, and
+/// sums that end a contraction.
 fn stored_anyway(body: &Body) -> HashSet<ValueId> {
     let producers = body.producers();
     let mut stored = HashSet::new();
@@ -437,25 +381,13 @@ struct Backward<'a> {
 
 impl<'a> Backward<'a> {
     fn same(fwd: &'a mut Forward) -> Self {
-        Backward {
-            fwd,
-            split: None,
-            grads: HashMap::new(),
-        }
+        Backward { fwd, split: None, grads: HashMap::new() }
     }
 
     fn split(fwd: &'a mut Forward, stored: HashSet<ValueId>) -> Self {
-        let split = Split {
-            b: Builder::default(),
-            stored,
-            fetched: HashMap::new(),
-            taken: Vec::new(),
-        };
-        Backward {
-            fwd,
-            split: Some(split),
-            grads: HashMap::new(),
-        }
+        let split =
+            Split { b: Builder::default(), stored, fetched: HashMap::new(), taken: Vec::new() };
+        Backward { fwd, split: Some(split), grads: HashMap::new() }
     }
 
     fn writer(&mut self) -> &mut Builder {
@@ -499,19 +431,10 @@ impl<'a> Backward<'a> {
                 continue;
             }
             match &node.op {
-                Op::Call {
-                    kernel,
-                    axes,
-                    body: inner,
-                } => {
+                Op::Call { kernel, axes, body: inner } => {
                     self.call(body, i, (*kernel, axes, inner))?;
                 }
-                Op::Repeat {
-                    axis,
-                    count,
-                    reverse,
-                    ..
-                } => {
+                Op::Repeat { axis, count, reverse, .. } => {
                     self.repeat(body, i, (axis, *count, *reverse))?;
                 }
                 _ => self.node(body, node)?,
@@ -525,18 +448,15 @@ impl<'a> Backward<'a> {
             return Ok(());
         };
         let arg_types: Vec<Type> = node.args.iter().map(|a| body.ty(*a).clone()).collect();
-        let primal = Primal {
-            node,
-            arg_types: &arg_types,
-            result_type: body.ty(node.results[0]),
-        };
+        let primal = Primal { node, arg_types: &arg_types, result_type: body.ty(node.results[0]) };
         let args: Vec<ValueId> = node.args.iter().map(|a| self.fwd.map[a]).collect();
         let result = self.fwd.map[&node.results[0]];
         let pick = |which: Result<usize, ()>| which.map_or(result, |i| args[i]);
         let grads = match &mut self.split {
             None => adjoint(&mut self.fwd.b, &primal, g, &mut |_, which| Ok(pick(which)))?,
             Some(split) => {
-                // The builder is taken out while the rules write to it, and lent back for each fetch.
+                // The builder is taken out while the rules write to it, and lent back for each
+                // fetch.
                 let fwd = &self.fwd.b;
                 let mut b = std::mem::take(&mut split.b);
                 let grads = adjoint(&mut b, &primal, g, &mut |b, which| {
@@ -587,9 +507,8 @@ impl<'a> Backward<'a> {
         let Some(Style::Paired(adjoint, types)) = style(kernel, axes, &ty) else {
             return Err("a paired kernel".into());
         };
-        let wanted: Vec<usize> = (0..node.args.len())
-            .filter(|a| self.fwd.active.contains(&node.args[*a]))
-            .collect();
+        let wanted: Vec<usize> =
+            (0..node.args.len()).filter(|a| self.fwd.active.contains(&node.args[*a])).collect();
         let inner = adjoint_body(inner, &types, &wanted)?;
         let mut args = Vec::new();
         for a in node.args.iter().chain(&node.results[..1]) {
@@ -603,18 +522,9 @@ impl<'a> Backward<'a> {
         let results = wanted
             .iter()
             .zip(&inner.outputs)
-            .map(|(a, o)| {
-                (
-                    format!("g.{}", body.name(node.args[*a])),
-                    inner.ty(*o).clone(),
-                )
-            })
+            .map(|(a, o)| (format!("g.{}", body.name(node.args[*a])), inner.ty(*o).clone()))
             .collect();
-        let op = Op::Call {
-            kernel: adjoint,
-            axes: axes.to_vec(),
-            body: Box::new(inner),
-        };
+        let op = Op::Call { kernel: adjoint, axes: axes.to_vec(), body: Box::new(inner) };
         let ids = self.writer().node(op, args, results, node.span);
         for (a, g) in wanted.into_iter().zip(ids) {
             self.add(node.args[a], g, node.span)?;
@@ -654,12 +564,7 @@ impl<'a> Backward<'a> {
         let targets: Vec<usize> = summed.chain(&plan.stacked).copied().collect();
         let results = targets
             .iter()
-            .map(|t| {
-                (
-                    format!("g.{}", body.name(node.args[*t])),
-                    body.ty(node.args[*t]).clone(),
-                )
-            })
+            .map(|t| (format!("g.{}", body.name(node.args[*t])), body.ty(node.args[*t]).clone()))
             .collect();
         let op = Op::Repeat {
             axis: axis.to_string(),
@@ -687,9 +592,7 @@ impl<'a> Backward<'a> {
         outputs: Vec<ValueId>,
         residuals: &mut Vec<ValueId>,
     ) -> Result<RegionBackward, String> {
-        let mut split = self
-            .split
-            .ok_or("a reversed region has a body of its own")?;
+        let mut split = self.split.ok_or("a reversed region has a body of its own")?;
         let n_args = inner.inputs.len();
         let number = |fwd_id: ValueId| inner.inputs.iter().position(|v| self.fwd.map[v] == fwd_id);
         let (mut const_in, mut stacked_in) = (Vec::new(), Vec::new());
@@ -709,9 +612,7 @@ impl<'a> Backward<'a> {
             .chain(emitted)
             .collect();
         let args = |list: &[(usize, ValueId)]| {
-            list.iter()
-                .map(|(n, _)| ValueId(*n as u32))
-                .collect::<Vec<_>>()
+            list.iter().map(|(n, _)| ValueId(*n as u32)).collect::<Vec<_>>()
         };
         Ok(RegionBackward {
             const_args: args(&const_in),
@@ -738,11 +639,8 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
     });
     let there = match again {
         Some(node) => {
-            let args: Result<Vec<ValueId>, String> = node
-                .args
-                .iter()
-                .map(|a| fetch_split(split, fwd, *a))
-                .collect();
+            let args: Result<Vec<ValueId>, String> =
+                node.args.iter().map(|a| fetch_split(split, fwd, *a)).collect();
             split.b.push(node.op.clone(), &args?, node.span)?
         }
         None => {
@@ -758,19 +656,11 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
 /// The sum of two gradients. Rows scattered into a table are added to the other gradient in place.
 fn accumulate(b: &mut Builder, x: ValueId, y: ValueId, at: Place) -> Result<ValueId, String> {
     for (scatter, base) in [(x, y), (y, x)] {
-        let Some(Node {
-            op: Op::ScatterAdd { axis },
-            args,
-            ..
-        }) = b.op(scatter)
-        else {
+        let Some(Node { op: Op::ScatterAdd { axis }, args, .. }) = b.op(scatter) else {
             continue;
         };
         if args.len() == 2 && b.ty(scatter) == b.ty(base) {
-            let (op, args) = (
-                Op::ScatterAdd { axis: axis.clone() },
-                [args[0], args[1], base],
-            );
+            let (op, args) = (Op::ScatterAdd { axis: axis.clone() }, [args[0], args[1], base]);
             return b.push(op, &args, at);
         }
     }

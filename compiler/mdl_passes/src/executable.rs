@@ -1,19 +1,21 @@
-//! What the runtime executes: launches with their buffers, as plain data. It decides nothing that is not written here.
+//! What the runtime executes: launches with their buffers, as plain data. It decides nothing that
+//! is not written here.
 
 use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::tensor_type::Type;
 use serde::{Deserialize, Serialize};
 
-/// Parameters, gradients and optimizer state live in `State`, which outlives an executable and is laid out by the
-/// model alone; all else lives in `Work`.
+/// Parameters, gradients and optimizer state live in `State`, which outlives an executable and is
+/// laid out by the model alone; all else lives in `Work`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Space {
     State,
     Work,
 }
 
-/// Which slot an iteration of a loop uses: `(start + step · i) mod slots` (no modulus where `slots` is 0).
+/// Which slot an iteration of a loop uses: `(start + step · i) mod slots` (no modulus where `slots`
+/// is 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     pub stride: u64,
@@ -26,11 +28,7 @@ impl Index {
     /// Bytes to add in iteration `i`.
     pub fn at(&self, i: u64) -> u64 {
         let slot = self.start + self.step * i as i64;
-        let slot = if self.slots > 0 {
-            slot.rem_euclid(self.slots as i64)
-        } else {
-            slot
-        };
+        let slot = if self.slots > 0 { slot.rem_euclid(self.slots as i64) } else { slot };
         slot as u64 * self.stride
     }
 }
@@ -60,8 +58,8 @@ pub enum Step {
     Loop { count: u64, body: Vec<Launch> },
 }
 
-/// Where a tensor of the graph's border lies. `slice` is the distance of its outermost slices in bytes where a
-/// repeated block stacks it; slices are dense.
+/// Where a tensor of the graph's border lies. `slice` is the distance of its outermost slices in
+/// bytes where a repeated block stacks it; slices are dense.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     pub space: Space,
@@ -78,9 +76,7 @@ impl Slot {
             Some(stride) => {
                 let count = self.ty.axes[0].size;
                 let each = self.ty.elements() / count;
-                (0..count)
-                    .map(|i| (self.offset + i * stride, each))
-                    .collect()
+                (0..count).map(|i| (self.offset + i * stride, each)).collect()
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Groups elementwise work, reductions and contractions into kernel-sized regions.
 //!
-//! A region has a space (the axes of its largest values) and rows (the space without the axes that are walked). Values
-//! of the whole space and of its rows live in registers; only what leaves the region is stored. A contraction takes
-//! elementwise work on its result as an epilogue: where its result has that one use, and where a whole elementwise
-//! region is the only reader of the result. Sums over outer axes walk columns; they compute their elementwise input
-//! again instead of storing it.
+//! A region has a space (the axes of its largest values) and rows (the space without the axes that
+//! are walked). Values of the whole space and of its rows live in registers; only what leaves the
+//! region is stored. A contraction takes elementwise work on its result as an epilogue: where its
+//! result has that one use, and where a whole elementwise region is the only reader of the result.
+//! Sums over outer axes walk columns; they compute their elementwise input again instead of storing
+//! it.
 //!
-//! Groups never make a cycle: a node joins a group only if none of its other inputs depends on the group.
+//! Groups never make a cycle: a node joins a group only if none of its other inputs depends on the
+//! group.
 
 use crate::group::{Group, Groups, Kind};
 use mdl_ir::build::{Builder, axis_names};
@@ -16,11 +18,7 @@ use std::collections::{HashMap, HashSet};
 
 pub fn fuse(graph: &Graph) -> Result<Graph, String> {
     let body = fuse_body(&graph.body)?;
-    Ok(Graph {
-        body,
-        stage: Stage::Fused,
-        ..graph.clone()
-    })
+    Ok(Graph { body, stage: Stage::Fused, ..graph.clone() })
 }
 
 fn fuse_body(body: &Body) -> Result<Body, String> {
@@ -54,15 +52,7 @@ fn emit_node(
     node: &Node,
     map: &mut HashMap<ValueId, ValueId>,
 ) -> Result<(), String> {
-    let Op::Repeat {
-        axis,
-        count,
-        reverse,
-        carries,
-        consts,
-        body: inner,
-    } = &node.op
-    else {
+    let Op::Repeat { axis, count, reverse, carries, consts, body: inner } = &node.op else {
         return b.copy_node(body, node, map);
     };
     let op = Op::Repeat {
@@ -75,12 +65,7 @@ fn emit_node(
     };
     let args = node.args.iter().map(|a| map[a]).collect();
     let results = node.results.iter().map(|r| body.values[r.index()].clone());
-    let ids = b.node(
-        op,
-        args,
-        results.map(|v| (v.name, v.ty)).collect(),
-        node.span,
-    );
+    let ids = b.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
     map.extend(node.results.iter().copied().zip(ids));
     Ok(())
 }
@@ -122,16 +107,9 @@ fn emit_group(
     };
     let made = group.nodes.iter().flat_map(|n| &body.nodes[*n].results);
     let out: Vec<ValueId> = made.filter(|r| leaves(r)).copied().collect();
-    let results = out
-        .iter()
-        .map(|r| (body.name(*r).to_string(), body.ty(*r).clone()))
-        .collect();
+    let results = out.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
     let call = Op::Call {
-        kernel: if group.kind == Kind::Contraction {
-            Kernel::Contraction
-        } else {
-            Kernel::Region
-        },
+        kernel: if group.kind == Kind::Contraction { Kernel::Contraction } else { Kernel::Region },
         axes: group.walked.clone(),
         body: Box::new(inner.finish(out.iter().map(|r| inside[r]).collect())),
     };
@@ -141,8 +119,8 @@ fn emit_group(
     Ok(())
 }
 
-/// Can the group's kernel make this source itself? An epilogue knows no index, and axes that are walked as one have none
-/// of their own: there a position is read from memory.
+/// Can the group's kernel make this source itself? An epilogue knows no index, and axes that are
+/// walked as one have none of their own: there a position is read from memory.
 fn made_inside(source: &Op, group: &Group) -> bool {
     match source {
         Op::Position(axis) => match group.kind {
@@ -154,7 +132,8 @@ fn made_inside(source: &Op, group: &Group) -> bool {
     }
 }
 
-/// Gives every sum over outer axes an elementwise input of its own, so that it is a group by itself.
+/// Gives every sum over outer axes an elementwise input of its own, so that it is a group by
+/// itself.
 fn own_columns(body: &Body) -> Result<Body, String> {
     let producers = body.producers();
     let mut b = Builder::default();
@@ -187,18 +166,9 @@ fn own_columns(body: &Body) -> Result<Body, String> {
 
 /// The reduced axes at the end of memory, and the others.
 fn split_reduction(ty: &mdl_ir::tensor_type::Type, axes: &[String]) -> (Vec<String>, Vec<String>) {
-    let tail = ty
-        .axes
-        .iter()
-        .rev()
-        .take_while(|a| axes.contains(&a.name))
-        .count();
+    let tail = ty.axes.iter().rev().take_while(|a| axes.contains(&a.name)).count();
     let inner = axis_names(&ty.axes[ty.axes.len() - tail..]);
-    let outer = axes
-        .iter()
-        .filter(|a| !inner.contains(a))
-        .cloned()
-        .collect();
+    let outer = axes.iter().filter(|a| !inner.contains(a)).cloned().collect();
     (inner, outer)
 }
 
@@ -217,11 +187,8 @@ fn copy_tree(
     let node = producers[id.index()].map(|p| &body.nodes[p]);
     let copy = match node {
         Some(node) if node.op.class() == Class::Elementwise => {
-            let args = node
-                .args
-                .iter()
-                .map(|a| copy_tree(b, body, producers, *a, map, copies))
-                .collect();
+            let args =
+                node.args.iter().map(|a| copy_tree(b, body, producers, *a, map, copies)).collect();
             let value = &body.values[id.index()];
             let result = vec![(value.name.clone(), value.ty.clone())];
             b.node(node.op.clone(), args, result, node.span)[0]

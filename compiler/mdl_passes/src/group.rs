@@ -34,12 +34,7 @@ impl Group {
     fn row(&self) -> Vec<Axis> {
         match self.kind {
             Kind::Elementwise => self.space[..self.space.len().saturating_sub(1)].to_vec(),
-            _ => self
-                .space
-                .iter()
-                .filter(|a| !self.walked.contains(&a.name))
-                .cloned()
-                .collect(),
+            _ => self.space.iter().filter(|a| !self.walked.contains(&a.name)).cloned().collect(),
         }
     }
 }
@@ -54,10 +49,7 @@ pub struct Groups {
 impl Groups {
     pub fn of(body: &Body) -> Groups {
         let n = body.nodes.len();
-        let mut groups = Groups {
-            groups: Vec::new(),
-            of: vec![None; n],
-        };
+        let mut groups = Groups { groups: Vec::new(), of: vec![None; n] };
         let users = body.users();
         for i in 0..n {
             match &body.nodes[i].op {
@@ -73,19 +65,10 @@ impl Groups {
 
     fn start(&mut self, body: &Body, i: usize, kind: Kind, walked: Vec<String>) {
         let node = &body.nodes[i];
-        let of = if matches!(node.op, Op::Reduce { .. }) {
-            node.args[0]
-        } else {
-            node.results[0]
-        };
+        let of = if matches!(node.op, Op::Reduce { .. }) { node.args[0] } else { node.results[0] };
         let space = body.ty(of).axes.clone();
         self.of[i] = Some(self.groups.len());
-        self.groups.push(Some(Group {
-            kind,
-            space,
-            walked,
-            nodes: vec![i],
-        }));
+        self.groups.push(Some(Group { kind, space, walked, nodes: vec![i] }));
     }
 
     fn group(&self, g: usize) -> &Group {
@@ -95,11 +78,8 @@ impl Groups {
     /// Groups that make this node's arguments, latest first.
     fn behind(&self, body: &Body, i: usize) -> Vec<usize> {
         let producers = body.producers();
-        let mut found: Vec<usize> = body.nodes[i]
-            .args
-            .iter()
-            .filter_map(|a| self.of[producers[a.index()]?])
-            .collect();
+        let mut found: Vec<usize> =
+            body.nodes[i].args.iter().filter_map(|a| self.of[producers[a.index()]?]).collect();
         found.sort_unstable_by(|a, b| b.cmp(a));
         found.dedup();
         found
@@ -136,15 +116,12 @@ impl Groups {
     /// Do the values that a group has below its whole space fit rows without these axes?
     fn rows_allow(&self, body: &Body, g: usize, walked: &[String]) -> bool {
         let group = self.group(g);
-        let row: Vec<Axis> = group
-            .space
-            .iter()
-            .filter(|a| !walked.contains(&a.name))
-            .cloned()
-            .collect();
+        let row: Vec<Axis> =
+            group.space.iter().filter(|a| !walked.contains(&a.name)).cloned().collect();
         group.nodes.iter().all(|n| {
             let ty = body.ty(body.nodes[*n].results[0]);
-            ty.axes == group.space || ty.axes == row
+            let shaped = ty.axes == group.space || ty.axes == row;
+            shaped && walks_as_one(body, &group.nodes, &group.space, walked, *n)
         })
     }
 
@@ -213,10 +190,7 @@ impl Groups {
 
     /// Groups that read a value which this node reads too.
     fn siblings(&self, body: &Body, users: &[Vec<usize>], i: usize) -> Vec<usize> {
-        let read = body.nodes[i]
-            .args
-            .iter()
-            .filter(|a| !body.ty(**a).axes.is_empty());
+        let read = body.nodes[i].args.iter().filter(|a| !body.ty(**a).axes.is_empty());
         let mut found: Vec<usize> = read
             .flat_map(|a| &users[a.index()])
             .filter(|u| **u < i)
@@ -237,14 +211,15 @@ impl Groups {
                 ty.axes == group.space
                     && lies_along(body, &group.nodes, i)
                     && body.nodes[i].args.iter().any(|a| {
-                        let of_group = group
-                            .nodes
-                            .iter()
-                            .any(|n| body.nodes[*n].results.contains(a));
+                        let of_group =
+                            group.nodes.iter().any(|n| body.nodes[*n].results.contains(a));
                         of_group && users[a.index()] == [i]
                     })
             }
-            Kind::Rows => ty.axes == group.space || ty.axes == group.row(),
+            Kind::Rows => {
+                (ty.axes == group.space || ty.axes == group.row())
+                    && walks_as_one(body, &group.nodes, &group.space, &group.walked, i)
+            }
             Kind::Elementwise => {
                 let grown = ty.axes.len() == group.space.len() + 1
                     && ty.axes[..group.space.len()] == group.space
@@ -286,10 +261,7 @@ impl Groups {
             for m in members {
                 seen[m] = true;
                 let args = body.nodes[m].args.iter();
-                stack.extend(
-                    args.filter_map(|a| producers[a.index()])
-                        .filter(|p| !seen[*p]),
-                );
+                stack.extend(args.filter_map(|a| producers[a.index()]).filter(|p| !seen[*p]));
             }
         }
         false
@@ -305,20 +277,11 @@ impl Groups {
             (Kind::Rows, y) | (y, Kind::Rows) if plain(y) => Kind::Rows,
             _ => return false,
         };
-        let walked = if a.walked.is_empty() {
-            b.walked.clone()
-        } else {
-            a.walked.clone()
-        };
+        let walked = if a.walked.is_empty() { b.walked.clone() } else { a.walked.clone() };
         if a.space != b.space || (!b.walked.is_empty() && b.walked != walked) {
             return false;
         }
-        let merged = Group {
-            kind,
-            space: a.space.clone(),
-            walked,
-            nodes: Vec::new(),
-        };
+        let merged = Group { kind, space: a.space.clone(), walked, nodes: Vec::new() };
         let row = merged.row();
         let nodes: Vec<usize> = a.nodes.iter().chain(&b.nodes).copied().collect();
         let level = |n: &usize| {
@@ -326,8 +289,13 @@ impl Groups {
             let ty = body.ty(node.results[0]);
             ty.axes == merged.space || (kind != Kind::Contraction && ty.axes == row)
         };
-        let along = |n: &usize| kind != Kind::Contraction || lies_along(body, &nodes, *n);
-        if !nodes.iter().all(|n| level(n) && along(n)) || self.would_cycle(body, &nodes, &[into, g]) {
+        let along = |n: &usize| match kind {
+            Kind::Contraction => lies_along(body, &nodes, *n),
+            Kind::Rows => walks_as_one(body, &nodes, &merged.space, &merged.walked, *n),
+            Kind::Elementwise | Kind::Columns => true,
+        };
+        if !nodes.iter().all(|n| level(n) && along(n)) || self.would_cycle(body, &nodes, &[into, g])
+        {
             return false;
         }
         let mut nodes = nodes;
@@ -388,7 +356,8 @@ impl Groups {
         found
     }
 
-    /// Groups and single nodes in an order in which everything is made before it is used; as in the body otherwise.
+    /// Groups and single nodes in an order in which everything is made before it is used; as in the
+    /// body otherwise.
     pub fn order(&self, body: &Body) -> Vec<Unit<'_>> {
         let producers = body.producers();
         let mut done = vec![false; body.nodes.len()];
@@ -429,8 +398,9 @@ impl Groups {
     }
 }
 
-/// Can a contraction's epilogue read what node `i` takes from outside? It walks the result as a matrix: the axes of the
-/// first operand are the rows, the others the columns, and a tensor must have one stride along each.
+/// Can a contraction's epilogue read what node `i` takes from outside? It walks the result as a
+/// matrix: the axes of the first operand are the rows, the others the columns, and a tensor must
+/// have one stride along each.
 fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
     let contract = group.iter().map(|n| &body.nodes[*n]);
     let Some(node) = contract.into_iter().find(|n| matches!(n.op, Op::Contract { .. })) else {
@@ -441,12 +411,23 @@ fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
     }
     let (first, space) = (body.ty(node.args[0]), &body.ty(node.results[0]).axes);
     let split = space.iter().take_while(|a| first.has(&a.name)).count();
+    one_stride(body, group, &[&space[..split], &space[split..]], i)
+}
+
+/// Has what node `i` takes from outside one stride along the walked axes, which a kernel walks as a single one?
+fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[String], i: usize) -> bool {
+    let axes: Vec<Axis> = space.iter().filter(|a| walked.contains(&a.name)).cloned().collect();
+    axes.len() < 2 || one_stride(body, group, &[&axes], i)
+}
+
+fn one_stride(body: &Body, group: &[usize], along: &[&[Axis]], i: usize) -> bool {
     let made = |id: &ValueId| group.iter().any(|n| body.nodes[*n].results.contains(id));
     body.nodes[i].args.iter().filter(|a| !made(a)).all(|a| {
         let (ty, own) = (body.ty(*a), body.ty(*a).strides());
         let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
-        let strides: Vec<u64> = space.iter().map(stride).collect();
-        collapsed(&space[..split], &strides[..split]).is_some()
-            && collapsed(&space[split..], &strides[split..]).is_some()
+        along.iter().all(|axes| {
+            let strides: Vec<u64> = axes.iter().map(stride).collect();
+            collapsed(axes, &strides).is_some()
+        })
     })
 }

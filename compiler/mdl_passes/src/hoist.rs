@@ -1,8 +1,8 @@
 //! Moves out of a repeated region what is the same in every iteration.
 //!
-//! Rotary tables depend on positions alone: inside a layer they would be computed once per layer and pass. Values that
-//! depend on sources and constants of the region only are computed before it and come in as constants. Sources
-//! themselves stay: kernels make them where they are used.
+//! Rotary tables depend on positions alone: inside a layer they would be computed once per layer
+//! and pass. Values that depend on sources and constants of the region only are computed before it
+//! and come in as constants. Sources themselves stay: kernels make them where they are used.
 
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, Node, ValueId};
@@ -23,10 +23,7 @@ pub fn hoist(graph: &Graph) -> Result<Graph, String> {
         }
     }
     let outputs = body.outputs.iter().map(|o| map[o]).collect();
-    Ok(Graph {
-        body: b.finish(outputs),
-        ..graph.clone()
-    })
+    Ok(Graph { body: b.finish(outputs), ..graph.clone() })
 }
 
 fn hoist_region(
@@ -35,15 +32,7 @@ fn hoist_region(
     node: &Node,
     map: &mut HashMap<ValueId, ValueId>,
 ) -> Result<(), String> {
-    let Op::Repeat {
-        axis,
-        count,
-        reverse,
-        carries,
-        consts,
-        body,
-    } = &node.op
-    else {
+    let Op::Repeat { axis, count, reverse, carries, consts, body } = &node.op else {
         return Err("a repeated region".into());
     };
     let mut args: Vec<ValueId> = node.args.iter().map(|a| map[a]).collect();
@@ -55,10 +44,7 @@ fn hoist_region(
     let mut inner = Builder::default();
     let mut inside: HashMap<ValueId, ValueId> = HashMap::new();
     for input in &body.inputs {
-        inside.insert(
-            *input,
-            inner.input(body.name(*input), body.ty(*input).clone()),
-        );
+        inside.insert(*input, inner.input(body.name(*input), body.ty(*input).clone()));
     }
     let stacked_from = carries + consts;
     let mut added = 0;
@@ -89,25 +75,16 @@ fn hoist_region(
         body: Box::new(inner.finish(outputs)),
     };
     let results = node.results.iter().map(|r| outer.values[r.index()].clone());
-    let ids = b.node(
-        op,
-        args,
-        results.map(|v| (v.name, v.ty)).collect(),
-        node.span,
-    );
+    let ids = b.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
     map.extend(node.results.iter().copied().zip(ids));
     Ok(())
 }
 
-/// Values that are the same in every iteration, and of those the ones that the rest of the region uses.
+/// Values that are the same in every iteration, and of those the ones that the rest of the region
+/// uses.
 fn invariant(body: &Body, carries: usize, consts: usize) -> (HashSet<ValueId>, HashSet<ValueId>) {
-    let mut same: HashSet<ValueId> = body
-        .inputs
-        .iter()
-        .skip(carries)
-        .take(consts)
-        .copied()
-        .collect();
+    let mut same: HashSet<ValueId> =
+        body.inputs.iter().skip(carries).take(consts).copied().collect();
     let inputs = same.clone();
     let mut sources: HashSet<ValueId> = HashSet::new();
     for node in &body.nodes {

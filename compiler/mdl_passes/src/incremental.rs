@@ -1,9 +1,9 @@
 //! Derives the step that extends a sequence by T positions from the graph of a whole sequence.
 //!
-//! Where a value is renamed along the sequence axis (`k[S = T]`), keys and values of earlier positions must be there:
-//! the renamed value is written into a cache with a capacity, and what follows reads the cache. Positions along T start
-//! at an input. Everything else must treat each position alone; what mixes positions in another way has no incremental
-//! form, and says so.
+//! Where a value is renamed along the sequence axis (`k[S = T]`), keys and values of earlier
+//! positions must be there: the renamed value is written into a cache with a capacity, and what
+//! follows reads the cache. Positions along T start at an input. Everything else must treat each
+//! position alone; what mixes positions in another way has no incremental form, and says so.
 
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
@@ -14,13 +14,10 @@ use std::collections::{HashMap, HashSet};
 /// The name of the input that gives the position of the first new element.
 pub const START: &str = "start";
 
-/// The graph of an entry that goes on from `start`, with caches of `capacity` positions. `time` is the sequence axis.
+/// The graph of an entry that goes on from `start`, with caches of `capacity` positions. `time` is
+/// the sequence axis.
 pub fn incremental(graph: &Graph, time: &str, capacity: u64) -> Result<Graph, String> {
-    let mut rewrite = Rewrite {
-        time,
-        capacity,
-        renamed: HashSet::new(),
-    };
+    let mut rewrite = Rewrite { time, capacity, renamed: HashSet::new() };
     let mut scope = Scope::default();
     let start = scope.b.input(START, Type::scalar(DType::I32));
     scope.start = Some(start);
@@ -35,25 +32,13 @@ pub fn incremental(graph: &Graph, time: &str, capacity: u64) -> Result<Graph, St
     let mut outputs = graph.outputs.clone();
     let mut ids: Vec<ValueId> = graph.body.outputs.iter().map(|o| scope.map[o]).collect();
     for (i, (input, result)) in scope.caches.iter().enumerate() {
-        let at = scope
-            .b
-            .body
-            .inputs
-            .iter()
-            .position(|x| x == input)
-            .unwrap_or(0);
+        let at = scope.b.body.inputs.iter().position(|x| x == input).unwrap_or(0);
         inputs.insert(at, InputRole::Cache(i));
         outputs.push(OutputRole::Cache(i));
         ids.push(*result);
     }
     let name = format!("{}.incremental", graph.name);
-    Ok(Graph {
-        name,
-        inputs,
-        outputs,
-        body: scope.b.finish(ids),
-        ..graph.clone()
-    })
+    Ok(Graph { name, inputs, outputs, body: scope.b.finish(ids), ..graph.clone() })
 }
 
 /// A body that is being written, with the caches that came up in it: input and updated value.
@@ -111,11 +96,7 @@ impl Rewrite<'_> {
     }
 
     fn grown(&self, axis: &Axis) -> Axis {
-        let size = if self.renamed.contains(&axis.name) {
-            self.capacity
-        } else {
-            axis.size
-        };
+        let size = if self.renamed.contains(&axis.name) { self.capacity } else { axis.size };
         Axis::new(&axis.name, size)
     }
 
@@ -134,10 +115,7 @@ impl Rewrite<'_> {
             return Ok(());
         }
         let name = body.name(node.results[0]);
-        Err(format!(
-            "`{name}` mixes positions along `{}` and has no incremental form",
-            self.time
-        ))
+        Err(format!("`{name}` mixes positions along `{}` and has no incremental form", self.time))
     }
 
     fn cache(
@@ -155,26 +133,14 @@ impl Rewrite<'_> {
         }
         let cache = scope.b.input(&format!("cache.{name}"), ty);
         let start = scope.start.ok_or("every scope knows the start")?;
-        let op = Op::CacheWrite {
-            axis: axis.to_string(),
-        };
-        let whole = scope
-            .b
-            .push(op, &[short, cache, start], Default::default())?;
+        let op = Op::CacheWrite { axis: axis.to_string() };
+        let whole = scope.b.push(op, &[short, cache, start], Default::default())?;
         scope.caches.push((cache, whole));
         Ok(whole)
     }
 
     fn repeat(&mut self, outer: &Body, node: &Node, scope: &mut Scope) -> Result<(), String> {
-        let Op::Repeat {
-            axis,
-            count,
-            reverse,
-            carries,
-            consts,
-            body,
-        } = &node.op
-        else {
+        let Op::Repeat { axis, count, reverse, carries, consts, body } = &node.op else {
             return Err("a repeated region".into());
         };
         let mut inner = Scope::default();
@@ -191,10 +157,7 @@ impl Rewrite<'_> {
         let start = inner.b.input(START, Type::scalar(DType::I32));
         inner.b.body.inputs.pop();
         inner.b.body.inputs.insert(carries + consts, start);
-        args.insert(
-            carries + consts,
-            scope.start.ok_or("every scope knows the start")?,
-        );
+        args.insert(carries + consts, scope.start.ok_or("every scope knows the start")?);
         inner.start = Some(start);
         self.body(body, &mut inner)?;
         let mut outputs: Vec<ValueId> = body.outputs.iter().map(|o| inner.map[o]).collect();
@@ -223,14 +186,8 @@ impl Rewrite<'_> {
             body: Box::new(inner.b.finish(outputs)),
         };
         let ids = scope.b.node(op, args, results, node.span);
-        scope
-            .map
-            .extend(node.results.iter().copied().zip(ids.iter().copied()));
-        scope.caches.extend(
-            stacked
-                .into_iter()
-                .zip(ids[node.results.len()..].iter().copied()),
-        );
+        scope.map.extend(node.results.iter().copied().zip(ids.iter().copied()));
+        scope.caches.extend(stacked.into_iter().zip(ids[node.results.len()..].iter().copied()));
         Ok(())
     }
 
@@ -262,11 +219,7 @@ impl Rewrite<'_> {
             .zip(&body.outputs)
             .map(|(r, o)| (outer.name(*r).to_string(), body.ty(*o).clone()))
             .collect();
-        let op = Op::Call {
-            kernel: *kernel,
-            axes: axes.clone(),
-            body: Box::new(body),
-        };
+        let op = Op::Call { kernel: *kernel, axes: axes.clone(), body: Box::new(body) };
         let ids = scope.b.node(op, args, results, node.span);
         scope.map.extend(node.results.iter().copied().zip(ids));
         Ok(())

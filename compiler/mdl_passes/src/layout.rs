@@ -24,24 +24,13 @@ pub struct Loc {
 
 impl Loc {
     pub fn dense(buffer: usize, ty: &Type) -> Loc {
-        Loc {
-            buffer,
-            offset: 0,
-            strides: ty.strides(),
-            turn: None,
-        }
+        Loc { buffer, offset: 0, strides: ty.strides(), turn: None }
     }
 
     /// Is this where a dense tensor from the start of the slot would lie?
     pub fn is_dense(&self, ty: &Type) -> bool {
         let fits = |((s, d), a): ((&u64, &u64), &Axis)| s == d || a.size == 1;
-        self.offset == 0
-            && self
-                .strides
-                .iter()
-                .zip(&ty.strides())
-                .zip(&ty.axes)
-                .all(fits)
+        self.offset == 0 && self.strides.iter().zip(&ty.strides()).zip(&ty.axes).all(fits)
     }
 
     /// The stride along an axis by name; 0 where the value lacks it.
@@ -55,7 +44,8 @@ pub fn slice_stride(slice: &Type) -> u64 {
     slice.elements().next_multiple_of(64)
 }
 
-/// Location of a view's result, from that of its argument; None where the memory does not allow the view.
+/// Location of a view's result, from that of its argument; None where the memory does not allow the
+/// view.
 pub fn through(op: &Op, from: &Loc, arg: &Type) -> Option<Loc> {
     let mut loc = from.clone();
     match op {
@@ -86,25 +76,11 @@ pub fn back(op: &Op, to: &Loc, arg: &Type, result: &Type) -> Option<Loc> {
         Op::Rename { .. } => Some(to.clone()),
         Op::Split { axis, into } => {
             let names: Vec<String> = into.iter().map(|a| a.name.clone()).collect();
-            through(
-                &Op::Merge {
-                    axes: names,
-                    into: axis.clone(),
-                },
-                to,
-                result,
-            )
+            through(&Op::Merge { axes: names, into: axis.clone() }, to, result)
         }
         Op::Merge { axes, into } => {
             let parts = axes.iter().filter_map(|a| arg.axis(a).cloned()).collect();
-            through(
-                &Op::Split {
-                    axis: into.clone(),
-                    into: parts,
-                },
-                to,
-                result,
-            )
+            through(&Op::Split { axis: into.clone(), into: parts }, to, result)
         }
         _ => None,
     }
@@ -118,14 +94,11 @@ fn inner_strides(axes: &[Axis], innermost: u64) -> Vec<u64> {
     strides
 }
 
-/// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with 0.
+/// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with
+/// 0.
 pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {
-    let real: Vec<(u64, u64)> = axes
-        .iter()
-        .zip(strides)
-        .filter(|(a, _)| a.size != 1)
-        .map(|(a, s)| (a.size, *s))
-        .collect();
+    let real: Vec<(u64, u64)> =
+        axes.iter().zip(strides).filter(|(a, _)| a.size != 1).map(|(a, s)| (a.size, *s)).collect();
     let Some(last) = real.last() else {
         return Some(strides.last().copied().unwrap_or(0));
     };

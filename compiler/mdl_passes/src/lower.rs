@@ -1,9 +1,11 @@
-//! From a fused graph to launches on placed values: which buffer each value lies in, and who reads and writes it.
+//! From a fused graph to launches on placed values: which buffer each value lies in, and who reads
+//! and writes it.
 //!
-//! Values are placed from the end: outputs ask for their buffers, a concatenation asks for its parts, a repeated region
-//! asks that its first carry lies in its first slot. What nobody asks for gets a buffer of its own. A carry has two
-//! slots that iterations take in turn, or one for every iteration where the region also emits the carry it was given:
-//! then the history is the emitted value, and nothing is copied.
+//! Values are placed from the end: outputs ask for their buffers, a concatenation asks for its
+//! parts, a repeated region asks that its first carry lies in its first slot. What nobody asks for
+//! gets a buffer of its own. A carry has two slots that iterations take in turn, or one for every
+//! iteration where the region also emits the carry it was given: then the history is the emitted
+//! value, and nothing is copied.
 
 use crate::layout::{Loc, Turn, back, slice_stride, through};
 use crate::region::region_spec;
@@ -51,7 +53,8 @@ pub enum Item {
     Loop { count: u64, body: Vec<Planned> },
 }
 
-/// Memory that a launch reads or writes. What is left of the offset in `loc` is below the alignment of buffers.
+/// Memory that a launch reads or writes. What is left of the offset in `loc` is below the alignment
+/// of buffers.
 #[derive(Clone, Debug)]
 struct Access {
     loc: Loc,
@@ -63,19 +66,12 @@ struct Access {
 const ALIGNED: u64 = 64;
 
 fn trimmed(loc: &Loc) -> Loc {
-    Loc {
-        offset: loc.offset % ALIGNED,
-        ..loc.clone()
-    }
+    Loc { offset: loc.offset % ALIGNED, ..loc.clone() }
 }
 
 fn access(loc: &Loc, ty: &Type) -> Access {
     let rest = trimmed(loc);
-    Access {
-        base: loc.offset - rest.offset,
-        elements: extent(&rest, ty),
-        loc: rest,
-    }
+    Access { base: loc.offset - rest.offset, elements: extent(&rest, ty), loc: rest }
 }
 
 pub type Places = HashMap<ValueId, Loc>;
@@ -102,10 +98,7 @@ pub struct Lowering {
 
 impl Lowering {
     pub fn new(units: u32) -> Lowering {
-        Lowering {
-            units,
-            ..Lowering::default()
-        }
+        Lowering { units, ..Lowering::default() }
     }
 
     pub fn buffer(&mut self, name: &str, elements: u64, state: Option<u64>) -> usize {
@@ -150,23 +143,13 @@ impl Lowering {
         let workspace = workspace_bytes(&spec, self.units);
         if workspace > 0 {
             let buffer = self.buffer(&format!("{name}.workspace"), workspace.div_ceil(4), None);
-            uses.push(Use {
-                buffer,
-                offset: 0,
-                bytes: workspace,
-                turn: None,
-            });
+            uses.push(Use { buffer, offset: 0, bytes: workspace, turn: None });
         }
         for u in &uses {
             self.touch(u.buffer);
         }
         self.clock += 1;
-        let planned = Planned {
-            name: name.to_string(),
-            spec,
-            uses,
-            flops,
-        };
+        let planned = Planned { name: name.to_string(), spec, uses, flops };
         match &mut self.current {
             Some(l) => l.body.push(planned),
             None => self.items.push(Item::Launch(planned)),
@@ -176,10 +159,7 @@ impl Lowering {
     /// Copies a value to another place.
     pub fn copy(&mut self, name: &str, ty: &Type, from: &Loc, to: &Loc) -> Done<()> {
         let mut body = Body::default();
-        let value = mdl_ir::graph::Value {
-            name: name.to_string(),
-            ty: ty.clone(),
-        };
+        let value = mdl_ir::graph::Value { name: name.to_string(), ty: ty.clone() };
         body.values = vec![value.clone(), value];
         body.inputs = vec![ValueId(0)];
         body.outputs = vec![ValueId(1)];
@@ -224,7 +204,8 @@ impl Lowering {
         Ok(())
     }
 
-    /// Walks the nodes from the end and notes where values should be made. Gives the buffers of first carries.
+    /// Walks the nodes from the end and notes where values should be made. Gives the buffers of
+    /// first carries.
     fn ask(
         &mut self,
         body: &Body,
@@ -255,13 +236,7 @@ impl Lowering {
                         start += body.ty(*a).axis(axis).expect("verified").size;
                         let free = !wanted.contains_key(a) && !places.contains_key(a);
                         let region = producers[a.index()].is_some_and(|p| {
-                            matches!(
-                                body.nodes[p].op,
-                                Op::Call {
-                                    kernel: Kernel::Region,
-                                    ..
-                                }
-                            )
+                            matches!(body.nodes[p].op, Op::Call { kernel: Kernel::Region, .. })
                         });
                         if free && region {
                             wanted.insert(*a, part);
@@ -291,21 +266,11 @@ impl Lowering {
                         wanted.insert(base, to);
                     }
                 }
-                Op::Repeat {
-                    count,
-                    carries: n,
-                    body: inner,
-                    reverse,
-                    ..
-                } => {
+                Op::Repeat { count, carries: n, body: inner, reverse, .. } => {
                     for j in 0..*n {
                         let first = node.args[j];
                         let ty = body.ty(first).clone();
-                        let slots = if history(inner, j, *n, *reverse) {
-                            count + 1
-                        } else {
-                            2
-                        };
+                        let slots = if history(inner, j, *n, *reverse) { count + 1 } else { 2 };
                         let name = body.name(node.results[j]);
                         let buffer = self.buffer(name, slots * slice_stride(&ty), None);
                         carries.insert((i, j), buffer);
@@ -350,12 +315,7 @@ impl Lowering {
             }
             _ => {}
         }
-        if let Op::Call {
-            kernel: Kernel::AdamW,
-            body: inner,
-            ..
-        } = &node.op
-        {
+        if let Op::Call { kernel: Kernel::AdamW, body: inner, .. } = &node.op {
             return self.adamw(body, node, inner, places);
         }
         // Results first: a kernel that works in place finds its base there.
@@ -385,10 +345,7 @@ impl Lowering {
         wanted: &Places,
     ) -> Done<()> {
         let whole = wanted[&node.results[0]].clone();
-        let at = body
-            .ty(node.results[0])
-            .index_of(&into.name)
-            .expect("verified");
+        let at = body.ty(node.results[0]).index_of(&into.name).expect("verified");
         let mut start = 0;
         for a in &node.args {
             let mut part = whole.clone();
@@ -411,21 +368,9 @@ impl Lowering {
         let flops = node_flops(body, node);
         let mut locs: Vec<Loc> = node.args.iter().map(|a| places[a].clone()).collect();
         let region = is_region(&node.op);
-        let contraction = matches!(
-            node.op,
-            Op::Call {
-                kernel: Kernel::Contraction,
-                ..
-            }
-        );
+        let contraction = matches!(node.op, Op::Call { kernel: Kernel::Contraction, .. });
         // The sum of squares runs over the whole section of gradients, padding (zeros) included.
-        let section = matches!(
-            node.op,
-            Op::Call {
-                kernel: Kernel::SumOfSquares,
-                ..
-            }
-        );
+        let section = matches!(node.op, Op::Call { kernel: Kernel::SumOfSquares, .. });
         if !region && !section {
             for (n, (loc, a)) in locs.iter_mut().zip(&node.args).enumerate() {
                 let ty = body.ty(*a);
@@ -437,10 +382,7 @@ impl Lowering {
             }
         }
         let sized = |locs: &[Loc], ids: &[ValueId]| -> Vec<Access> {
-            locs.iter()
-                .zip(ids)
-                .map(|(l, id)| access(l, body.ty(*id)))
-                .collect()
+            locs.iter().zip(ids).map(|(l, id)| access(l, body.ty(*id))).collect()
         };
         let (mut args, outs) = (sized(&locs, &node.args), sized(results, &node.results));
         let full = locs;
@@ -448,58 +390,33 @@ impl Lowering {
         let results: Vec<Loc> = outs.iter().map(|a| a.loc.clone()).collect();
         let results = results.as_slice();
         let spec = match &node.op {
-            Op::Call {
-                kernel: Kernel::Region,
-                axes,
-                body: inner,
-            } => KernelSpec::Region(region_spec(inner, axes, &locs, results)?),
-            Op::Call {
-                kernel: Kernel::Contraction,
-                body: inner,
-                ..
-            } => {
+            Op::Call { kernel: Kernel::Region, axes, body: inner } => {
+                KernelSpec::Region(region_spec(inner, axes, &locs, results)?)
+            }
+            Op::Call { kernel: Kernel::Contraction, body: inner, .. } => {
                 let (spec, order) = crate::specs::contraction(inner, &locs)?;
                 args = order.into_iter().map(|i| args[i].clone()).collect();
                 KernelSpec::Contract(spec)
             }
-            Op::Call {
-                kernel: Kernel::Attention,
-                axes,
-                body: inner,
-            } => {
+            Op::Call { kernel: Kernel::Attention, axes, body: inner } => {
                 let spec = crate::specs::attention(inner, axes)?;
                 self.both_documents(&spec, 3, &mut args);
                 KernelSpec::Attention(spec)
             }
-            Op::Call {
-                kernel: Kernel::AttentionGrad,
-                axes,
-                body: inner,
-            } => {
+            Op::Call { kernel: Kernel::AttentionGrad, axes, body: inner } => {
                 let spec = crate::specs::attention(inner, axes)?;
                 self.both_documents(&spec, 3, &mut args);
                 KernelSpec::AttentionGrad(spec)
             }
-            Op::Call {
-                kernel: Kernel::LinearCrossEntropy,
-                axes,
-                body: inner,
-            } => {
+            Op::Call { kernel: Kernel::LinearCrossEntropy, axes, body: inner } => {
                 let spec = crate::specs::linear_cross_entropy(inner, axes, false)?;
                 KernelSpec::LinearCrossEntropy(spec)
             }
-            Op::Call {
-                kernel: Kernel::LinearCrossEntropyGrad,
-                axes,
-                body: inner,
-            } => {
+            Op::Call { kernel: Kernel::LinearCrossEntropyGrad, axes, body: inner } => {
                 let spec = crate::specs::linear_cross_entropy(inner, axes, true)?;
                 KernelSpec::LinearCrossEntropy(spec)
             }
-            Op::Call {
-                kernel: Kernel::SumOfSquares,
-                ..
-            } => {
+            Op::Call { kernel: Kernel::SumOfSquares, .. } => {
                 return self.sum_of_squares(&name, args, outs, flops);
             }
             Op::Const(_) | Op::Position(_) => {
@@ -525,17 +442,8 @@ impl Lowering {
             // Nobody differentiates this call, and the kernel writes its log-sum-exp all the same.
             let rows = u64::from(a.batch * a.t) * u64::from(a.kv_heads * a.group);
             let buffer = self.buffer(&format!("{name}.kept"), rows, None);
-            let loc = Loc {
-                buffer,
-                offset: 0,
-                strides: vec![1],
-                turn: None,
-            };
-            args.push(Access {
-                loc,
-                base: 0,
-                elements: rows,
-            });
+            let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
+            args.push(Access { loc, base: 0, elements: rows });
         }
         let flops = kernel_flops(&spec).unwrap_or(flops);
         self.launch(&name, spec, &args, flops);
@@ -578,25 +486,14 @@ impl Lowering {
         let all: Vec<usize> = buffers.collect();
         for b in &all {
             let buffer = &self.buffers[*b];
-            let start = buffer
-                .state
-                .ok_or("gradients and state have a fixed place")?;
+            let start = buffer.state.ok_or("gradients and state have a fixed place")?;
             from = from.min(start);
             to = to.max(start + buffer.bytes);
         }
         let len = (to - from) / 4;
         let buffer = self.buffer("section", len, Some(from));
-        let loc = Loc {
-            buffer,
-            offset: 0,
-            strides: vec![1],
-            turn: None,
-        };
-        Ok(Access {
-            loc,
-            base: 0,
-            elements: len,
-        })
+        let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
+        Ok(Access { loc, base: 0, elements: len })
     }
 
     fn adamw(&mut self, body: &Body, node: &Node, inner: &Body, places: &mut Places) -> Done<()> {
@@ -618,16 +515,9 @@ impl Lowering {
         };
         let mut args = vec![sections[1].clone()];
         for a in &node.args[..4] {
-            args.push(access(
-                &places[a],
-                &Type::scalar(mdl_ir::tensor_type::DType::F32),
-            ));
+            args.push(access(&places[a], &Type::scalar(mdl_ir::tensor_type::DType::F32)));
         }
-        args.extend([
-            sections[0].clone(),
-            sections[2].clone(),
-            sections[3].clone(),
-        ]);
+        args.extend([sections[0].clone(), sections[2].clone(), sections[3].clone()]);
         let flops = node_flops(body, node);
         self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
         for k in 0..3 {
@@ -649,15 +539,7 @@ impl Lowering {
         wanted: &Places,
         buffers: &HashMap<(usize, usize), usize>,
     ) -> Done<()> {
-        let Op::Repeat {
-            count,
-            reverse,
-            carries,
-            consts,
-            body,
-            ..
-        } = &node.op
-        else {
+        let Op::Repeat { count, reverse, carries, consts, body, .. } = &node.op else {
             return Err("a repeated region".into());
         };
         if self.current.is_some() {
@@ -677,48 +559,25 @@ impl Lowering {
             }
             let kept = history(body, j, *carries, *reverse);
             let slots = if kept { 0 } else { 2 };
-            let turn = Turn {
-                stride: slice_stride(ty),
-                start: 0,
-                step: 1,
-                slots,
-            };
-            let place = |start: i64| Loc {
-                turn: Some(Turn { start, ..turn }),
-                ..first.clone()
-            };
+            let turn = Turn { stride: slice_stride(ty), start: 0, step: 1, slots };
+            let place = |start: i64| Loc { turn: Some(Turn { start, ..turn }), ..first.clone() };
             inside.insert(body.inputs[j], place(0));
             asked.insert(body.outputs[j], place(1));
             let slot = if kept { *count } else { count % 2 };
-            let done = Loc {
-                offset: slot * turn.stride,
-                ..first.clone()
-            };
+            let done = Loc { offset: slot * turn.stride, ..first.clone() };
             places.insert(node.results[j], done);
         }
         for (input, arg) in body.inputs.iter().zip(&node.args).skip(*carries) {
             let n = body.inputs.iter().position(|x| x == input).unwrap_or(0);
             let loc = places[arg].clone();
-            let loc = if n < carries + consts {
-                loc
-            } else {
-                slice_of(&loc, start, step)
-            };
+            let loc = if n < carries + consts { loc } else { slice_of(&loc, start, step) };
             inside.insert(*input, loc);
         }
         for (k, out) in body.outputs.iter().enumerate().skip(*carries) {
             let result = node.results[k];
             let ty = outer.ty(result).clone();
-            let stacked = self.stacked(
-                body,
-                *out,
-                &ty,
-                wanted.get(&result),
-                places,
-                node,
-                buffers,
-                i,
-            )?;
+            let stacked =
+                self.stacked(body, *out, &ty, wanted.get(&result), places, node, buffers, i)?;
             if !asked.contains_key(out) && !inside.contains_key(out) {
                 asked.insert(*out, slice_of(&stacked, start, step));
             }
@@ -727,8 +586,8 @@ impl Lowering {
         self.run_loop(*count, body, inside, asked, places, node, (start, step))
     }
 
-    /// Where a stacked result lies: the carry's history, the cache that is updated in place, what is wanted, or a
-    /// buffer of its own.
+    /// Where a stacked result lies: the carry's history, the cache that is updated in place, what
+    /// is wanted, or a buffer of its own.
     #[allow(clippy::too_many_arguments)]
     fn stacked(
         &mut self,
@@ -741,10 +600,7 @@ impl Lowering {
         buffers: &HashMap<(usize, usize), usize>,
         i: usize,
     ) -> Done<Loc> {
-        let Op::Repeat {
-            carries, reverse, ..
-        } = &node.op
-        else {
+        let Op::Repeat { carries, reverse, .. } = &node.op else {
             return Err("a region".into());
         };
         if let Some(j) = body.inputs.iter().take(*carries).position(|x| *x == out)
@@ -753,11 +609,7 @@ impl Lowering {
             return Ok(stacked_loc(buffers[&(i, j)], ty));
         }
         let producer = body.nodes.iter().find(|n| n.results.contains(&out));
-        if let Some(Node {
-            op: Op::CacheWrite { .. },
-            args,
-            ..
-        }) = producer
+        if let Some(Node { op: Op::CacheWrite { .. }, args, .. }) = producer
             && let Some(n) = body.inputs.iter().position(|x| *x == args[1])
         {
             return Ok(places[&node.args[n]].clone());
@@ -784,11 +636,7 @@ impl Lowering {
     ) -> Done<()> {
         self.loops += 1;
         let number = self.loops;
-        self.current = Some(Loop {
-            number,
-            body: Vec::new(),
-            touched: Vec::new(),
-        });
+        self.current = Some(Loop { number, body: Vec::new(), touched: Vec::new() });
         let begin = self.clock;
         let mut inside = inside;
         self.body(body, &mut inside, asked.clone())?;
@@ -811,26 +659,19 @@ impl Lowering {
             buffer.first = buffer.first.min(begin);
             buffer.last = buffer.last.max(end);
         }
-        self.items.push(Item::Loop {
-            count,
-            body: done.body,
-        });
+        self.items.push(Item::Loop { count, body: done.body });
         Ok(())
     }
 }
 
-/// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and gradients reuse
-/// the logits.
+/// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and
+/// gradients reuse the logits.
 fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
     let product = |a: &mdl_ir::kernel::AttentionSpec| {
         let heads = u64::from(a.batch) * u64::from(a.kv_heads * a.group) * u64::from(a.head);
         let (t, s) = (u64::from(a.t), u64::from(a.s));
         let all = 2 * heads * t * s;
-        if a.mask.causal && t == s {
-            all / 2
-        } else {
-            all
-        }
+        if a.mask.causal && t == s { all / 2 } else { all }
     };
     match spec {
         // q·k and p·v
@@ -846,19 +687,14 @@ fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
 }
 
 fn is_region(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Call {
-            kernel: Kernel::Region,
-            ..
-        }
-    )
+    matches!(op, Op::Call { kernel: Kernel::Region, .. })
 }
 
 /// Is argument `n` of a contraction call multiplied, or read by the epilogue?
 fn is_operand(node: &Node, n: usize) -> bool {
     let Op::Call { body, .. } = &node.op else { return false };
-    let operand = |m: &Node| matches!(m.op, Op::Contract { .. }) && m.args.contains(&body.inputs[n]);
+    let operand =
+        |m: &Node| matches!(m.op, Op::Contract { .. }) && m.args.contains(&body.inputs[n]);
     body.nodes.iter().any(operand)
 }
 
@@ -885,12 +721,7 @@ fn slice_of(stacked: &Loc, start: i64, step: i64) -> Loc {
         buffer: stacked.buffer,
         offset: stacked.offset,
         strides: stacked.strides[1..].to_vec(),
-        turn: Some(Turn {
-            stride: stacked.strides[0],
-            start,
-            step,
-            slots: 0,
-        }),
+        turn: Some(Turn { stride: stacked.strides[0], start, step, slots: 0 }),
     }
 }
 
@@ -899,22 +730,12 @@ pub fn stacked_loc(buffer: usize, ty: &Type) -> Loc {
     let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
     let mut strides = vec![slice_stride(&slice)];
     strides.extend(slice.strides());
-    Loc {
-        buffer,
-        offset: 0,
-        strides,
-        turn: None,
-    }
+    Loc { buffer, offset: 0, strides, turn: None }
 }
 
 /// Elements from the start of a value's buffer (or slot) to its end.
 pub fn extent(loc: &Loc, ty: &Type) -> u64 {
-    let last: u64 = ty
-        .axes
-        .iter()
-        .zip(&loc.strides)
-        .map(|(a, s)| (a.size - 1) * s)
-        .sum();
+    let last: u64 = ty.axes.iter().zip(&loc.strides).map(|(a, s)| (a.size - 1) * s).sum();
     loc.offset + last + 1
 }
 

@@ -1,11 +1,12 @@
-//! Reads the mask out of the body of an attention call, so that the kernel can skip tiles instead of testing keys.
+//! Reads the mask out of the body of an attention call, so that the kernel can skip tiles instead
+//! of testing keys.
 
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::MaskSpec;
 use mdl_ir::op::{Binary, Op};
 
-/// The scale of the scores and the mask, if the body is attention under a conjunction of causality, a window and
-/// equal documents. `axes` are T, S and head.
+/// The scale of the scores and the mask, if the body is attention under a conjunction of causality,
+/// a window and equal documents. `axes` are T, S and head.
 pub fn recognise(body: &Body, axes: &[String]) -> Option<(f32, MaskSpec)> {
     let producers = body.producers();
     let node = |id: ValueId| producers[id.index()].map(|n| &body.nodes[n]);
@@ -13,15 +14,10 @@ pub fn recognise(body: &Body, axes: &[String]) -> Option<(f32, MaskSpec)> {
         matches!(n.op, Op::Select) && constant(node(n.args[2])) == Some(f64::NEG_INFINITY)
     })?;
     let scale = match node(masked.args[1])? {
-        Node {
-            op: Op::Binary(Binary::Mul),
-            args,
-            ..
-        } => constant(node(args[1])).or_else(|| constant(node(args[0])))?,
-        Node {
-            op: Op::Contract { .. },
-            ..
-        } => 1.0,
+        Node { op: Op::Binary(Binary::Mul), args, .. } => {
+            constant(node(args[1])).or_else(|| constant(node(args[0])))?
+        }
+        Node { op: Op::Contract { .. }, .. } => 1.0,
         _ => return None,
     };
     let mut mask = MaskSpec::default();
@@ -57,18 +53,13 @@ fn conjunct<'b>(
         Binary::Eq => match (constant(node(args[0])), constant(node(args[1]))) {
             (Some(a), Some(b)) => (a == b).then_some(()),
             _ => {
-                let ids = args
-                    .iter()
-                    .all(|a| body.ty(*a).dtype == mdl_ir::tensor_type::DType::I32);
+                let ids = args.iter().all(|a| body.ty(*a).dtype == mdl_ir::tensor_type::DType::I32);
                 mask.documents |= ids;
                 ids.then_some(())
             }
         },
         Binary::Le => {
-            let (s, t) = (
-                position(args[0], body, node)?,
-                position(args[1], body, node)?,
-            );
+            let (s, t) = (position(args[0], body, node)?, position(args[1], body, node)?);
             mask.causal = true;
             mask.start |= t.1;
             (s == (axes[1].clone(), false) && t.0 == axes[0]).then_some(())
@@ -78,10 +69,8 @@ fn conjunct<'b>(
                 return None;
             };
             let difference = &node(args[0])?.args;
-            let (t, s) = (
-                position(difference[0], body, node)?,
-                position(difference[1], body, node)?,
-            );
+            let (t, s) =
+                (position(difference[0], body, node)?, position(difference[1], body, node)?);
             let width = constant(node(args[1]))?;
             mask.window = Some(width as u32);
             mask.start |= t.1;
@@ -98,23 +87,11 @@ fn position<'b>(
     node: &impl Fn(ValueId) -> Option<&'b Node>,
 ) -> Option<(String, bool)> {
     match node(id)? {
-        Node {
-            op: Op::Position(axis),
-            ..
-        } => Some((axis.name.clone(), false)),
-        Node {
-            op: Op::Binary(Binary::Add),
-            args,
-            ..
-        } => {
+        Node { op: Op::Position(axis), .. } => Some((axis.name.clone(), false)),
+        Node { op: Op::Binary(Binary::Add), args, .. } => {
             let (name, started) = position(args[0], body, node)?;
             // Only the start of an incremental step: an input, cast from an id without axes.
-            let Node {
-                op: Op::Cast(_),
-                args: from,
-                ..
-            } = node(args[1])?
-            else {
+            let Node { op: Op::Cast(_), args: from, .. } = node(args[1])? else {
                 return None;
             };
             let start = body.inputs.contains(&from[0]) && body.ty(from[0]).axes.is_empty();

@@ -1,7 +1,9 @@
-//! Adds the optimizer step: the global norm of all gradients, clipping, and AdamW on every parameter.
+//! Adds the optimizer step: the global norm of all gradients, clipping, and AdamW on every
+//! parameter.
 //!
-//! The formulas are those of `stdlib/optim.mdl`. One call takes all parameters, so that the kernel is one pass over
-//! memory; its body is the function of the standard library applied to each parameter in turn.
+//! The formulas are those of `stdlib/optim.mdl`. One call takes all parameters, so that the kernel
+//! is one pass over memory; its body is the function of the standard library applied to each
+//! parameter in turn.
 
 use mdl_check::entry::function;
 use mdl_check::program::Program;
@@ -24,7 +26,8 @@ pub struct Optimizer {
     pub matrices_only: bool,
 }
 
-/// Names of the numbers that the host gives for each step, in the order in which a call of AdamW takes them.
+/// Names of the numbers that the host gives for each step, in the order in which a call of AdamW
+/// takes them.
 pub const SCALARS: [&str; 4] = ["clip", "lr", "correct1", "correct2"];
 
 /// Does weight decay apply to this parameter?
@@ -44,23 +47,17 @@ pub fn optimise(
     let n = graph.params.len();
     let mut grads: Vec<ValueId> = Vec::new();
     for p in 0..n {
-        let at = graph
-            .output(&OutputRole::Grad(p))
-            .ok_or("every parameter has a gradient")?;
+        let at = graph.output(&OutputRole::Grad(p)).ok_or("every parameter has a gradient")?;
         grads.push(graph.body.outputs[at]);
     }
     let params: Vec<ValueId> = (0..n)
         .map(|p| {
             let at = graph.inputs.iter().position(|r| *r == InputRole::Param(p));
-            at.map(|i| graph.body.inputs[i])
-                .ok_or("every parameter is used")
+            at.map(|i| graph.body.inputs[i]).ok_or("every parameter is used")
         })
         .collect::<Result<_, _>>()?;
     let mut moments = [Vec::new(), Vec::new()];
-    for (k, role) in [InputRole::Moment1, InputRole::Moment2]
-        .into_iter()
-        .enumerate()
-    {
+    for (k, role) in [InputRole::Moment1, InputRole::Moment2].into_iter().enumerate() {
         for p in 0..n {
             let name = format!("{}.{}", ["m", "v"][k], graph.params[p].name);
             moments[k].push(b.input(&name, graph.params[p].ty.clone()));
@@ -79,9 +76,8 @@ pub fn optimise(
     outputs.push(norm);
     out.outputs.push(OutputRole::Value("grad_norm".into()));
     for decayed in [true, false] {
-        let group: Vec<usize> = (0..n)
-            .filter(|p| decays(graph, *p, optimizer) == decayed)
-            .collect();
+        let group: Vec<usize> =
+            (0..n).filter(|p| decays(graph, *p, optimizer) == decayed).collect();
         if group.is_empty() {
             continue;
         }
@@ -90,15 +86,7 @@ pub fn optimise(
         for list in [&params, &grads, &moments[0], &moments[1]] {
             args.extend(group.iter().map(|p| list[*p]));
         }
-        let ids = adamw(
-            &mut b,
-            program,
-            graph,
-            &group,
-            &args,
-            (optimizer, decay),
-            sink,
-        )?;
+        let ids = adamw(&mut b, program, graph, &group, &args, (optimizer, decay), sink)?;
         outputs.extend(&ids);
         let roles = [OutputRole::Param, OutputRole::Moment1, OutputRole::Moment2];
         for role in roles {
@@ -121,27 +109,14 @@ fn clip(
     let mut inner = Builder::default();
     let mut total = inner.number(0.0, at);
     let types: Vec<Type> = grads.iter().map(|g| b.ty(*g).clone()).collect();
-    let inputs: Vec<ValueId> = types
-        .iter()
-        .map(|ty| inner.input("g", ty.clone()))
-        .collect();
+    let inputs: Vec<ValueId> = types.iter().map(|ty| inner.input("g", ty.clone())).collect();
     for (ty, input) in types.iter().zip(inputs) {
-        let one = standard(
-            program,
-            "sum_of_squares",
-            std::slice::from_ref(ty),
-            &[],
-            sink,
-        )?;
+        let one = standard(program, "sum_of_squares", std::slice::from_ref(ty), &[], sink)?;
         let square = inner.inline(&one, &[input])?[0];
         total = inner.binary(Binary::Add, total, square, at)?;
     }
     let body = Box::new(inner.finish(vec![total]));
-    let op = Op::Call {
-        kernel: Kernel::SumOfSquares,
-        axes: Vec::new(),
-        body,
-    };
+    let op = Op::Call { kernel: Kernel::SumOfSquares, axes: Vec::new(), body };
     let results = vec![("sum_of_squares".to_string(), Type::scalar(DType::F32))];
     let squares = b.node(op, grads.to_vec(), results, at)[0];
     let norm = b.unary(Unary::Sqrt, squares, at)?;
@@ -162,10 +137,8 @@ fn adamw(
     sink: &mut Sink,
 ) -> Result<Vec<ValueId>, String> {
     let mut inner = Builder::default();
-    let inputs: Vec<ValueId> = args
-        .iter()
-        .map(|a| inner.input(b.body.name(*a), b.ty(*a).clone()))
-        .collect();
+    let inputs: Vec<ValueId> =
+        args.iter().map(|a| inner.input(b.body.name(*a), b.ty(*a).clone())).collect();
     let reals = [
         ("beta1", optimizer.beta1),
         ("beta2", optimizer.beta2),
@@ -181,18 +154,12 @@ fn adamw(
         if !formulas.contains_key(ty) {
             let mut types = vec![ty.clone(); 4];
             types.extend(vec![scalar; 4]);
-            formulas.insert(
-                ty.clone(),
-                standard(program, "adamw", &types, &reals, sink)?,
-            );
+            formulas.insert(ty.clone(), standard(program, "adamw", &types, &reals, sink)?);
         }
         let tensors = (0..4).map(|k| inputs[4 + k * n + i]);
         let all: Vec<ValueId> = tensors.chain(inputs[..4].iter().copied()).collect();
         let new = inner.inline(&formulas[ty], &all)?;
-        results
-            .iter_mut()
-            .zip(new)
-            .for_each(|(list, id)| list.push(id));
+        results.iter_mut().zip(new).for_each(|(list, id)| list.push(id));
     }
     let outputs: Vec<ValueId> = results.into_iter().flatten().collect();
     let mut types = Vec::new();
@@ -203,11 +170,7 @@ fn adamw(
         }
     }
     let body = Box::new(inner.finish(outputs));
-    let op = Op::Call {
-        kernel: Kernel::AdamW,
-        axes: Vec::new(),
-        body,
-    };
+    let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body };
     Ok(b.node(op, args.to_vec(), types, Place::default()))
 }
 

@@ -1,4 +1,5 @@
-//! The static memory plan: every buffer gets an offset before anything runs, and the schedule becomes an executable.
+//! The static memory plan: every buffer gets an offset before anything runs, and the schedule
+//! becomes an executable.
 
 use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
 use crate::layout::{Loc, slice_stride};
@@ -10,7 +11,8 @@ use mdl_ir::tensor_type::Type;
 /// Buffers start at multiples of this: the coarsest binding offset of any device.
 pub const ALIGNMENT: u64 = 256;
 
-/// Where parameters lie in the state space; gradients and both moments follow in sections laid out the same way.
+/// Where parameters lie in the state space; gradients and both moments follow in sections laid out
+/// the same way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateLayout {
     pub offsets: Vec<u64>,
@@ -29,10 +31,7 @@ impl StateLayout {
             offsets[p] = at;
             at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
         }
-        StateLayout {
-            offsets,
-            section: at,
-        }
+        StateLayout { offsets, section: at }
     }
 }
 
@@ -72,18 +71,8 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     hold_borders(&mut low, body, &places);
     let offsets = assign(&low);
     let border = |id: &ValueId| slot(&low, &offsets, &places[id], body.ty(*id));
-    let inputs = graph
-        .inputs
-        .iter()
-        .cloned()
-        .zip(body.inputs.iter().map(border))
-        .collect();
-    let outputs = graph
-        .outputs
-        .iter()
-        .cloned()
-        .zip(body.outputs.iter().map(border))
-        .collect();
+    let inputs = graph.inputs.iter().cloned().zip(body.inputs.iter().map(border)).collect();
+    let outputs = graph.outputs.iter().cloned().zip(body.outputs.iter().map(border)).collect();
     Ok(emit(graph, low, &offsets, inputs, outputs, state))
 }
 
@@ -127,7 +116,8 @@ fn in_state(
     }
 }
 
-/// Inputs and outputs are there from the first launch to the last: the host writes and reads them between runs.
+/// Inputs and outputs are there from the first launch to the last: the host writes and reads them
+/// between runs.
 fn hold_borders(low: &mut Lowering, body: &Body, places: &Places) {
     for id in body.inputs.iter().chain(&body.outputs) {
         let buffer = &mut low.buffers[places[id].buffer];
@@ -136,8 +126,8 @@ fn hold_borders(low: &mut Lowering, body: &Body, places: &Places) {
     }
 }
 
-/// Offsets of all buffers: state buffers where they belong, others by size, each at the lowest place that is free
-/// while it is in use.
+/// Offsets of all buffers: state buffers where they belong, others by size, each at the lowest
+/// place that is free while it is in use.
 fn assign(low: &Lowering) -> Vec<u64> {
     let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
     let mut order: Vec<usize> = (0..low.buffers.len())
@@ -175,19 +165,10 @@ fn padded(bytes: u64) -> u64 {
 
 fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let buffer = &low.buffers[loc.buffer];
-    let space = if buffer.state.is_some() {
-        Space::State
-    } else {
-        Space::Work
-    };
+    let space = if buffer.state.is_some() { Space::State } else { Space::Work };
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
     let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
-    Slot {
-        space,
-        offset: offsets[loc.buffer] + loc.offset * 4,
-        ty: ty.clone(),
-        slice,
-    }
+    Slot { space, offset: offsets[loc.buffer] + loc.offset * 4, ty: ty.clone(), slice }
 }
 
 fn emit(
@@ -207,61 +188,36 @@ fn emit(
         });
         let args = p.uses.iter().map(|u| {
             let buffer = &low.buffers[u.buffer];
-            let space = if buffer.state.is_some() {
-                Space::State
-            } else {
-                Space::Work
-            };
+            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
             let index = u.turn.map(|t| Index {
                 stride: t.stride * 4,
                 start: t.start,
                 step: t.step,
                 slots: t.slots,
             });
-            Arg {
-                space,
-                offset: offsets[u.buffer] + u.offset,
-                bytes: u.bytes,
-                index,
-            }
+            Arg { space, offset: offsets[u.buffer] + u.offset, bytes: u.bytes, index }
         });
-        Launch {
-            name: p.name.clone(),
-            spec,
-            args: args.collect(),
-            flops: p.flops,
-        }
+        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops }
     };
     let steps: Vec<Step> = low
         .items
         .iter()
         .map(|item| match item {
             Item::Launch(p) => Step::Launch(launch(p)),
-            Item::Loop { count, body } => Step::Loop {
-                count: *count,
-                body: body.iter().map(&mut launch).collect(),
-            },
+            Item::Loop { count, body } => {
+                Step::Loop { count: *count, body: body.iter().map(&mut launch).collect() }
+            }
         })
         .collect();
-    let trains = graph
-        .outputs
-        .iter()
-        .any(|r| matches!(r, OutputRole::Grad(_)));
-    let updates = graph
-        .inputs
-        .iter()
-        .any(|r| matches!(r, InputRole::Moment1(_)));
+    let trains = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
+    let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
     let sections = if updates { 4 } else { 1 + u64::from(trains) };
     let used = |b: &usize| low.buffers[*b].first != usize::MAX;
     let buffers: Vec<BufferPlan> = (0..low.buffers.len())
         .filter(used)
         .map(|b| {
             let buffer = &low.buffers[b];
-            let space = if buffer.state.is_some() {
-                Space::State
-            } else {
-                Space::Work
-            };
+            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
             BufferPlan {
                 name: buffer.name.clone(),
                 space,
@@ -273,10 +229,7 @@ fn emit(
         })
         .collect();
     let work = buffers.iter().filter(|b| b.space == Space::Work);
-    let work_bytes = work
-        .map(|b| b.offset + padded(b.bytes))
-        .max()
-        .unwrap_or(ALIGNMENT);
+    let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
     Executable {
         name: graph.name.clone(),
         params: graph.params.clone(),
@@ -291,7 +244,8 @@ fn emit(
     }
 }
 
-/// A number of AdamW, read from the body that is its meaning (see `stdlib/optim.mdl`); `n` parameters are updated.
+/// A number of AdamW, read from the body that is its meaning (see `stdlib/optim.mdl`); `n`
+/// parameters are updated.
 pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> {
     let producers = body.producers();
     let node = |id: ValueId| producers[id.index()].map(|p| &body.nodes[p]);

@@ -1,8 +1,9 @@
 //! A fused region's body as the register program of its kernel.
 //!
-//! Values without the walked axes are row values. A row value that depends on a reduction is known only after the walk
-//! that makes it, so values have levels: the number of walks before them. Phase p of the kernel first works out the row
-//! values of level p, then walks the row for the reductions and the stored values of that level.
+//! Values without the walked axes are row values. A row value that depends on a reduction is known
+//! only after the walk that makes it, so values have levels: the number of walks before them. Phase
+//! p of the kernel first works out the row values of level p, then walks the row for the reductions
+//! and the stored values of that level.
 
 use crate::layout::{Loc, collapsed};
 use mdl_ir::graph::{Body, Node, ValueId};
@@ -21,21 +22,12 @@ struct Space {
 
 impl Space {
     fn of(body: &Body, walked: &[String]) -> Space {
-        let reduce = body
-            .nodes
-            .iter()
-            .find(|n| matches!(n.op, Op::Reduce { .. }));
+        let reduce = body.nodes.iter().find(|n| matches!(n.op, Op::Reduce { .. }));
         let ty = match reduce {
             Some(node) => body.ty(node.args[0]).clone(),
             None => {
-                let made = body
-                    .nodes
-                    .iter()
-                    .flat_map(|n| &n.results)
-                    .map(|r| body.ty(*r));
-                made.max_by_key(|t| t.axes.len())
-                    .expect("a region makes something")
-                    .clone()
+                let made = body.nodes.iter().flat_map(|n| &n.results).map(|r| body.ty(*r));
+                made.max_by_key(|t| t.axes.len()).expect("a region makes something").clone()
             }
         };
         let tail = ty.axes.len() - walked.len().min(ty.axes.len());
@@ -45,26 +37,14 @@ impl Space {
             let (reduced, kept): (Vec<Axis>, Vec<Axis>) =
                 ty.axes.into_iter().partition(|a| walked.contains(&a.name));
             let (last, outer) = kept.split_last().expect("a column sum keeps an axis");
-            let walk = Walk::Columns {
-                reduced: reduced.len() as u32,
-            };
+            let walk = Walk::Columns { reduced: reduced.len() as u32 };
             let dims = outer.iter().chain(&reduced).chain([last]);
-            return Space {
-                dims: dims.map(|a| vec![a.clone()]).collect(),
-                walk,
-            };
+            return Space { dims: dims.map(|a| vec![a.clone()]).collect(), walk };
         }
-        let split = if walked.is_empty() {
-            ty.axes.len().saturating_sub(1)
-        } else {
-            tail
-        };
+        let split = if walked.is_empty() { ty.axes.len().saturating_sub(1) } else { tail };
         let mut dims: Vec<Vec<Axis>> = ty.axes[..split].iter().map(|a| vec![a.clone()]).collect();
         dims.push(ty.axes[split..].to_vec());
-        Space {
-            dims,
-            walk: Walk::Rows,
-        }
+        Space { dims, walk: Walk::Rows }
     }
 
     fn sizes(&self) -> Vec<u32> {
@@ -85,11 +65,7 @@ impl Space {
                 .ok_or_else(|| format!("{ty} cannot be walked as one axis"))?;
             strides.push(stride as u32);
         }
-        Ok(View {
-            elem: elem(ty.dtype),
-            offset: loc.offset as u32,
-            strides,
-        })
+        Ok(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides })
     }
 }
 
@@ -119,10 +95,7 @@ pub fn region_spec(
 ) -> Result<RegionSpec, String> {
     let space = Space::of(body, walked);
     let view = |ids: &[ValueId], locs: &[Loc]| -> Result<Vec<View>, String> {
-        ids.iter()
-            .zip(locs)
-            .map(|(id, loc)| space.view(body.ty(*id), loc))
-            .collect()
+        ids.iter().zip(locs).map(|(id, loc)| space.view(body.ty(*id), loc)).collect()
     };
     let (inputs, outputs) = (view(&body.inputs, inputs)?, view(&body.outputs, outputs)?);
     let (dims, walk) = (space.sizes(), space.walk);
@@ -138,13 +111,7 @@ pub fn region_spec(
         Walk::Rows => w.rows()?,
         Walk::Columns { .. } => w.columns()?,
     };
-    Ok(RegionSpec {
-        dims,
-        walk,
-        inputs,
-        outputs,
-        phases,
-    })
+    Ok(RegionSpec { dims, walk, inputs, outputs, phases })
 }
 
 impl Writer<'_> {
@@ -159,10 +126,7 @@ impl Writer<'_> {
         }
         let (args, more) = match self.node(id) {
             None => (Vec::new(), 0),
-            Some(n) => (
-                n.args.clone(),
-                usize::from(matches!(n.op, Op::Reduce { .. })),
-            ),
+            Some(n) => (n.args.clone(), usize::from(matches!(n.op, Op::Reduce { .. }))),
         };
         let below = args.into_iter().map(|a| self.level(a)).max().unwrap_or(0);
         self.levels.insert(id, below + more);
@@ -175,12 +139,8 @@ impl Writer<'_> {
     }
 
     fn rows(&mut self) -> Result<Vec<Phase>, String> {
-        let made: Vec<ValueId> = self
-            .body
-            .nodes
-            .iter()
-            .flat_map(|n| n.results.iter().copied())
-            .collect();
+        let made: Vec<ValueId> =
+            self.body.nodes.iter().flat_map(|n| n.results.iter().copied()).collect();
         let last = made.iter().map(|id| self.level(*id)).max().unwrap_or(0);
         let mut phases = Vec::new();
         for p in 0..=last {
@@ -200,9 +160,7 @@ impl Writer<'_> {
                 let a = self.row_value(id, &mut phase.row)?;
                 for (i, o) in self.body.outputs.iter().enumerate() {
                     if *o == id {
-                        phase
-                            .row
-                            .push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
+                        phase.row.push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
                     }
                 }
             }
@@ -210,7 +168,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A value of the whole space is walked even where the walked dim has no axis (a scalar region).
+    /// A value of the whole space is walked even where the walked dim has no axis (a scalar
+    /// region).
     fn whole(&self, ty: &Type) -> bool {
         self.space.dims.last().is_some_and(Vec::is_empty) && ty.axes.is_empty()
     }
@@ -240,9 +199,7 @@ impl Writer<'_> {
             let walked = !self.space.is_row(&ty) || self.whole(&ty);
             if walked && self.level(id) == p && !done.contains(&id) {
                 let a = self.col_value(id, &mut regs, phase)?;
-                phase
-                    .cols
-                    .push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
+                phase.cols.push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
                 done.push(id);
             }
         }
@@ -260,10 +217,7 @@ impl Writer<'_> {
             self.rows.insert(id, dst);
             return Ok(dst);
         }
-        let node = self
-            .node(id)
-            .cloned()
-            .ok_or("a value is made or comes in")?;
+        let node = self.node(id).cloned().ok_or("a value is made or comes in")?;
         let mut args = [0; 3];
         for (slot, a) in args.iter_mut().zip(&node.args) {
             *slot = self.row_value(*a, out)?;
@@ -290,13 +244,7 @@ impl Writer<'_> {
         }
         let ty = self.body.ty(id).clone();
         let node = self.node(id).cloned();
-        let constant = matches!(
-            &node,
-            Some(Node {
-                op: Op::Const(_),
-                ..
-            })
-        );
+        let constant = matches!(&node, Some(Node { op: Op::Const(_), .. }));
         let row = self.space.walk == Walk::Rows && self.space.is_row(&ty) && !constant;
         if row && !self.whole(&ty) {
             let from = self.row_value(id, &mut phase.row)?;
@@ -350,9 +298,7 @@ impl Writer<'_> {
             walk.cols.push(instr(op, dst, [a, 0, 0]));
             let out = self.body.outputs.iter().position(|o| *o == node.results[0]);
             let out = out.ok_or("a column sum leaves its region")?;
-            finish
-                .row
-                .push(instr(InstrOp::Store(out as u16), 0, [dst, 0, 0]));
+            finish.row.push(instr(InstrOp::Store(out as u16), 0, [dst, 0, 0]));
         }
         Ok(vec![walk, finish])
     }
@@ -370,10 +316,7 @@ impl Writer<'_> {
 
 /// Operations that only change how a value is seen.
 pub fn same_value(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Cast(_) | Op::StopGradient | Op::Broadcast { .. } | Op::Reorder { .. }
-    )
+    matches!(op, Op::Cast(_) | Op::StopGradient | Op::Broadcast { .. } | Op::Reorder { .. })
 }
 
 pub fn instr(op: InstrOp, dst: u16, [a, b, c]: [u16; 3]) -> Instr {

@@ -1,4 +1,5 @@
-//! Kernel specs of the calls other than regions: what is read off the types and bodies of a fused graph.
+//! Kernel specs of the calls other than regions: what is read off the types and bodies of a fused
+//! graph.
 
 use crate::layout::{Loc, collapsed};
 use crate::mask::recognise;
@@ -17,13 +18,11 @@ fn product<'a>(axes: impl IntoIterator<Item = &'a Axis>) -> u32 {
     axes.into_iter().map(|a| a.size).product::<u64>() as u32
 }
 
-/// The contraction with its epilogue; `locs` are the places of the call's arguments. The result has the order of the
-/// call's arguments as the kernel wants them: a, b, then the epilogue's inputs (numbers of the body's inputs).
+/// The contraction with its epilogue; `locs` are the places of the call's arguments. The result has
+/// the order of the call's arguments as the kernel wants them: a, b, then the epilogue's inputs
+/// (numbers of the body's inputs).
 pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)> {
-    let node = body
-        .nodes
-        .iter()
-        .find(|n| matches!(n.op, Op::Contract { .. }));
+    let node = body.nodes.iter().find(|n| matches!(n.op, Op::Contract { .. }));
     let node = node.ok_or("a contraction call holds a contraction")?;
     let Op::Contract { axes } = &node.op else {
         return Err("a contraction".into());
@@ -44,19 +43,8 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         let here = |x: &&Axis| ta.has(&x.name) == in_a && tb.has(&x.name) == in_b;
         result.axes.iter().filter(here).map(dim).collect()
     };
-    let n = group(false, true)
-        .into_iter()
-        .map(|d| Dim {
-            stride: d.stride_b,
-            ..d
-        })
-        .collect();
-    let k = ta
-        .axes
-        .iter()
-        .filter(|x| axes.contains(&x.name))
-        .map(dim)
-        .collect();
+    let n = group(false, true).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect();
+    let k = ta.axes.iter().filter(|x| axes.contains(&x.name)).map(dim).collect();
     let mut spec = ContractSpec {
         batch: group(true, true),
         m: group(true, false),
@@ -89,31 +77,21 @@ fn epilogue(
     let mut regs: HashMap<ValueId, u16> = HashMap::from([(contract.results[0], 0)]);
     let mut next = 1;
     let load = |id: ValueId, spec: &mut ContractSpec, order: &mut Vec<usize>| -> Spec<Instr> {
-        let i = body
-            .inputs
-            .iter()
-            .position(|x| *x == id)
-            .ok_or("made or taken in")?;
+        let i = body.inputs.iter().position(|x| *x == id).ok_or("made or taken in")?;
         let (ty, loc) = (body.ty(id), &locs[i]);
         let part = |axes: &[Axis]| {
             let strides: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
             collapsed(axes, &strides).ok_or_else(|| format!("{ty} does not lie along the result"))
         };
-        let strides = vec![
-            part(&result.axes[..split])? as u32,
-            part(&result.axes[split..])? as u32,
-        ];
+        let strides =
+            vec![part(&result.axes[..split])? as u32, part(&result.axes[split..])? as u32];
         spec.epilogue_inputs.push(View {
             elem: elem(ty.dtype),
             offset: loc.offset as u32,
             strides,
         });
         order.push(i);
-        Ok(instr(
-            InstrOp::Load(spec.epilogue_inputs.len() as u16 - 1),
-            0,
-            [0; 3],
-        ))
+        Ok(instr(InstrOp::Load(spec.epilogue_inputs.len() as u16 - 1), 0, [0; 3]))
     };
     for node in &body.nodes {
         if matches!(node.op, Op::Contract { .. }) {
@@ -138,8 +116,7 @@ fn epilogue(
         next += 1;
     }
     for (i, out) in body.outputs.iter().enumerate() {
-        spec.epilogue
-            .push(instr(InstrOp::Store(i as u16), 0, [regs[out], 0, 0]));
+        spec.epilogue.push(instr(InstrOp::Store(i as u16), 0, [regs[out], 0, 0]));
     }
     Ok(())
 }
@@ -164,9 +141,7 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         && kv == &heads[..shared]
         && heads[shared..].iter().all(|a| !k.has(&a.name));
     if !fits {
-        return Err(format!(
-            "attention on {q} and {k} is laid out in another order"
-        ));
+        return Err(format!("attention on {q} and {k} is laid out in another order"));
     }
     Ok(AttentionSpec {
         batch: product(&q.axes[..t]),
@@ -194,9 +169,7 @@ pub fn linear_cross_entropy(
         && w.axes.len() == 2
         && w.axes[0].name == *vocab;
     if !ordered {
-        return Err(format!(
-            "cross-entropy of {x} and {w} is laid out in another order"
-        ));
+        return Err(format!("cross-entropy of {x} and {w} is laid out in another order"));
     }
     Ok(LinearCrossEntropySpec {
         rows: product(&x.axes[..x.axes.len() - 1]),

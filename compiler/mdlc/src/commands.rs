@@ -16,11 +16,7 @@ use std::io::Write;
 /// Prints to standard output; a closed pipe ends the program quietly, as other tools do.
 pub fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out
-        .write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .is_err()
-    {
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
         std::process::exit(0);
     }
 }

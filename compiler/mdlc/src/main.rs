@@ -48,7 +48,8 @@ enum Command {
     Bench(commands::bench::Args),
 }
 
-/// What a command ends with: nothing to add, or a message for standard error and a failing exit status.
+/// What a command ends with: nothing to add, or a message for standard error and a failing exit
+/// status.
 type Outcome = Result<(), Failure>;
 
 /// A message that says what is wrong and what to do.

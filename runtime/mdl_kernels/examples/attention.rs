@@ -35,8 +35,7 @@ fn slices(arena: &Arena, sizes: &[u64]) -> Vec<(u64, u64)> {
 fn measure(device: &Device, t: u32, head: u32, peak: f64) {
     let mask = MaskSpec { causal: true, ..MaskSpec::default() };
     let scale = 1.0 / (head as f32).sqrt();
-    let spec =
-        AttentionSpec { batch: 1, t, s: t, kv_heads: HEADS, group: 1, head, scale, mask };
+    let spec = AttentionSpec { batch: 1, t, s: t, kv_heads: HEADS, group: 1, head, scale, mask };
     let forward = KernelSpec::Attention(spec.clone());
     let backward = KernelSpec::AttentionGrad(spec);
     let rows = u64::from(t * HEADS);

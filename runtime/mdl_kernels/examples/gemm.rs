@@ -29,19 +29,11 @@ const SHAPES: [(u32, u32, u32); 18] = [
 ];
 
 fn dim(size: u32, stride: u32, stride_b: u32) -> Dim {
-    Dim {
-        size,
-        stride,
-        stride_b,
-    }
+    Dim { size, stride, stride_b }
 }
 
 fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
-    let (am, ak) = if form.starts_with('T') {
-        (1, m)
-    } else {
-        (k, 1)
-    };
+    let (am, ak) = if form.starts_with('T') { (1, m) } else { (k, 1) };
     let (bn, bk) = if form.ends_with('T') { (k, 1) } else { (1, n) };
     ContractSpec {
         batch: vec![],
@@ -74,9 +66,7 @@ fn seconds(device: &Device, spec: &KernelSpec, args: &[Slice], launches: u32, ru
 }
 
 fn main() {
-    let units = std::env::args()
-        .nth(1)
-        .map(|units| units.parse().expect("a number of units"));
+    let units = std::env::args().nth(1).map(|units| units.parse().expect("a number of units"));
     let device = Device::cpu(units);
     println!("{device:?}, {:.1} GB/s", measure_triad(&device));
     let wanted = std::env::args().nth(2).unwrap_or_default();

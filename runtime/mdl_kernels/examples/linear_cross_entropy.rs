@@ -4,27 +4,16 @@ use mdl_ir::kernel::{KernelSpec, LinearCrossEntropySpec, workspace_bytes};
 use mdl_kernels::{Device, measure_fma_peak};
 use std::time::Instant;
 
-const SHAPES: [(u32, u32, u32); 4] = [
-    (2048, 512, 64),
-    (2048, 4096, 288),
-    (1024, 32000, 288),
-    (1024, 32000, 768),
-];
+const SHAPES: [(u32, u32, u32); 4] =
+    [(2048, 512, 64), (2048, 4096, 288), (1024, 32000, 288), (1024, 32000, 768)];
 const RUNS: usize = 8;
 
 fn main() {
-    let units = std::env::args()
-        .nth(1)
-        .map(|units| units.parse().expect("a number of units"));
+    let units = std::env::args().nth(1).map(|units| units.parse().expect("a number of units"));
     let device = Device::cpu(units);
     for (rows, vocab, width) in SHAPES {
         for grad in [false, true] {
-            let spec = LinearCrossEntropySpec {
-                rows,
-                vocab,
-                width,
-                grad,
-            };
+            let spec = LinearCrossEntropySpec { rows, vocab, width, grad };
             let spec = KernelSpec::LinearCrossEntropy(spec);
             let (x, w) = (u64::from(rows * width) * 4, u64::from(vocab * width) * 4);
             let mut sizes = vec![x, w, u64::from(rows) * 4, 4];

@@ -95,7 +95,13 @@ fn attention<N: Size>(
             let head = row % heads;
             let at = (block.batch * shape.t + t) * heads + head;
             pack_queries::<N>(
-                q, at * shape.head, block.count, shape.scale(), workspace, parts.q, shape,
+                q,
+                at * shape.head,
+                block.count,
+                shape.scale(),
+                workspace,
+                parts.q,
+                shape,
             );
             pack_documents(documents_t, &block, workspace, parts.documents, shape);
             attend::<N>(k, v, documents_s, workspace, &parts, &block, head / shape.group, shape);
@@ -135,18 +141,36 @@ fn attend<N: Size>(
         let end = min(s + shape.keys, block.end_key);
         if sees_all(block, s, shape) {
             score::<N>(
-                k, documents, workspace, parts, block, base, s, end, &mut largest, false, shape,
+                k,
+                documents,
+                workspace,
+                parts,
+                block,
+                base,
+                s,
+                end,
+                &mut largest,
+                false,
+                shape,
             );
         } else {
             score::<N>(
-                k, documents, workspace, parts, block, base, s, end, &mut largest, true, shape,
+                k,
+                documents,
+                workspace,
+                parts,
+                block,
+                base,
+                s,
+                end,
+                &mut largest,
+                true,
+                shape,
             );
         }
         exponentiate::<N>(workspace, parts, end - s, &largest, shape);
         let at = base + s * comptime!(shape.key_stride());
-        add_rows::<N>(
-            v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape,
-        );
+        add_rows::<N>(v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape);
     }
 }
 
@@ -255,9 +279,7 @@ fn finish<N: Size>(
     }
     let lanes = N::value();
     let size!(W) = comptime!(shape.head_lanes(lanes));
-    unpack_queries::<W>(
-        y, at * shape.head, block.count, &*workspace, parts.y, parts.factor, shape,
-    );
+    unpack_queries::<W>(y, at * shape.head, block.count, &*workspace, parts.y, parts.factor, shape);
 }
 
 // ---- The launch: one cube; its units share (batch, head, block of queries).

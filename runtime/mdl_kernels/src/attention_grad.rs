@@ -140,8 +140,8 @@ fn attention_grad<N: Size>(
             for index in range_stepped(item % shape.parts, blocks, shape.parts) {
                 let t = index % comptime!(tile.query_blocks()) * tile.queries;
                 let block = block_of(start, owner / tile.kv_heads, t, tile);
-                let head = owner % tile.kv_heads * tile.group
-                    + index / comptime!(tile.query_blocks());
+                let head =
+                    owner % tile.kv_heads * tile.group + index / comptime!(tile.query_blocks());
                 let at = (block.batch * tile.t + t) * comptime!(tile.kv_heads * tile.group) + head;
                 prepare::<N>(q, y, lse, dy, workspace, &places, &block, at, shape);
                 pack_documents(documents_t, &block, workspace, places.documents, tile);
@@ -180,11 +180,17 @@ fn prepare<N: Size>(
     pack_queries::<N>(q, from, block.count, tile.scale(), workspace, places.q, tile);
     pack_queries::<N>(dy, from, block.count, 1.0, workspace, places.dy, tile);
     pack_rows::<N>(
-        q, from, block.count, stride, tile.scale(), workspace, places.q_rows, tile.head, outer,
+        q,
+        from,
+        block.count,
+        stride,
+        tile.scale(),
+        workspace,
+        places.q_rows,
+        tile.head,
+        outer,
     );
-    pack_rows::<N>(
-        dy, from, block.count, stride, 1.0, workspace, places.dy_rows, tile.head, outer,
-    );
+    pack_rows::<N>(dy, from, block.count, stride, 1.0, workspace, places.dy_rows, tile.head, outer);
     for t in 0..tile.queries {
         // Behind the last query, and where a row sees nothing, exp(score − ∞) is the zero wanted.
         workspace[places.lse + t] = f32::INFINITY;
@@ -228,16 +234,10 @@ fn visit<N: Size>(
         }
         let dk = places.sums + s * outer.padded;
         let dv = dk + comptime!(shape.sum());
-        add_outer::<N>(
-            workspace, places.p, queries, places.dy_rows, dv, count, block.count, outer,
-        );
-        add_outer::<N>(
-            workspace, places.ds, queries, places.q_rows, dk, count, block.count, outer,
-        );
+        add_outer::<N>(workspace, places.p, queries, places.dy_rows, dv, count, block.count, outer);
+        add_outer::<N>(workspace, places.ds, queries, places.q_rows, dk, count, block.count, outer);
         let at = base + s * comptime!(tile.key_stride());
-        add_rows::<N>(
-            k, at, count, workspace, places.ds, places.lse, places.dq, false, tile,
-        );
+        add_rows::<N>(k, at, count, workspace, places.ds, places.lse, places.dq, false, tile);
     }
 }
 
@@ -318,7 +318,13 @@ fn write_queries<N: Size>(
     let lanes = N::value();
     let size!(W) = comptime!(tile.head_lanes(lanes));
     unpack_queries::<W>(
-        dq, at * tile.head, block.count, &*workspace, places.dq, places.delta, tile,
+        dq,
+        at * tile.head,
+        block.count,
+        &*workspace,
+        places.dq,
+        places.delta,
+        tile,
     );
 }
 

@@ -97,10 +97,7 @@ fn contract_batch<N: Size, M: Size>(
                 k,
                 depth: min(comptime!(plan.block_depth), comptime!(plan.depth) - k),
                 column,
-                columns: min(
-                    comptime!(plan.block_columns),
-                    comptime!(plan.columns) - column,
-                ),
+                columns: min(comptime!(plan.block_columns), comptime!(plan.columns) - column),
             };
             let plan_b = comptime!(plan.clone());
             pack_block::<N>(b, counters, workspace, place, &block, plan_b);
@@ -140,15 +137,7 @@ fn pack_block<N: Size>(
     if comptime!(plan.split_batch) {
         for piece in 0..pieces {
             let plan = comptime!(plan.clone());
-            pack_b::<N>(
-                b,
-                place.base_b,
-                workspace,
-                place.packed_b,
-                block,
-                piece,
-                plan,
-            );
+            pack_b::<N>(b, place.base_b, workspace, place.packed_b, block, piece, plan);
         }
     } else {
         // No unit may still read the block before, or take from the counter that is reset here.
@@ -159,15 +148,7 @@ fn pack_block<N: Size>(
         let mut piece = take(counters, PACKED);
         while piece < pieces {
             let plan = comptime!(plan.clone());
-            pack_b::<N>(
-                b,
-                place.base_b,
-                workspace,
-                place.packed_b,
-                block,
-                piece,
-                plan,
-            );
+            pack_b::<N>(b, place.base_b, workspace, place.packed_b, block, piece, plan);
             piece = take(counters, PACKED);
         }
         sync_cube();
@@ -192,9 +173,7 @@ fn multiply_block<N: Size, M: Size>(
 ) {
     let height = comptime!(plan.tile_rows);
     let panels_m = comptime!(plan.rows.div_ceil(plan.tile_rows));
-    let panels_n = block
-        .columns
-        .div_ceil(comptime!(plan.tile_vectors * plan.width));
+    let panels_n = block.columns.div_ceil(comptime!(plan.tile_vectors * plan.width));
     let groups = comptime!(panels_m.div_ceil(plan.piece_panels));
     let parts = comptime!(plan.column_pieces);
     let mut piece = 0usize.runtime();
@@ -259,13 +238,9 @@ fn sum_tile<N: Size>(
     });
     let b = workspace;
     if comptime!(plan.layout_a == LayoutA::Direct) {
-        multiply::<N>(
-            a, offsets, b, packed_b, depth, sums, step, rows, vectors, width,
-        );
+        multiply::<N>(a, offsets, b, packed_b, depth, sums, step, rows, vectors, width);
     } else {
-        multiply::<N>(
-            b, offsets, b, packed_b, depth, sums, step, rows, vectors, width,
-        );
+        multiply::<N>(b, offsets, b, packed_b, depth, sums, step, rows, vectors, width);
     }
 }
 
@@ -302,16 +277,7 @@ fn multiply_tile<N: Size>(
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
             let plan_a = comptime!(plan.clone());
             let depth = block.depth;
-            sum_tile::<N>(
-                a,
-                &*workspace,
-                &offsets,
-                packed_b,
-                depth,
-                &mut sums,
-                vectors,
-                plan_a,
-            );
+            sum_tile::<N>(a, &*workspace, &offsets, packed_b, depth, &mut sums, vectors, plan_a);
             let whole =
                 comptime!(plan.all_whole()) || rows == height && columns == vectors * N::value();
             if comptime!(plan.direct) && whole {
@@ -353,15 +319,8 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
 
 /// A contraction without an epilogue, added to what the output holds.
 pub(crate) fn launch_accumulate(device: &Device, spec: &ContractSpec, args: &[Slice]) {
-    assert!(
-        spec.epilogue.is_empty(),
-        "sums go to the output as they are"
-    );
-    let plan = Plan {
-        accumulate: true,
-        skinny: false,
-        ..Plan::of(spec, device)
-    };
+    assert!(spec.epilogue.is_empty(), "sums go to the output as they are");
+    let plan = Plan { accumulate: true, skinny: false, ..Plan::of(spec, device) };
     launch_plan(device, plan, args);
 }
 
@@ -370,10 +329,7 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
         return;
     }
     let (prologues, epilogues) = (plan.prologue_views.len(), plan.epilogue_views.len());
-    assert!(
-        args.len() >= 4 + prologues + epilogues,
-        "one slice per buffer of the spec"
-    );
+    assert!(args.len() >= 4 + prologues + epilogues, "one slice per buffer of the spec");
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()
     };
@@ -382,9 +338,7 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
     }
     let (inputs, rest) = args[2..].split_at(prologues);
     let (extra, rest) = rest.split_at(epilogues);
-    let (workspace, outputs) = rest
-        .split_last()
-        .expect("invariant: the workspace comes last");
+    let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
         contract::launch_unchecked(

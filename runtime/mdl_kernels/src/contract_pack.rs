@@ -123,10 +123,7 @@ pub(crate) fn pack_a<N: Size, M: Size>(
 ) {
     if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
         pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
-    } else if comptime!(matches!(
-        plan.layout_a,
-        LayoutA::Columns | LayoutA::Gathered
-    )) {
+    } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
         pack_a_columns::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
     }
 }

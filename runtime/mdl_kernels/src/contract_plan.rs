@@ -50,11 +50,7 @@ pub(crate) struct View2 {
 
 impl View2 {
     pub(crate) fn of(view: &View) -> View2 {
-        assert_eq!(
-            view.strides.len(),
-            2,
-            "views of a contraction have two dims"
-        );
+        assert_eq!(view.strides.len(), 2, "views of a contraction have two dims");
         View2 {
             integer: view.elem == Elem::I32,
             offset: view.offset as usize,
@@ -109,30 +105,18 @@ impl Plan {
     pub(crate) fn of(spec: &ContractSpec, device: &Device) -> Plan {
         let units = device.units() as usize;
         let blocks = ContractBlocks::of(spec, device.units());
-        let (m, n, k) = (
-            merge(&spec.m, false),
-            merge(&spec.n, false),
-            merge(&spec.k, true),
-        );
+        let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
         let width = device.vector_width();
         let (tile_rows, tile_vectors) = tile_shape(device);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
         let panels_m = rows.div_ceil(tile_rows);
-        let panels_n = columns
-            .min(blocks.columns as usize)
-            .div_ceil(tile_vectors * width);
+        let panels_n = columns.min(blocks.columns as usize).div_ceil(tile_vectors * width);
         let most = blocks.rows as usize / tile_rows;
         let (piece_panels, column_pieces) = pieces(units, panels_m, panels_n, most);
         let mut epilogue = spec.epilogue.clone();
         if epilogue.is_empty() {
-            epilogue.push(Instr {
-                op: InstrOp::Store(0),
-                dst: 0,
-                a: 0,
-                b: 0,
-                c: 0,
-            });
+            epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
         }
         let batch = merge(&spec.batch, true);
         Plan {
@@ -190,20 +174,13 @@ fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     let mut axes: Vec<Axis> = Vec::new();
     for dim in dims.iter().filter(|dim| dim.size != 1) {
         let stride_b = if both { dim.stride_b as usize } else { 0 };
-        let axis = Axis {
-            size: dim.size as usize,
-            stride: dim.stride as usize,
-            stride_b,
-        };
+        let axis = Axis { size: dim.size as usize, stride: dim.stride as usize, stride_b };
         match axes.last_mut() {
             Some(outer)
                 if outer.stride == axis.size * axis.stride
                     && outer.stride_b == axis.size * axis.stride_b =>
             {
-                *outer = Axis {
-                    size: outer.size * axis.size,
-                    ..axis
-                };
+                *outer = Axis { size: outer.size * axis.size, ..axis };
             }
             _ => axes.push(axis),
         }
@@ -235,11 +212,7 @@ fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
 /// Rows and vectors of a tile. Beside the accumulators it needs registers for a row of b and one
 /// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16).
 fn tile_shape(device: &Device) -> (usize, usize) {
-    if device.vector_registers() >= 32 {
-        (8, 3)
-    } else {
-        (4, 2)
-    }
+    if device.vector_registers() >= 32 { (8, 3) } else { (4, 2) }
 }
 
 /// Pieces each unit should find, so that the last to end is not long behind the others.
@@ -249,11 +222,7 @@ const COLUMN_PANELS: usize = 4;
 
 /// Panels of rows of a piece, at most `most`, and into how many pieces the columns are cut.
 fn pieces(units: usize, panels_m: usize, panels_n: usize, most: usize) -> (usize, usize) {
-    let wanted = if units == 1 {
-        1
-    } else {
-        units * PIECES_PER_UNIT
-    };
+    let wanted = if units == 1 { 1 } else { units * PIECES_PER_UNIT };
     let panels = panels_m.div_ceil(wanted).clamp(most.min(4), most);
     let missing = wanted.div_ceil(panels_m.div_ceil(panels));
     (panels, missing.min(panels_n.div_ceil(COLUMN_PANELS)).max(1))

@@ -37,27 +37,13 @@ fn contract_skinny<N: Size>(
     let copies = comptime!(if plan.split_batch { plan.units } else { 1 });
     let packed = copies * shared + unit * own;
     let tile = packed + comptime!(plan.packed_a_elements);
-    pack_rows(
-        a,
-        prologue_inputs,
-        workspace,
-        packed,
-        comptime!(plan.clone()),
-    );
+    pack_rows(a, prologue_inputs, workspace, packed, comptime!(plan.clone()));
     let chunks = comptime!(plan.columns.div_ceil(chunk));
     for c in chunks * unit / units..chunks * (unit + 1) / units {
         let column = c * chunk;
         let columns = min(chunk, comptime!(plan.columns) - column);
         if comptime!(plan.layout_b == LayoutB::Rows) {
-            dot_columns::<N>(
-                b,
-                workspace,
-                packed,
-                tile,
-                column,
-                chunk,
-                comptime!(plan.clone()),
-            );
+            dot_columns::<N>(b, workspace, packed, tile, column, chunk, comptime!(plan.clone()));
         } else {
             add_rows::<N>(
                 b,
@@ -187,10 +173,7 @@ fn sum_lanes<N: Size>(lanes: Vector<f32, N>) -> f32 {
 
 /// Columns whose sums for all rows fit the registers; a divisor of every chunk.
 fn columns_at_once(rows: usize) -> usize {
-    [8, 6, 4, 3, 2, 1]
-        .into_iter()
-        .find(|c| rows * c <= ACCUMULATORS)
-        .unwrap_or(1)
+    [8, 6, 4, 3, 2, 1].into_iter().find(|c| rows * c <= ACCUMULATORS).unwrap_or(1)
 }
 
 /// b contiguous along n: rows of b are added to rows of sums that stay in the nearest cache.
@@ -209,25 +192,17 @@ fn add_rows<N: Size>(
     #[unroll]
     for m in 0..comptime!(plan.rows) {
         for v in 0..comptime!(chunk / plan.width) {
-            store::<f32, N>(
-                workspace,
-                tile + m * chunk + v * N::value(),
-                Vector::new(0.0),
-            );
+            store::<f32, N>(workspace, tile + m * chunk + v * N::value(), Vector::new(0.0));
         }
     }
     for s in 0..comptime!(depth / STEPS) {
         let k = s * STEPS;
         let plan = comptime!(plan.clone());
-        add_steps::<N>(
-            b, workspace, packed, tile, column, columns, k, STEPS, chunk, plan,
-        );
+        add_steps::<N>(b, workspace, packed, tile, column, columns, k, STEPS, chunk, plan);
     }
     for k in comptime!(depth / STEPS * STEPS)..depth {
         let plan = comptime!(plan.clone());
-        add_steps::<N>(
-            b, workspace, packed, tile, column, columns, k, 1usize, chunk, plan,
-        );
+        add_steps::<N>(b, workspace, packed, tile, column, columns, k, 1usize, chunk, plan);
     }
 }
 
@@ -298,9 +273,7 @@ pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
     };
     let (inputs, rest) = args[2..].split_at(plan.prologue_views.len());
     let (extra, rest) = rest.split_at(plan.epilogue_views.len());
-    let (workspace, outputs) = rest
-        .split_last()
-        .expect("invariant: the workspace comes last");
+    let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
     let chunk = chunk_columns(&plan);
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
@@ -329,10 +302,6 @@ fn chunk_columns(plan: &Plan) -> usize {
     let tile = plan.tile_elements / plan.rows / 48 * 48;
     match plan.layout_b {
         LayoutB::Rows => 48,
-        _ => plan
-            .columns
-            .div_ceil(plan.units)
-            .next_multiple_of(48)
-            .min(tile),
+        _ => plan.columns.div_ceil(plan.units).next_multiple_of(48).min(tile),
     }
 }

@@ -139,16 +139,7 @@ pub(crate) fn finish_tile<N: Size>(
         for v in 0..at.columns / N::value() {
             let c = v * N::value();
             let sum = load::<f32, N>(&*workspace, at.tile + r * width + c);
-            finish_lanes::<N>(
-                workspace,
-                inputs,
-                outputs,
-                at,
-                r,
-                c,
-                sum,
-                comptime!(plan.clone()),
-            );
+            finish_lanes::<N>(workspace, inputs, outputs, at, r, c, sum, comptime!(plan.clone()));
         }
         for c in whole..at.columns {
             let sum = load::<f32, Const<1>>(&*workspace, at.tile + r * width + c);
@@ -218,13 +209,8 @@ pub(crate) fn run_epilogue<N: Size>(
     intrinsic!(|scope| {
         let mut registers = Registers::new();
         registers.set(0, value);
-        let mut cell = Cell {
-            inputs,
-            outputs: Some((outputs, columns)),
-            row,
-            column,
-            views: &views,
-        };
+        let mut cell =
+            Cell { inputs, outputs: Some((outputs, columns)), row, column, views: &views };
         interpret(scope, &program, &mut registers, &mut cell);
     })
 }
@@ -244,13 +230,7 @@ pub(crate) fn run_prologue<N: Size>(
     intrinsic!(|scope| {
         let mut registers = Registers::new();
         registers.set(0, value);
-        let mut cell = Cell {
-            inputs,
-            outputs: None,
-            row,
-            column,
-            views: &views,
-        };
+        let mut cell = Cell { inputs, outputs: None, row, column, views: &views };
         interpret(scope, &program, &mut registers, &mut cell);
         registers.get(result)
     })
@@ -274,10 +254,7 @@ impl<N: Size> Environment<N> for Cell<'_> {
     }
 
     fn store(&mut self, scope: &Scope, output: u16, value: Lanes<N>) {
-        let (outputs, columns) = self
-            .outputs
-            .as_mut()
-            .expect("invariant: prologues store nothing");
+        let (outputs, columns) = self.outputs.as_mut().expect("invariant: prologues store nothing");
         let number = (output as usize).into();
         let buffer = outputs.__expand_index_mut_method(scope, number);
         store_dense::expand::<N>(scope, buffer.into(), self.row, self.column, value, *columns);
@@ -293,12 +270,7 @@ fn load_view<N: Size>(
 ) -> Vector<f32, N> {
     let elem = comptime!(if view.integer { Elem::I32 } else { Elem::F32 });
     let at = row * comptime!(view.row) + column * comptime!(view.column);
-    load_strided::<N>(
-        buffer,
-        at + comptime!(view.offset),
-        comptime!(view.column),
-        elem,
-    )
+    load_strided::<N>(buffer, at + comptime!(view.offset), comptime!(view.column), elem)
 }
 
 #[cube]

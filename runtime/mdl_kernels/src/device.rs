@@ -31,11 +31,7 @@ pub enum KernelError {
 impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            KernelError::OutOfArena {
-                offset,
-                bytes,
-                arena,
-            } => write!(
+            KernelError::OutOfArena { offset, bytes, arena } => write!(
                 f,
                 "bytes {offset}..{} lie outside an arena of {arena} bytes",
                 offset + bytes
@@ -60,11 +56,7 @@ impl Arena {
 
     /// The part `offset..offset + bytes`.
     pub fn slice(&self, offset: u64, bytes: u64) -> Slice<'_> {
-        Slice {
-            arena: self,
-            offset,
-            bytes,
-        }
+        Slice { arena: self, offset, bytes }
     }
 }
 
@@ -80,11 +72,7 @@ impl<'a> Slice<'a> {
     /// The part of this slice that starts `offset` bytes in.
     pub fn part(&self, offset: u64, bytes: u64) -> Slice<'a> {
         assert!(offset + bytes <= self.bytes, "a part lies inside its slice");
-        Slice {
-            arena: self.arena,
-            offset: self.offset + offset,
-            bytes,
-        }
+        Slice { arena: self.arena, offset: self.offset + offset, bytes }
     }
 
     /// The number of f32 or i32 elements.
@@ -106,9 +94,7 @@ pub struct MemoryUse {
 }
 
 fn open_cpu() -> Client {
-    let mut client = cubecl::Device::cpu()
-        .expect("invariant: built with the CPU")
-        .client();
+    let mut client = cubecl::Device::cpu().expect("invariant: built with the CPU").client();
     let stream = client.empty(4).binding().stream;
     // SAFETY: this crate issues all work of this client on the one stream, so order is kept.
     unsafe { client.set_stream(stream) };
@@ -189,8 +175,7 @@ impl Device {
         self.check(arena, offset, data.len() as u64)?;
         if !data.is_empty() {
             let handle = self.handle(&arena.slice(offset, data.len() as u64));
-            self.client
-                .write(&handle, Bytes::from_bytes_vec(data.to_vec()));
+            self.client.write(&handle, Bytes::from_bytes_vec(data.to_vec()));
         }
         Ok(())
     }
@@ -203,23 +188,12 @@ impl Device {
         }
         let handle = self.handle(&arena.slice(offset, bytes));
         self.in_flight.store(0, Ordering::Relaxed);
-        Ok(self
-            .client
-            .read_one(handle)
-            .expect("invariant: launches compile")
-            .to_vec())
+        Ok(self.client.read_one(handle).expect("invariant: launches compile").to_vec())
     }
 
     fn check(&self, arena: &Arena, offset: u64, bytes: u64) -> Result<(), KernelError> {
-        if offset
-            .checked_add(bytes)
-            .is_none_or(|end| end > arena.bytes)
-        {
-            return Err(KernelError::OutOfArena {
-                offset,
-                bytes,
-                arena: arena.bytes,
-            });
+        if offset.checked_add(bytes).is_none_or(|end| end > arena.bytes) {
+            return Err(KernelError::OutOfArena { offset, bytes, arena: arena.bytes });
         }
         Ok(())
     }
@@ -260,17 +234,9 @@ impl Device {
 
     fn handle(&self, slice: &Slice) -> Handle {
         let end = slice.offset + slice.bytes;
-        assert!(
-            end <= slice.arena.bytes + ARENA_TAIL_BYTES,
-            "a slice lies inside its arena"
-        );
+        assert!(end <= slice.arena.bytes + ARENA_TAIL_BYTES, "a slice lies inside its arena");
         let tail = slice.arena.bytes + ARENA_TAIL_BYTES - end;
-        slice
-            .arena
-            .handle
-            .clone()
-            .offset_start(slice.offset)
-            .offset_end(tail)
+        slice.arena.handle.clone().offset_start(slice.offset).offset_end(tail)
     }
 
     /// A kernel argument of f32 or i32 elements.
@@ -284,10 +250,6 @@ impl Device {
     /// vectors with the alignment of one element.
     pub(crate) fn unaligned(&self, any: &Slice) -> BufferArg {
         let at = any.offset / 8 * 8 + 4;
-        self.buffer(&Slice {
-            arena: any.arena,
-            offset: at,
-            bytes: 4,
-        })
+        self.buffer(&Slice { arena: any.arena, offset: at, bytes: 4 })
     }
 }

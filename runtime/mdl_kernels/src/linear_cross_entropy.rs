@@ -205,16 +205,7 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
         let logits = workspace.part(parts.logits, count * vocab * 4);
         contract::launch(device, &to_logits, &[x_block, *w, logits, scratch]);
         let (at, bytes) = rows_of(targets, 4);
-        softmax(
-            device,
-            &[
-                logits,
-                targets.part(at, bytes),
-                scale,
-                losses.part(at, bytes),
-            ],
-            spec,
-        );
+        softmax(device, &[logits, targets.part(at, bytes), scale, losses.part(at, bytes)], spec);
         if spec.grad {
             let (at, bytes) = rows_of(&args[4], width * 4);
             let dx_block = args[4].part(at, bytes);

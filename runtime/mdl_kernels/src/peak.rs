@@ -38,11 +38,7 @@ fn triad<N: Size>(a: &[f32], b: &[f32], out: &mut [f32], _unaligned: &[f32]) {
     let end = vectors * (UNIT_POS as usize + 1) / CUBE_DIM as usize;
     for i in first..end {
         let at = i * N::value();
-        let sum = fma(
-            load::<f32, N>(b, at),
-            Vector::new(3.0),
-            load::<f32, N>(a, at),
-        );
+        let sum = fma(load::<f32, N>(b, at), Vector::new(3.0), load::<f32, N>(a, at));
         store::<f32, N>(out, at, sum);
     }
 }

@@ -76,11 +76,7 @@ impl<N: Size> Registers<N> {
     }
 
     pub(crate) fn get(&self, register: u16) -> Lanes<N> {
-        self.0
-            .get(register as usize)
-            .copied()
-            .flatten()
-            .expect("invariant: written before read")
+        self.0.get(register as usize).copied().flatten().expect("invariant: written before read")
     }
 
     pub(crate) fn set(&mut self, register: u16, value: Lanes<N>) {
@@ -200,11 +196,7 @@ fn or_either<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N> {
 
 #[cube]
 fn truth<N: Size>(condition: Vector<bool, N>) -> Vector<f32, N> {
-    select_many(
-        condition,
-        Vector::<f32, N>::new(1.0),
-        Vector::<f32, N>::new(0.0),
-    )
+    select_many(condition, Vector::<f32, N>::new(1.0), Vector::<f32, N>::new(0.0))
 }
 
 #[cube]

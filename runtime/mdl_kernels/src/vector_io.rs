@@ -42,9 +42,7 @@ fn as_vector<E: Scalar, N: Size>(
         let ctx = scope.ctx();
         let ty = cubecl::ir::pliron::r#type::Typed::get_type(&pointer, ctx);
         let ty = ty.deref(ctx);
-        let ty: &PointerType = ty
-            .downcast_ref()
-            .expect("invariant: an element has an address");
+        let ty: &PointerType = ty.downcast_ref().expect("invariant: an element has an address");
         ty.address_space
     };
     let ty = PointerType::get(scope.ctx(), vector, space).into();

@@ -32,10 +32,7 @@ impl Buffers {
             parts.push((end, *bytes));
             end = (end + bytes).next_multiple_of(256);
         }
-        Buffers {
-            arena: device.alloc(end),
-            parts,
-        }
+        Buffers { arena: device.alloc(end), parts }
     }
 
     fn slice(&self, i: usize) -> Slice<'_> {
@@ -43,27 +40,18 @@ impl Buffers {
     }
 
     fn write(&self, device: &Device, i: usize, data: &[u8]) {
-        device
-            .write(&self.arena, self.parts[i].0, data)
-            .expect("inside the arena");
+        device.write(&self.arena, self.parts[i].0, data).expect("inside the arena");
     }
 
     fn read(&self, device: &Device, i: usize) -> Vec<f32> {
         let bytes = device.read(&self.arena, self.parts[i].0, self.parts[i].1);
         let bytes = bytes.expect("inside the arena");
-        bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }
 
 fn dim(size: u32, stride: u32, stride_b: u32) -> Dim {
-    Dim {
-        size,
-        stride,
-        stride_b,
-    }
+    Dim { size, stride, stride_b }
 }
 
 fn size(dims: &[Dim]) -> usize {
@@ -88,11 +76,7 @@ fn extent(groups: &[(&[Dim], bool)]) -> usize {
             .map(|d| (d.size as usize - 1) * if second { d.stride_b } else { d.stride } as usize)
             .sum()
     };
-    groups
-        .iter()
-        .map(|(dims, second)| last(dims, *second))
-        .sum::<usize>()
-        + 1
+    groups.iter().map(|(dims, second)| last(dims, *second)).sum::<usize>() + 1
 }
 
 fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec {
@@ -114,12 +98,7 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
 fn matrices(m: u32, n: u32, k: u32, a_transposed: bool, b_transposed: bool) -> ContractSpec {
     let (am, ak) = if a_transposed { (1, m) } else { (k, 1) };
     let (bn, bk) = if b_transposed { (k, 1) } else { (1, n) };
-    plain(
-        vec![],
-        vec![dim(m, am, 0)],
-        vec![dim(n, bn, 0)],
-        vec![dim(k, ak, bk)],
-    )
+    plain(vec![], vec![dim(m, am, 0)], vec![dim(n, bn, 0)], vec![dim(k, ak, bk)])
 }
 
 fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
@@ -186,21 +165,11 @@ fn operands(spec: &ContractSpec) -> Operands {
         }
     };
     let inputs = |views: &[View], rows: usize, columns: usize, seed: u32| {
-        views
-            .iter()
-            .zip(seed..)
-            .map(|(view, seed)| input(view, rows, columns, seed))
-            .collect()
+        views.iter().zip(seed..).map(|(view, seed)| input(view, rows, columns, seed)).collect()
     };
     Operands {
-        a: numbers(
-            extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]),
-            1,
-        ),
-        b: numbers(
-            extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]),
-            2,
-        ),
+        a: numbers(extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]), 1),
+        b: numbers(extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]), 2),
         prologues: inputs(&spec.prologue_inputs, size(&spec.m), size(&spec.k), 10),
         epilogues: inputs(&spec.epilogue_inputs, rows, size(&spec.n), 20),
     }
@@ -223,9 +192,7 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
     device.launch(&whole, &args);
     let outputs = 0..spec.n_outputs as usize;
-    let got: Vec<Vec<f32>> = outputs
-        .map(|o| buffers.read(device, data.len() + o))
-        .collect();
+    let got: Vec<Vec<f32>> = outputs.map(|o| buffers.read(device, data.len() + o)).collect();
     for row in 0..size(&spec.batch) * size(&spec.m) {
         compare_row(spec, &operands, row, &got);
     }
@@ -237,11 +204,7 @@ fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<
     let (batch, i) = (row / m, row % m);
     let a0 = offset(&spec.batch, batch, false) + offset(&spec.m, i, false);
     let b0 = offset(&spec.batch, batch, true);
-    let result = if spec.prologue.is_empty() {
-        0
-    } else {
-        spec.prologue_result as usize
-    };
+    let result = if spec.prologue.is_empty() { 0 } else { spec.prologue_result as usize };
     let prepare = |p: usize| -> f64 {
         let load = |v: usize| view_at(&spec.prologue_inputs[v], &operands.prologues[v], i, p);
         let value = operands.a[a0 + offset(&spec.k, p, false)];
@@ -280,14 +243,8 @@ fn check(spec: &ContractSpec) {
 
 #[test]
 fn all_transpositions_and_ragged_edges() {
-    let shapes = [
-        (64, 96, 64),
-        (133, 131, 67),
-        (9, 1, 5),
-        (1, 17, 33),
-        (16, 49, 1),
-        (50, 200, 1100),
-    ];
+    let shapes =
+        [(64, 96, 64), (133, 131, 67), (9, 1, 5), (1, 17, 33), (16, 49, 1), (50, 200, 1100)];
     for (m, n, k) in shapes {
         for (a_transposed, b_transposed) in
             [(false, false), (false, true), (true, false), (true, true)]
@@ -348,12 +305,7 @@ fn permuted_groups() {
     );
     check(&spec);
     // a broadcast along m: stride 0.
-    check(&plain(
-        vec![],
-        vec![dim(12, 0, 0)],
-        vec![dim(20, 1, 0)],
-        vec![dim(9, 1, 20)],
-    ));
+    check(&plain(vec![], vec![dim(12, 0, 0)], vec![dim(20, 1, 0)], vec![dim(9, 1, 20)]));
 }
 
 fn instr(op: InstrOp, dst: u16, a: u16, b: u16, c: u16) -> Instr {
@@ -361,11 +313,7 @@ fn instr(op: InstrOp, dst: u16, a: u16, b: u16, c: u16) -> Instr {
 }
 
 fn view(elem: Elem, offset: u32, strides: [u32; 2]) -> View {
-    View {
-        elem,
-        offset,
-        strides: strides.to_vec(),
-    }
+    View { elem, offset, strides: strides.to_vec() }
 }
 
 #[test]
@@ -391,13 +339,7 @@ fn prologue() {
 
 #[test]
 fn epilogue_with_two_outputs() {
-    for (m, n, k) in [
-        (70, 96, 90),
-        (133, 131, 67),
-        (3, 40, 50),
-        (30, 70, 1200),
-        (8, 200, 1200),
-    ] {
+    for (m, n, k) in [(70, 96, 90), (133, 131, 67), (3, 40, 50), (30, 70, 1200), (8, 200, 1200)] {
         for b_transposed in [false, true] {
             let mut spec = matrices(m, n, k, false, b_transposed);
             spec.epilogue_inputs = vec![

@@ -8,13 +8,7 @@ use std::sync::Mutex;
 static POOL: Mutex<()> = Mutex::new(());
 
 fn column_times_row(m: u32, n: u32) -> KernelSpec {
-    let dim = |size| {
-        vec![Dim {
-            size,
-            stride: 1,
-            stride_b: 1,
-        }]
-    };
+    let dim = |size| vec![Dim { size, stride: 1, stride_b: 1 }];
     KernelSpec::Contract(ContractSpec {
         batch: vec![],
         m: dim(m),
@@ -30,10 +24,7 @@ fn column_times_row(m: u32, n: u32) -> KernelSpec {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
+    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 #[test]
@@ -41,27 +32,11 @@ fn arenas_are_zeroed_and_written_in_place() {
     let _alone = POOL.lock().expect("no test panicked");
     let device = Device::cpu(None);
     let arena = device.alloc(1000);
-    assert!(
-        device
-            .read(&arena, 0, 1000)
-            .expect("inside")
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(device.read(&arena, 0, 1000).expect("inside").iter().all(|byte| *byte == 0));
     device.write(&arena, 300, &[1, 2, 3]).expect("inside");
-    assert_eq!(
-        device.read(&arena, 298, 7).expect("inside"),
-        [0, 0, 1, 2, 3, 0, 0]
-    );
+    assert_eq!(device.read(&arena, 298, 7).expect("inside"), [0, 0, 1, 2, 3, 0, 0]);
     let outside = device.write(&arena, 1020, &[0; 8]);
-    assert_eq!(
-        outside,
-        Err(KernelError::OutOfArena {
-            offset: 1020,
-            bytes: 8,
-            arena: 1024
-        })
-    );
+    assert_eq!(outside, Err(KernelError::OutOfArena { offset: 1020, bytes: 8, arena: 1024 }));
     assert!(device.read(&arena, u64::MAX, 2).is_err());
 }
 
@@ -75,12 +50,8 @@ fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
     let arena = device.alloc(workspace + scratch);
     let column: Vec<f32> = (0..20).map(|i| i as f32).collect();
     let row: Vec<f32> = (0..33).map(|i| 1.0 + i as f32).collect();
-    device
-        .write(&arena, a, bytemuck::cast_slice(&column))
-        .expect("inside");
-    device
-        .write(&arena, b, bytemuck::cast_slice(&row))
-        .expect("inside");
+    device.write(&arena, a, bytemuck::cast_slice(&column)).expect("inside");
+    device.write(&arena, b, bytemuck::cast_slice(&row)).expect("inside");
     let args = [
         arena.slice(a, 80),
         arena.slice(b, 132),

@@ -30,22 +30,11 @@ struct Case {
 fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case {
     let scale = 4.0 / (width as f32).sqrt();
     Case {
-        spec: LinearCrossEntropySpec {
-            rows,
-            vocab,
-            width,
-            grad: true,
-        },
+        spec: LinearCrossEntropySpec { rows, vocab, width, grad: true },
         x: numbers((rows * width) as usize, 3, 1.0),
         w: numbers((vocab * width) as usize, 4, scale),
         targets: (0..rows)
-            .map(|i| {
-                if ignore(i) {
-                    -1
-                } else {
-                    (i * 7919 % vocab) as i32
-                }
-            })
+            .map(|i| if ignore(i) { -1 } else { (i * 7919 % vocab) as i32 })
             .collect(),
     }
 }
@@ -53,14 +42,7 @@ fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case
 /// loss, dx, dw on the device.
 fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     let spec = KernelSpec::LinearCrossEntropy(case.spec.clone());
-    let words = [
-        case.x.len(),
-        case.w.len(),
-        case.targets.len(),
-        1,
-        case.x.len(),
-        case.w.len(),
-    ];
+    let words = [case.x.len(), case.w.len(), case.targets.len(), 1, case.x.len(), case.w.len()];
     let mut sizes: Vec<u64> = words.iter().map(|words| *words as u64 * 4).collect();
     if !case.spec.grad {
         sizes.truncate(4);
@@ -75,49 +57,25 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     write(0, bytemuck::cast_slice(&case.x));
     write(1, bytemuck::cast_slice(&case.w));
     write(2, bytemuck::cast_slice(&case.targets));
-    let args: Vec<_> = (0..sizes.len())
-        .map(|i| arena.slice(offsets[i], sizes[i]))
-        .collect();
+    let args: Vec<_> = (0..sizes.len()).map(|i| arena.slice(offsets[i], sizes[i])).collect();
     device.launch(&spec, &args);
     let read = |i: usize| -> Vec<f32> {
         let bytes = device.read(&arena, offsets[i], sizes[i]).expect("inside");
-        bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
     };
-    if case.spec.grad {
-        (read(3)[0], read(4), read(5))
-    } else {
-        (read(3)[0], vec![], vec![])
-    }
+    if case.spec.grad { (read(3)[0], read(4), read(5)) } else { (read(3)[0], vec![], vec![]) }
 }
 
 /// loss, dx, dw in f64.
 fn reference(case: &Case) -> (f64, Vec<f64>, Vec<f64>) {
     let (vocab, width) = (case.spec.vocab as usize, case.spec.width as usize);
-    let valid = case
-        .targets
-        .iter()
-        .filter(|target| **target >= 0)
-        .count()
-        .max(1) as f64;
+    let valid = case.targets.iter().filter(|target| **target >= 0).count().max(1) as f64;
     let (mut loss, mut dx) = (0.0, vec![0.0; case.x.len()]);
     let mut dw = vec![0.0; case.w.len()];
-    for (i, target) in case
-        .targets
-        .iter()
-        .enumerate()
-        .filter(|(_, target)| **target >= 0)
-    {
+    for (i, target) in case.targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
         let x = &case.x[i * width..(i + 1) * width];
         let rows = || case.w.chunks_exact(width);
-        let dot = |w: &[f32]| {
-            w.iter()
-                .zip(x)
-                .map(|(w, x)| f64::from(*w) * f64::from(*x))
-                .sum()
-        };
+        let dot = |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
         let logits: Vec<f64> = rows().map(dot).collect();
         let top = logits.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = logits.iter().map(|logit| (logit - top).exp()).sum();
@@ -141,32 +99,19 @@ fn check(case: &Case, tolerance: f64) {
     let error = (f64::from(loss) - want_loss).abs() / want_loss.abs().max(1.0);
     assert!(error <= LOSS_TOLERANCE, "loss {loss} for {want_loss}");
     for (name, got, want) in [("dx", &dx, &want_dx), ("dw", &dw, &want_dw)] {
-        let largest = want
-            .iter()
-            .fold(0.0f64, |most, x| most.max(x.abs()))
-            .max(1e-30);
+        let largest = want.iter().fold(0.0f64, |most, x| most.max(x.abs())).max(1e-30);
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let error = (f64::from(*got) - want).abs() / largest;
-            assert!(
-                error <= tolerance,
-                "{name}[{i}]: {got} for {want}, {error:e}"
-            );
+            assert!(error <= tolerance, "{name}[{i}]: {got} for {want}, {error:e}");
         }
     }
     let forward = Case {
-        spec: LinearCrossEntropySpec {
-            grad: false,
-            ..case.spec.clone()
-        },
+        spec: LinearCrossEntropySpec { grad: false, ..case.spec.clone() },
         x: case.x.clone(),
         w: case.w.clone(),
         targets: case.targets.clone(),
     };
-    assert_eq!(
-        launch(&device, &forward).0,
-        loss,
-        "the loss alone is the same loss"
-    );
+    assert_eq!(launch(&device, &forward).0, loss, "the loss alone is the same loss");
 }
 
 #[test]

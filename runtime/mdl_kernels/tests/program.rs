@@ -8,29 +8,13 @@ const TOLERANCE: f64 = 4e-7;
 const COLUMNS: u32 = 133;
 
 fn instr(op: InstrOp, dst: u16, a: u16) -> Instr {
-    Instr {
-        op,
-        dst,
-        a,
-        b: 1,
-        c: 2,
-    }
+    Instr { op, dst, a, b: 1, c: 2 }
 }
 
 /// op(x, y, z) for each column, as the epilogue of a product with ones.
 fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
-    let dim = |size, stride| {
-        vec![Dim {
-            size,
-            stride,
-            stride_b: 0,
-        }]
-    };
-    let view = || View {
-        elem: Elem::F32,
-        offset: 0,
-        strides: vec![0, 1],
-    };
+    let dim = |size, stride| vec![Dim { size, stride, stride_b: 0 }];
+    let view = || View { elem: Elem::F32, offset: 0, strides: vec![0, 1] };
     let spec = KernelSpec::Contract(ContractSpec {
         batch: vec![],
         m: dim(2, 0),
@@ -51,13 +35,9 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
     let row = u64::from(COLUMNS) * 4;
     let scratch = workspace_bytes(&spec, device.units());
     let arena = device.alloc(8192 + scratch);
-    device
-        .write(&arena, 0, bytemuck::bytes_of(&1f32))
-        .expect("inside");
+    device.write(&arena, 0, bytemuck::bytes_of(&1f32)).expect("inside");
     for (i, values) in operands.iter().enumerate() {
-        device
-            .write(&arena, 1024 * (i as u64 + 1), bytemuck::cast_slice(values))
-            .expect("inside");
+        device.write(&arena, 1024 * (i as u64 + 1), bytemuck::cast_slice(values)).expect("inside");
     }
     let args = [
         arena.slice(0, 4),
@@ -69,10 +49,7 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
     ];
     device.launch(&spec, &args);
     let bytes = device.read(&arena, 4096 + row, row).expect("inside");
-    bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
+    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 fn check(op: InstrOp, positive: bool, want: impl Fn(f64, f64, f64) -> f64) {
@@ -124,9 +101,5 @@ fn functions_of_two_and_three() {
     check(InstrOp::Eq, false, |x, y, _| truth(x == y));
     check(InstrOp::And, false, |x, y, _| truth(x != 0.0 && y != 0.0));
     check(InstrOp::Or, false, |x, y, _| truth(x != 0.0 || y != 0.0));
-    check(
-        InstrOp::Select,
-        false,
-        |x, y, z| if x != 0.0 { y } else { z },
-    );
+    check(InstrOp::Select, false, |x, y, z| if x != 0.0 { y } else { z });
 }

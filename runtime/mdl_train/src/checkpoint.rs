@@ -65,10 +65,7 @@ pub struct Manifest {
 
 impl Manifest {
     pub(crate) fn own_sha256(&self) -> String {
-        let without = Self {
-            sha256: String::new(),
-            ..self.clone()
-        };
+        let without = Self { sha256: String::new(), ..self.clone() };
         let json = serde_json::to_vec(&without).expect("a manifest is plain data");
         hex(&Sha256::digest(json))
     }
@@ -160,9 +157,8 @@ pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         found.verify()?;
         return Ok(found);
     }
-    newest_where(path, Checkpoint::verify)?.ok_or_else(|| CheckpointError::NotFound {
-        path: path.display().to_string(),
-    })
+    newest_where(path, Checkpoint::verify)?
+        .ok_or_else(|| CheckpointError::NotFound { path: path.display().to_string() })
 }
 
 /// The directory with `model.safetensors`, `config.json` and perhaps `tokenizer.json` that a
@@ -201,10 +197,7 @@ pub(crate) fn steps(dir: &Path) -> Vec<(u64, PathBuf)> {
     let step = |path: PathBuf| {
         let digits = path.file_name()?.to_str()?.strip_prefix("step-")?;
         let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-        Some((
-            digits.parse().ok().filter(|_| is_number && path.is_dir())?,
-            path,
-        ))
+        Some((digits.parse().ok().filter(|_| is_number && path.is_dir())?, path))
     };
     let mut res: Vec<_> = paths(dir).into_iter().filter_map(step).collect();
     res.sort_by(|a, b| b.cmp(a));
@@ -213,22 +206,15 @@ pub(crate) fn steps(dir: &Path) -> Vec<(u64, PathBuf)> {
 
 pub(crate) fn paths(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten();
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect()
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
 /// Reads a step's manifest and compares its files' lengths.
 pub(crate) fn read_step(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let file = path.join("manifest.json");
-    let size = fs::metadata(&file)
-        .map_err(|error| damaged(&file, error))?
-        .len();
+    let size = fs::metadata(&file).map_err(|error| damaged(&file, error))?.len();
     if size > MAX_MANIFEST_BYTES {
-        return Err(damaged(
-            &file,
-            format!("it has more than {MAX_MANIFEST_BYTES} bytes"),
-        ));
+        return Err(damaged(&file, format!("it has more than {MAX_MANIFEST_BYTES} bytes")));
     }
     let text = fs::read(&file).map_err(|error| damaged(&file, error))?;
     let manifest: Manifest =
@@ -237,12 +223,7 @@ pub(crate) fn read_step(path: &Path) -> Result<Checkpoint, CheckpointError> {
         let reason = format!("it has format {}, and {FORMAT} is read", manifest.format);
         return Err(damaged(&file, reason));
     }
-    for needed in [
-        "model.safetensors",
-        "optimizer.safetensors",
-        "config.json",
-        "run.json",
-    ] {
+    for needed in ["model.safetensors", "optimizer.safetensors", "config.json", "run.json"] {
         if !manifest.files.contains_key(needed) {
             return Err(damaged(&file, format!("it does not list {needed}")));
         }
@@ -252,26 +233,17 @@ pub(crate) fn read_step(path: &Path) -> Result<Checkpoint, CheckpointError> {
             return Err(damaged(&file, format!("`{name}` is not a plain file name")));
         }
         let listed = path.join(name);
-        let bytes = fs::metadata(&listed)
-            .map_err(|error| damaged(&listed, error))?
-            .len();
+        let bytes = fs::metadata(&listed).map_err(|error| damaged(&listed, error))?.len();
         if bytes != record.bytes {
             let reason = format!("it has {bytes} bytes, and {} in the manifest", record.bytes);
             return Err(damaged(&listed, reason));
         }
     }
-    Ok(Checkpoint {
-        path: path.to_owned(),
-        manifest,
-        notes: Vec::new(),
-    })
+    Ok(Checkpoint { path: path.to_owned(), manifest, notes: Vec::new() })
 }
 
 fn damaged(path: &Path, reason: impl ToString) -> CheckpointError {
-    CheckpointError::Damaged {
-        path: path.display().to_string(),
-        reason: reason.to_string(),
-    }
+    CheckpointError::Damaged { path: path.display().to_string(), reason: reason.to_string() }
 }
 
 fn sha256(path: &Path) -> io::Result<String> {

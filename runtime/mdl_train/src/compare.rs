@@ -1,4 +1,5 @@
-//! Compares a checkpoint with a reference: logits, every gradient, every optimizer step, the final parameters.
+//! Compares a checkpoint with a reference: logits, every gradient, every optimizer step, the final
+//! parameters.
 
 use crate::machine::Machine;
 use crate::model::{Model, ModelError, read_param};
@@ -13,11 +14,11 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 
-/// ‖difference‖ / ‖reference‖ that f32 arithmetic of these depths may reach: single precision has 6e-8, and sums of
-/// some thousand terms through a few layers lose two digits.
+/// ‖difference‖ / ‖reference‖ that f32 arithmetic of these depths may reach: single precision has
+/// 6e-8, and sums of some thousand terms through a few layers lose two digits.
 pub const TOLERANCE: f64 = 1e-5;
-/// After a few AdamW steps: the first steps divide gradients by their own size, so errors of tiny gradients are
-/// enlarged up to the size of a step.
+/// After a few AdamW steps: the first steps divide gradients by their own size, so errors of tiny
+/// gradients are enlarged up to the size of a step.
 pub const TOLERANCE_AFTER: f64 = 1e-4;
 
 #[derive(Clone, Debug, Serialize)]
@@ -37,15 +38,9 @@ pub struct Comparison {
 impl Comparison {
     pub fn worst(&self) -> Option<&TensorError> {
         let share = |t: &TensorError| {
-            if t.error.is_nan() {
-                f64::INFINITY
-            } else {
-                t.error / t.tolerance
-            }
+            if t.error.is_nan() { f64::INFINITY } else { t.error / t.tolerance }
         };
-        self.tensors
-            .iter()
-            .max_by(|a, b| share(a).total_cmp(&share(b)))
+        self.tensors.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
     }
 }
 
@@ -72,10 +67,7 @@ fn answers(path: &Path) -> Result<Answers, ModelError> {
         Some(label) if label >= 0 => label as i32,
         _ => -1,
     };
-    let meta = path
-        .parent()
-        .map(|d| d.join("meta.json"))
-        .filter(|m| m.exists());
+    let meta = path.parent().map(|d| d.join("meta.json")).filter(|m| m.exists());
     let meta = match meta {
         Some(path) => {
             let text =
@@ -105,13 +97,7 @@ pub fn compare(
     let weights = Weights::open(checkpoint)?;
     let answers = answers(reference)?;
     let mut tensors = Vec::new();
-    let mut runner = open(
-        &mut model,
-        "logits",
-        &Purpose::Forward,
-        &answers,
-        interpreter,
-    )?;
+    let mut runner = open(&mut model, "logits", &Purpose::Forward, &answers, interpreter)?;
     load(&mut runner.1, &runner.0, &weights)?;
     runner.1.run();
     let logits = read(&runner.1, &OutputRole::Value("logits".into()))?;
@@ -119,22 +105,11 @@ pub fn compare(
     tensors.push(error("logits", &logits, &expected, TOLERANCE));
     gradients(&mut model, &weights, &answers, interpreter, &mut tensors)?;
     if let Some(meta) = &answers.meta {
-        steps(
-            &mut model,
-            &weights,
-            &answers,
-            meta,
-            interpreter,
-            &mut tensors,
-        )?;
+        steps(&mut model, &weights, &answers, meta, interpreter, &mut tensors)?;
     }
     let passed = tensors.iter().all(|t| t.error <= t.tolerance);
     let device = if interpreter { "interpreter" } else { "cpu" };
-    Ok(Comparison {
-        device: device.into(),
-        tensors,
-        passed,
-    })
+    Ok(Comparison { device: device.into(), tensors, passed })
 }
 
 fn open(
@@ -144,18 +119,8 @@ fn open(
     answers: &Answers,
     interpreter: bool,
 ) -> Result<(Graph, Runner), ModelError> {
-    let sizes = vec![
-        ("B".to_string(), answers.batch),
-        ("T".to_string(), answers.t),
-    ];
-    let trace = model.compile(
-        entry,
-        &EntryOptions {
-            sizes,
-            documents: false,
-        },
-        purpose,
-    )?;
+    let sizes = vec![("B".to_string(), answers.batch), ("T".to_string(), answers.t)];
+    let trace = model.compile(entry, &EntryOptions { sizes, documents: false }, purpose)?;
     let graph = trace.at(Stage::Placed).unwrap_or(trace.last()).clone();
     let mut runner = if interpreter {
         Runner::Interpreter(Interpreter::new(graph.clone()))
@@ -178,29 +143,19 @@ fn load(runner: &mut Runner, graph: &Graph, weights: &Weights) -> Result<(), Mod
 }
 
 fn read(runner: &Runner, role: &OutputRole) -> Result<Vec<f64>, ModelError> {
-    runner
-        .read(role)
-        .ok_or_else(|| ModelError::Form(format!("the graph has no {role:?}")))
+    runner.read(role).ok_or_else(|| ModelError::Form(format!("the graph has no {role:?}")))
 }
 
 fn error(name: &str, got: &[f64], expected: &[f32], tolerance: f64) -> TensorError {
     let square = |x: f64| x * x;
     let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
-    let difference: f64 = got
-        .iter()
-        .zip(expected)
-        .map(|(g, e)| square(g - f64::from(*e)))
-        .sum();
+    let difference: f64 = got.iter().zip(expected).map(|(g, e)| square(g - f64::from(*e))).sum();
     let error = if got.len() != expected.len() {
         f64::INFINITY
     } else {
         difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
     };
-    TensorError {
-        name: name.to_string(),
-        error,
-        tolerance,
-    }
+    TensorError { name: name.to_string(), error, tolerance }
 }
 
 /// One row for every stored tensor of every parameter, under `prefix`.
@@ -238,14 +193,7 @@ fn gradients(
     if let Some(expected) = answers.meta.as_ref().and_then(|m| m["loss"].as_f64()) {
         tensors.push(error("loss", &loss, &[expected as f32], TOLERANCE));
     }
-    stored(
-        &graph,
-        &runner,
-        OutputRole::Grad,
-        ("grad", TOLERANCE),
-        answers,
-        tensors,
-    )
+    stored(&graph, &runner, OutputRole::Grad, ("grad", TOLERANCE), answers, tensors)
 }
 
 fn steps(
@@ -283,21 +231,10 @@ fn steps(
             if let Some(expected) = step[key].as_f64() {
                 let got = read(&runner, &OutputRole::Value(value.into()))?;
                 let name = format!("step {}.{key}", i + 1);
-                let tolerance = if key == "loss" {
-                    TOLERANCE
-                } else {
-                    TOLERANCE_AFTER
-                };
+                let tolerance = if key == "loss" { TOLERANCE } else { TOLERANCE_AFTER };
                 tensors.push(error(&name, &got, &[expected as f32], tolerance));
             }
         }
     }
-    stored(
-        &graph,
-        &runner,
-        OutputRole::Param,
-        ("after", TOLERANCE_AFTER),
-        answers,
-        tensors,
-    )
+    stored(&graph, &runner, OutputRole::Param, ("after", TOLERANCE_AFTER), answers, tensors)
 }

@@ -39,11 +39,7 @@ pub enum DataError {
     #[error("no file matches `{pattern}`; put quotes around a pattern and look with `ls`")]
     NoMatch { pattern: String },
     #[error("line {line} of `{path}` is not a JSON object with a text field: {reason}")]
-    Line {
-        path: String,
-        line: usize,
-        reason: String,
-    },
+    Line { path: String, line: usize, reason: String },
     #[error("`{path}` is not UTF-8 at byte {byte}; convert it, for instance with `iconv -t UTF-8`")]
     NotUtf8 { path: String, byte: u64 },
     #[error("the data set `{paths}` holds no text; name files that do")]
@@ -88,9 +84,7 @@ pub fn documents(paths: &[String]) -> Result<Vec<Document>, DataError> {
         }
     }
     if res.is_empty() {
-        return Err(DataError::Empty {
-            paths: paths.join(","),
-        });
+        return Err(DataError::Empty { paths: paths.join(",") });
     }
     Ok(res)
 }
@@ -102,31 +96,18 @@ pub fn split(documents: Vec<Document>, fraction: f64) -> Result<Split, DataError
         return Err(DataError::Fraction { fraction });
     }
     if fraction == 0.0 {
-        return Ok(Split {
-            training: documents,
-            validation: Vec::new(),
-        });
+        return Ok(Split { training: documents, validation: Vec::new() });
     }
     let mut res = Split::default();
     for of_file in documents.chunk_by(|a, b| Arc::ptr_eq(&a.file, &b.file)) {
         match of_file {
-            [
-                Document {
-                    text,
-                    file,
-                    line: None,
-                },
-            ] => {
+            [Document { text, file, line: None }] => {
                 let wanted = (text.len() as f64 * (1.0 - fraction)).round() as usize;
                 let (head, tail) = text.split_at(text.floor_char_boundary(wanted));
                 for (part, text) in [(&mut res.training, head), (&mut res.validation, tail)] {
                     if !text.is_empty() {
                         let (text, file) = (text.to_owned(), file.clone());
-                        part.push(Document {
-                            text,
-                            file,
-                            line: None,
-                        });
+                        part.push(Document { text, file, line: None });
                     }
                 }
             }
@@ -153,9 +134,7 @@ fn expand(name: &str) -> Result<Vec<PathBuf>, DataError> {
         let mut files = Vec::new();
         walk(path, &mut files)?;
         return if files.is_empty() {
-            Err(DataError::NoMatch {
-                pattern: format!("{name}/*"),
-            })
+            Err(DataError::NoMatch { pattern: format!("{name}/*") })
         } else {
             Ok(files)
         };
@@ -164,44 +143,30 @@ fn expand(name: &str) -> Result<Vec<PathBuf>, DataError> {
         return Ok(vec![path.to_owned()]);
     }
     if name.contains(',') {
-        let parts = name
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty());
-        return parts
-            .map(expand)
-            .collect::<Result<Vec<_>, _>>()
-            .map(|lists| lists.concat());
+        let parts = name.split(',').map(str::trim).filter(|part| !part.is_empty());
+        return parts.map(expand).collect::<Result<Vec<_>, _>>().map(|lists| lists.concat());
     }
     match path.file_name().and_then(|last| last.to_str()) {
         Some(pattern) if pattern.contains('*') => {
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             let mut files = entries(parent.unwrap_or(Path::new(".")))?;
             files.retain(|file| {
                 let last = file.file_name().unwrap_or_default().to_string_lossy();
                 file.is_file() && !last.starts_with('.') && matches(pattern, &last)
             });
             if files.is_empty() {
-                return Err(DataError::NoMatch {
-                    pattern: name.to_owned(),
-                });
+                return Err(DataError::NoMatch { pattern: name.to_owned() });
             }
             Ok(files)
         }
-        _ => Err(DataError::NotFound {
-            path: name.to_owned(),
-        }),
+        _ => Err(DataError::NotFound { path: name.to_owned() }),
     }
 }
 
 /// All files below a directory, sorted, without hidden ones.
 fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
     for path in entries(directory)? {
-        let hidden = path
-            .file_name()
-            .is_some_and(|it| it.as_encoded_bytes().starts_with(b"."));
+        let hidden = path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(b"."));
         if hidden || path.is_symlink() && path.is_dir() {
             continue; // a link to a directory may lead back up
         }
@@ -262,23 +227,12 @@ fn refused_form(extension: &str) -> Option<&'static str> {
 }
 
 fn read_file(path: &Path, documents: &mut Vec<Document>) -> Result<(), DataError> {
-    let extension = |path: &Path| {
-        path.extension()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_ascii_lowercase()
-    };
+    let extension =
+        |path: &Path| path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let gzip = extension(path) == "gz";
-    let form = if gzip {
-        extension(&path.with_extension(""))
-    } else {
-        extension(path)
-    };
+    let form = if gzip { extension(&path.with_extension("")) } else { extension(path) };
     if let Some(form) = refused_form(&form) {
-        return Err(DataError::Form {
-            path: path.display().to_string(),
-            form,
-        });
+        return Err(DataError::Form { path: path.display().to_string(), form });
     }
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     let mut reader: Box<dyn BufRead> = if gzip {
@@ -291,20 +245,11 @@ fn read_file(path: &Path, documents: &mut Vec<Document>) -> Result<(), DataError
         return read_lines(path, &mut *reader, documents);
     }
     let mut bytes = Vec::new();
-    reader
-        .read_to_end(&mut bytes)
-        .map_err(|source| io_error(path, source))?;
+    reader.read_to_end(&mut bytes).map_err(|source| io_error(path, source))?;
     let text = utf8(path, bytes, 0)?;
-    let text = text
-        .strip_prefix('\u{feff}')
-        .map(str::to_owned)
-        .unwrap_or(text);
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     if !text.is_empty() {
-        documents.push(Document {
-            text,
-            file: Arc::from(path),
-            line: None,
-        });
+        documents.push(Document { text, file: Arc::from(path), line: None });
     }
     Ok(())
 }
@@ -340,11 +285,7 @@ fn read_lines(
             reason: error.to_string().replace(" at line 1 column", " at column"),
         })?;
         if !row.text.is_empty() {
-            documents.push(Document {
-                text: row.text,
-                file: file.clone(),
-                line: Some(line),
-            });
+            documents.push(Document { text: row.text, file: file.clone(), line: Some(line) });
         }
     }
     Ok(())
@@ -399,16 +340,9 @@ mod tests {
         let b = put(&dir, "b.txt", "bb");
         let a = put(&dir, "a.md", "aa");
         put(&dir, ".hidden", "no");
-        put(
-            &dir,
-            "c.jsonl",
-            "{\"text\": \"c1\"}\n\n{\"text\": \"c2\", \"url\": \"x\"}",
-        );
+        put(&dir, "c.jsonl", "{\"text\": \"c1\"}\n\n{\"text\": \"c2\", \"url\": \"x\"}");
         let whole = dir.display().to_string();
-        assert_eq!(
-            texts(std::slice::from_ref(&whole)),
-            ["aa", "bb", "c1", "c2"]
-        );
+        assert_eq!(texts(std::slice::from_ref(&whole)), ["aa", "bb", "c1", "c2"]);
         assert_eq!(texts(&[format!("{whole}/*.*d*")]), ["aa"]);
         assert_eq!(texts(&[format!("{b},{a}")]), ["bb", "aa"]);
         assert_eq!(failure(&[format!("{whole}/*.rs")]).0, "E0901");
@@ -420,8 +354,7 @@ mod tests {
     fn gzip_is_read_and_a_cut_one_is_an_error() {
         let dir = directory("gzip");
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gz.write_all(b"{\"text\":\"\\u00e9t\\u00e9\"}\n")
-            .expect("memory is writable");
+        gz.write_all(b"{\"text\":\"\\u00e9t\\u00e9\"}\n").expect("memory is writable");
         let bytes = gz.finish().expect("memory is writable");
         let path = put(&dir, "x.json.gz", &bytes);
         assert_eq!(texts(&[path]), ["été"]);
@@ -434,17 +367,11 @@ mod tests {
         let dir = directory("errors");
         let (code, text) = failure(&[put(&dir, "a.jsonl", "{\"text\": \"x\"}\n{\"text\": 3}\n")]);
         assert_eq!(code, "E0902");
-        assert!(
-            text.contains("line 2 of") && text.contains("a.jsonl"),
-            "{text}"
-        );
+        assert!(text.contains("line 2 of") && text.contains("a.jsonl"), "{text}");
         let (code, text) = failure(&[put(&dir, "b.jsonl", "{\"content\": \"x\"}\n")]);
         assert_eq!(code, "E0902");
         assert!(text.contains("missing field `text` at column 16"), "{text}");
-        assert_eq!(
-            failure(&[put(&dir, "nest.jsonl", "[".repeat(100_000))]).0,
-            "E0902"
-        );
+        assert_eq!(failure(&[put(&dir, "nest.jsonl", "[".repeat(100_000))]).0, "E0902");
         let (code, text) = failure(&[put(&dir, "c.txt", b"ab\xffc")]);
         assert_eq!((code, text.contains("at byte 2")), ("E0903", true));
         assert_eq!(failure(&[put(&dir, "d.txt", "")]).0, "E0904");
@@ -455,20 +382,13 @@ mod tests {
     fn the_last_part_of_each_file_is_for_validation() {
         let dir = directory("split");
         put(&dir, "a.txt", "0123456é9");
-        put(
-            &dir,
-            "b.jsonl",
-            "{\"text\":\"p\"}\n{\"text\":\"q\"}\n{\"text\":\"r\"}\n",
-        );
+        put(&dir, "b.jsonl", "{\"text\":\"p\"}\n{\"text\":\"q\"}\n{\"text\":\"r\"}\n");
         let all = documents(&[dir.display().to_string()]).expect("the data set is readable");
         let parts = split(all.clone(), 0.2).expect("both parts have text");
         let texts = |it: &[Document]| it.iter().map(|it| it.text.clone()).collect::<Vec<_>>();
         assert_eq!(texts(&parts.training), ["0123456", "p", "q"]);
         assert_eq!(texts(&parts.validation), ["é9", "r"]);
-        assert_eq!(
-            split(all.clone(), 0.0).map(|it| it.training).ok(),
-            Some(all.clone())
-        );
+        assert_eq!(split(all.clone(), 0.0).map(|it| it.training).ok(), Some(all.clone()));
         assert!(split(all.clone(), 1.0).is_err() && split(all, f64::NAN).is_err());
     }
 }

@@ -28,13 +28,7 @@ impl Generator {
         device: Arc<Device>,
     ) -> Result<Generator, ModelError> {
         let sizes = vec![("B".to_string(), 1), ("T".to_string(), 1)];
-        let graph = model.graph(
-            "logits",
-            &EntryOptions {
-                sizes,
-                documents: false,
-            },
-        )?;
+        let graph = model.graph("logits", &EntryOptions { sizes, documents: false })?;
         let graph = incremental(&graph, "T", capacity.max(1)).map_err(ModelError::Form)?;
         let trace = run(graph, &mut model.front, &Purpose::Forward)?;
         let state = state_layout(trace.last(), &Purpose::Forward);
@@ -43,11 +37,7 @@ impl Generator {
         for (p, param) in trace.last().params.iter().enumerate() {
             machine.write_input(&InputRole::Param(p), &read_param(weights, param)?);
         }
-        Ok(Generator {
-            machine,
-            position: 0,
-            capacity,
-        })
+        Ok(Generator { machine, position: 0, capacity })
     }
 
     /// Logits after one more token. None where the capacity is used up.

@@ -1,4 +1,5 @@
-//! The training runtime: what happens around an executable. It decides nothing that the plan could have decided.
+//! The training runtime: what happens around an executable. It decides nothing that the plan could
+//! have decided.
 
 pub mod checkpoint;
 pub mod compare;

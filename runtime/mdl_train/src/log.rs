@@ -84,10 +84,7 @@ impl JsonLog {
     /// Opens the file, or creates it, for the records after `step`: 0 for a run that begins.
     /// Records of later steps that it holds are removed.
     pub fn open(path: &Path, step: u64) -> Result<Self, LogError> {
-        let failed = |source| LogError::Io {
-            path: path.display().to_string(),
-            source,
-        };
+        let failed = |source| LogError::Io { path: path.display().to_string(), source };
         let mut text = String::new();
         if path.exists() {
             for record in read(path)?.into_iter().filter(|it| it.step <= step) {
@@ -96,30 +93,21 @@ impl JsonLog {
         }
         replace(path, &text).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Adds a record; the file is a valid curve after each call.
     pub fn append(&mut self, record: &Record) -> Result<(), LogError> {
         self.file
             .write_all(line(record).as_bytes())
-            .map_err(|source| LogError::Io {
-                path: self.path.display().to_string(),
-                source,
-            })
+            .map_err(|source| LogError::Io { path: self.path.display().to_string(), source })
     }
 }
 
 /// Every record of a file, in order. A last line without its end, as a kill leaves it, and
 /// records whose loss is not a number are left out.
 pub fn read(path: &Path) -> Result<Vec<Record>, LogError> {
-    let failed = |source| LogError::Io {
-        path: path.display().to_string(),
-        source,
-    };
+    let failed = |source| LogError::Io { path: path.display().to_string(), source };
     let bytes = fs::read(path).map_err(failed)?;
     let mut res = Vec::new();
     for (i, row) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
@@ -128,10 +116,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>, LogError> {
             Err(_) if i > 0 && !row.ends_with(b"\n") || is_record(row) => {}
             Err(_) if row.trim_ascii().is_empty() => {}
             Err(_) => {
-                return Err(LogError::NotALog {
-                    path: path.display().to_string(),
-                    line: i + 1,
-                });
+                return Err(LogError::NotALog { path: path.display().to_string(), line: i + 1 });
             }
         }
     }
@@ -210,10 +195,7 @@ mod tests {
         assert_eq!(read(&path).expect("a log").len(), 6);
         let mut log = JsonLog::open(&path, 4).expect("writable");
         log.append(&record(5)).expect("writable");
-        assert_eq!(
-            read(&path).expect("a log"),
-            (1..=5).map(record).collect::<Vec<_>>()
-        );
+        assert_eq!(read(&path).expect("a log"), (1..=5).map(record).collect::<Vec<_>>());
         JsonLog::open(&path, 0).expect("writable");
         assert_eq!(read(&path).expect("a log"), []);
     }
@@ -222,11 +204,7 @@ mod tests {
     fn a_loss_that_is_not_finite_can_be_logged() {
         let path = file("nan");
         let mut log = JsonLog::open(&path, 0).expect("writable");
-        log.append(&Record {
-            loss: f64::NAN,
-            ..record(1)
-        })
-        .expect("writable");
+        log.append(&Record { loss: f64::NAN, ..record(1) }).expect("writable");
         log.append(&record(2)).expect("writable");
         assert_eq!(read(&path).expect("a log"), [record(2)]);
     }

@@ -5,7 +5,8 @@ use mdl_kernels::{Arena, Device, Slice};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::sync::Arc;
 
-/// A loaded executable. Several may share one state: training, validation and generation see the same weights.
+/// A loaded executable. Several may share one state: training, validation and generation see the
+/// same weights.
 #[derive(Debug)]
 pub struct Machine {
     pub device: Arc<Device>,
@@ -23,21 +24,13 @@ impl Machine {
 
     /// Uses the state of another machine, which must be at least as large.
     pub fn beside(&self, executable: Executable) -> Machine {
-        assert!(
-            executable.state_bytes <= self.state.bytes(),
-            "the same model has the same state"
-        );
+        assert!(executable.state_bytes <= self.state.bytes(), "the same model has the same state");
         Machine::with_state(self.device.clone(), executable, self.state.clone())
     }
 
     fn with_state(device: Arc<Device>, executable: Executable, state: Arena) -> Machine {
         let work = device.alloc(executable.work_bytes);
-        Machine {
-            device,
-            executable,
-            state,
-            work,
-        }
+        Machine { device, executable, state, work }
     }
 
     fn arena(&self, space: Space) -> &Arena {
@@ -73,8 +66,7 @@ impl Machine {
             self.arena(a.space).slice(a.offset + turn, a.bytes)
         };
         let args: Vec<Slice<'_>> = launch.args.iter().map(slice).collect();
-        self.device
-            .launch(&self.executable.specs[launch.spec], &args);
+        self.device.launch(&self.executable.specs[launch.spec], &args);
     }
 
     /// Writes f32 values to a slot, slice by slice.
@@ -108,15 +100,9 @@ impl Machine {
     pub fn read(&self, slot: &Slot) -> Vec<f32> {
         let mut out = Vec::with_capacity(slot.ty.elements() as usize);
         for (offset, elements) in slot.parts() {
-            let bytes = self
-                .device
-                .read(self.arena(slot.space), offset, elements * 4);
+            let bytes = self.device.read(self.arena(slot.space), offset, elements * 4);
             let bytes = bytes.expect("slots lie inside their arena");
-            out.extend(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            );
+            out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }
         out
     }

@@ -1,4 +1,5 @@
-//! A model that is ready to be compiled: its text, its configuration, and where its weights come from.
+//! A model that is ready to be compiled: its text, its configuration, and where its weights come
+//! from.
 
 use crate::checkpoint;
 use crate::weights::{Weights, WeightsError};
@@ -62,10 +63,7 @@ pub fn source(file: &str) -> Result<(String, String), ModelError> {
 
 /// Loads a model file; its imports are embedded modules or files beside it.
 pub fn front(name: &str, text: &str) -> Front {
-    let folder = Path::new(name)
-        .parent()
-        .map(Path::to_path_buf)
-        .unwrap_or_default();
+    let folder = Path::new(name).parent().map(Path::to_path_buf).unwrap_or_default();
     Front::load(name, text, &|path: &[String]| {
         // Import paths are identifiers, so nothing outside the folder can be named.
         let file = folder.join(path.join("/")).with_extension("mdl");
@@ -88,15 +86,12 @@ impl Model {
                 return Err(ModelError::Form(message));
             }
         };
-        let config = if front.failed() {
-            None
-        } else {
-            front.preset(&preset)
-        };
+        let config = if front.failed() { None } else { front.preset(&preset) };
         Model::bound(front, config, text, name)
     }
 
-    /// The model of a checkpoint directory: its own `model.mdl`, or the embedded model of its architecture.
+    /// The model of a checkpoint directory: its own `model.mdl`, or the embedded model of its
+    /// architecture.
     pub fn of_checkpoint(dir: &Path) -> Result<Model, ModelError> {
         let path = dir.join("config.json");
         let json = std::fs::read_to_string(&path).map_err(|e| ModelError::File(path, e))?;
@@ -110,11 +105,7 @@ impl Model {
             embedded_for(architecture)?
         };
         let mut front = front(&name, &text);
-        let config = if front.failed() {
-            None
-        } else {
-            front.config_json(&json)
-        };
+        let config = if front.failed() { None } else { front.config_json(&json) };
         Model::bound(front, config, text, name)
     }
 
@@ -125,12 +116,7 @@ impl Model {
         name: String,
     ) -> Result<Model, ModelError> {
         match config {
-            Some(config) if !front.failed() => Ok(Model {
-                front,
-                config,
-                text,
-                name,
-            }),
+            Some(config) if !front.failed() => Ok(Model { front, config, text, name }),
             _ => Err(ModelError::Source(front.report(false))),
         }
     }
@@ -194,10 +180,7 @@ pub fn read_param(weights: &Weights, param: &Param) -> Result<Vec<f32>, ModelErr
         let name = if known.contains(&name.as_str()) {
             name
         } else {
-            let other = param
-                .also_stored
-                .iter()
-                .find(|n| known.contains(&n.as_str()));
+            let other = param.also_stored.iter().find(|n| known.contains(&n.as_str()));
             other.cloned().unwrap_or(name)
         };
         let shape = weights.shape(&name)?;
@@ -229,23 +212,15 @@ pub fn shapes_agree(shape: &[usize], ty: &Type) -> bool {
     axes.all(|size| size == 1)
 }
 
-/// The shape under which a parameter's tensors are stored: the first axes that make up the outer dimension merged,
-/// then the others. Weights have two dimensions at most in this form: [out, in].
+/// The shape under which a parameter's tensors are stored: the first axes that make up the outer
+/// dimension merged, then the others. Weights have two dimensions at most in this form: [out, in].
 pub fn stored_shape(param: &Param, input_axes: usize) -> Vec<usize> {
-    let sizes: Vec<usize> = param
-        .slice_type()
-        .axes
-        .iter()
-        .map(|a| a.size as usize)
-        .collect();
+    let sizes: Vec<usize> = param.slice_type().axes.iter().map(|a| a.size as usize).collect();
     if sizes.len() <= 1 {
         return sizes;
     }
     let split = sizes.len() - input_axes.clamp(1, sizes.len() - 1);
-    vec![
-        sizes[..split].iter().product(),
-        sizes[split..].iter().product(),
-    ]
+    vec![sizes[..split].iter().product(), sizes[split..].iter().product()]
 }
 
 /// Initial values of a parameter: a function of the seed, the stored name and the element alone.
@@ -257,9 +232,7 @@ pub fn initial(param: &Param, seed: u64) -> Vec<f32> {
             out.extend(std::iter::repeat_n(0.0f32, zeros));
             continue;
         };
-        let key = name
-            .bytes()
-            .fold(mix(seed), |key, b| mix(key ^ u64::from(b)));
+        let key = name.bytes().fold(mix(seed), |key, b| mix(key ^ u64::from(b)));
         let env = Env { random_key: key };
         let values = mdl_ir::interp::run(body, Vec::new(), &env);
         out.extend(values[0].data.iter().map(|x| *x as f32));

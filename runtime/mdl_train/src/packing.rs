@@ -30,13 +30,7 @@ pub struct Batch {
 impl Batch {
     fn with_capacity(batch_size: usize, t: usize) -> Self {
         let empty = || Vec::with_capacity(batch_size * t);
-        Self {
-            tokens: empty(),
-            targets: empty(),
-            documents: empty(),
-            batch_size,
-            t,
-        }
+        Self { tokens: empty(), targets: empty(), documents: empty(), batch_size, t }
     }
 
     /// How many positions have a target: the denominator of the mean loss.
@@ -77,11 +71,7 @@ impl Stream {
                 tokens.extend(document.iter().map(|id| *id as i32));
             }
         }
-        Self {
-            tokens,
-            starts,
-            seed,
-        }
+        Self { tokens, starts, seed }
     }
 
     /// Lets attention and prediction run on from a document into the next one.
@@ -98,10 +88,7 @@ impl Stream {
     /// Samples of `t` tokens in an epoch, at least one; what is left over changes by epoch.
     pub fn samples_per_epoch(&self, t: usize) -> Result<u64, DataError> {
         match self.tokens.len() {
-            tokens if tokens <= t => Err(DataError::TooShort {
-                tokens,
-                needed: t + 1,
-            }),
+            tokens if tokens <= t => Err(DataError::TooShort { tokens, needed: t + 1 }),
             tokens => Ok((tokens / t.max(1)) as u64),
         }
     }
@@ -148,9 +135,7 @@ impl Evaluation {
         tokenizer: &Tokenizer,
         t: usize,
     ) -> Result<Self, TokenizerError> {
-        let ids = documents
-            .iter()
-            .map(|it| tokenizer.evaluation_ids(&it.text));
+        let ids = documents.iter().map(|it| tokenizer.evaluation_ids(&it.text));
         Ok(Self::new(ids.collect::<Result<Vec<_>, _>>()?, t))
     }
 
@@ -160,11 +145,7 @@ impl Evaluation {
             let n_targets = document.len().saturating_sub(1);
             windows.extend((0..n_targets).step_by(t.max(1)).map(|start| (i, start)));
         }
-        Self {
-            documents,
-            windows,
-            t,
-        }
+        Self { documents, windows, t }
     }
 
     /// 0 when there is nothing to predict.
@@ -174,10 +155,7 @@ impl Evaluation {
 
     /// Targets in all windows together.
     pub fn n_targets(&self) -> usize {
-        self.documents
-            .iter()
-            .map(|it| it.len().saturating_sub(1))
-            .sum()
+        self.documents.iter().map(|it| it.len().saturating_sub(1)).sum()
     }
 
     /// Windows `first..first + batch_size` as `[B, T]`; what lies behind the end of a document
@@ -193,8 +171,7 @@ impl Evaluation {
             for at in 0..self.t {
                 let valid = at < n_targets;
                 res.tokens.push(if valid { ids[at] as i32 } else { 0 });
-                res.targets
-                    .push(if valid { ids[at + 1] as i32 } else { -1 });
+                res.targets.push(if valid { ids[at + 1] as i32 } else { -1 });
                 res.documents.push(0);
             }
         }
@@ -215,9 +192,7 @@ fn mixed(seed: u64, salt: u64) -> u64 {
 /// A Feistel network permutes the next power of four; applying it until the result is below
 /// `n` permutes `0..n`, in four steps on average at most.
 fn permuted(index: u64, n: u64, key: u64) -> u64 {
-    let half_bits = (u64::BITS - n.saturating_sub(1).leading_zeros())
-        .div_ceil(2)
-        .max(1);
+    let half_bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
     let mask = (1u64 << half_bits) - 1;
     let mut res = index;
     loop {
@@ -254,11 +229,7 @@ mod tests {
         let stream = Stream::new(&[(0..103).collect()], 7);
         let (t, per_epoch) = (10, 10);
         assert_eq!(stream.samples_per_epoch(t).ok(), Some(per_epoch));
-        let epoch = |e: u64| {
-            stream
-                .batch(e * per_epoch, per_epoch as usize, t)
-                .expect("enough")
-        };
+        let epoch = |e: u64| stream.batch(e * per_epoch, per_epoch as usize, t).expect("enough");
         let mut tokens = epoch(0).tokens;
         assert_ne!(tokens, epoch(1).tokens);
         tokens.sort();
@@ -272,9 +243,8 @@ mod tests {
     fn samples_do_not_depend_on_the_batch_size() {
         let stream = Stream::new(&[(0..50).collect(), (50..97).collect()], 3);
         let whole = stream.batch(5, 40, 8).expect("enough");
-        let parts: Vec<i32> = (0..10)
-            .flat_map(|i| stream.batch(5 + i * 4, 4, 8).expect("enough").tokens)
-            .collect();
+        let parts: Vec<i32> =
+            (0..10).flat_map(|i| stream.batch(5 + i * 4, 4, 8).expect("enough").tokens).collect();
         assert_eq!(whole.tokens, parts);
         let other = Stream::new(&[(0..50).collect(), (50..97).collect()], 4);
         assert_ne!(other.batch(5, 40, 8).expect("enough").tokens, parts);
@@ -296,10 +266,7 @@ mod tests {
             assert_eq!(documents[0], 0);
             for i in 0..6 {
                 let last = [3, 1, 7, 2, 5][(tokens[i] / 100) as usize] - 1 == tokens[i] % 100;
-                assert_eq!(
-                    batch.targets[at.start + i],
-                    if last { -1 } else { tokens[i] + 1 }
-                );
+                assert_eq!(batch.targets[at.start + i], if last { -1 } else { tokens[i] + 1 });
                 if i > 0 {
                     let began = tokens[i] % 100 == 0;
                     assert_eq!(documents[i] - documents[i - 1], i32::from(began));
@@ -326,10 +293,7 @@ mod tests {
         assert_eq!((evaluation.n_windows(), evaluation.n_targets()), (4, 11));
         let batch = evaluation.batch(2, 3);
         assert_eq!(batch.tokens, [8, 9, 0, 0, 30, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(
-            batch.targets,
-            [9, 10, -1, -1, 31, -1, -1, -1, -1, -1, -1, -1]
-        );
+        assert_eq!(batch.targets, [9, 10, -1, -1, 31, -1, -1, -1, -1, -1, -1, -1]);
         let mut targets = evaluation.batch(0, 4).targets;
         targets.retain(|it| *it >= 0);
         assert_eq!(targets, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 31]);

@@ -35,23 +35,15 @@ impl PlotError {
 /// Writes the curve beside the log, in one go: a browser never sees half of it.
 pub fn write(path: &Path, records: &[Record], title: &str) -> Result<(), PlotError> {
     let svg = loss_curve(records, title)?;
-    replace(path, &svg).map_err(|source| PlotError::Write {
-        path: path.display().to_string(),
-        source,
-    })
+    replace(path, &svg)
+        .map_err(|source| PlotError::Write { path: path.display().to_string(), source })
 }
 
 /// The curve as SVG text. Losses that are not finite are left out.
 pub fn loss_curve(records: &[Record], title: &str) -> Result<String, PlotError> {
     let point = |step: u64, loss: f64| loss.is_finite().then_some((step, loss));
-    let training: Vec<_> = records
-        .iter()
-        .filter_map(|it| point(it.step, it.loss))
-        .collect();
-    let validation: Vec<_> = records
-        .iter()
-        .filter_map(|it| point(it.step, it.val_loss?))
-        .collect();
+    let training: Vec<_> = records.iter().filter_map(|it| point(it.step, it.loss)).collect();
+    let validation: Vec<_> = records.iter().filter_map(|it| point(it.step, it.val_loss?)).collect();
     let smoothed = thinned(&smoothed(&training));
     let training = thinned(&training);
     let steps = training.iter().chain(&validation).map(|it| it.0);
@@ -59,11 +51,8 @@ pub fn loss_curve(records: &[Record], title: &str) -> Result<String, PlotError> 
         return Err(PlotError::NoPoints);
     };
     let mut svg = String::new();
-    draw(&mut svg, title, (x, y), [&training, &smoothed, &validation]).map_err(|error| {
-        PlotError::Draw {
-            reason: error.to_string(),
-        }
-    })?;
+    draw(&mut svg, title, (x, y), [&training, &smoothed, &validation])
+        .map_err(|error| PlotError::Draw { reason: error.to_string() })?;
     Ok(svg)
 }
 
@@ -115,11 +104,7 @@ fn draw(
         let line = VALIDATION.stroke_width(1);
         chart.draw_series(LineSeries::new(validation.iter().copied(), line))?;
         chart
-            .draw_series(
-                validation
-                    .iter()
-                    .map(|at| Circle::new(*at, 4, VALIDATION.filled())),
-            )?
+            .draw_series(validation.iter().map(|at| Circle::new(*at, 4, VALIDATION.filled())))?
             .label("validation")
             .legend(|(x, y)| Circle::new((x + 12, y), 4, VALIDATION.filled()));
     }
@@ -173,10 +158,7 @@ fn thinned(points: &[Point]) -> Vec<Point> {
         let loss = part.iter().map(|it| it.1).sum::<f64>() / part.len() as f64;
         (part[part.len() / 2].0, loss)
     };
-    points
-        .chunks(points.len().div_ceil(MAX_POINTS).max(1))
-        .map(mean)
-        .collect()
+    points.chunks(points.len().div_ceil(MAX_POINTS).max(1)).map(mean).collect()
 }
 
 #[cfg(test)]
@@ -202,19 +184,12 @@ mod tests {
     fn the_curve_has_its_labels_and_stays_small() {
         for n in [1, 2, 50, 5000, 100_000] {
             let svg = loss_curve(&records(n), "Llama <tiny> & co").expect("there are points");
-            for text in [
-                "step",
-                "loss (nats per token)",
-                "validation",
-                "Llama &lt;tiny&gt; &amp; co",
-            ] {
+            for text in
+                ["step", "loss (nats per token)", "validation", "Llama &lt;tiny&gt; &amp; co"]
+            {
                 assert!(svg.contains(&format!("\n{text}\n")), "{text} at {n} steps");
             }
-            assert!(
-                svg.len() < 200_000 && !svg.contains("NaN"),
-                "{n} steps: {}",
-                svg.len()
-            );
+            assert!(svg.len() < 200_000 && !svg.contains("NaN"), "{n} steps: {}", svg.len());
         }
     }
 
@@ -225,9 +200,7 @@ mod tests {
         records.iter_mut().for_each(|it| it.loss = 2.0);
         records[3].loss = f64::INFINITY;
         assert!(loss_curve(&records, "flat").is_ok());
-        records
-            .iter_mut()
-            .for_each(|it| (it.loss, it.val_loss) = (f64::NAN, None));
+        records.iter_mut().for_each(|it| (it.loss, it.val_loss) = (f64::NAN, None));
         assert!(loss_curve(&records, "lost").is_err());
     }
 

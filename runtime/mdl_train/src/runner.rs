@@ -23,11 +23,7 @@ impl Interpreter {
     pub fn new(graph: Graph) -> Self {
         let zeros = |id| Tensor::zeros(graph.body.ty(id).clone());
         let inputs = graph.body.inputs.iter().map(|id| zeros(*id)).collect();
-        Interpreter {
-            graph,
-            inputs,
-            outputs: Vec::new(),
-        }
+        Interpreter { graph, inputs, outputs: Vec::new() }
     }
 
     fn run(&mut self) {

@@ -60,10 +60,7 @@ pub fn save(
     snapshot: &Snapshot,
     keep: Option<usize>,
 ) -> Result<PathBuf, CheckpointError> {
-    let failed = |source| CheckpointError::Write {
-        path: dir.display().to_string(),
-        source,
-    };
+    let failed = |source| CheckpointError::Write { path: dir.display().to_string(), source };
     fs::create_dir_all(dir).map_err(failed)?;
     let name = format!("step-{:08}", snapshot.step);
     let temporary = dir.join(format!("{name}.tmp-{}", std::process::id()));
@@ -83,10 +80,8 @@ pub fn save(
 fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     fs::create_dir(dir)?;
     let parameters = &snapshot.parameters;
-    let mut values: Vec<Values> = parameters
-        .iter()
-        .map(|it| (it.name.clone(), &*it.shape, &*it.value))
-        .collect();
+    let mut values: Vec<Values> =
+        parameters.iter().map(|it| (it.name.clone(), &*it.shape, &*it.value)).collect();
     let mut moments: Vec<Values> = parameters
         .iter()
         .flat_map(|it| [("m", &it.m), ("v", &it.v)].map(|(part, data)| (it, part, data)))
@@ -96,33 +91,20 @@ fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     let mut put = |name: &str, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
         write_file(&dir.join(name), write).map(|record| files.insert(name.to_owned(), record))
     };
-    put("model.safetensors", &mut |out| {
-        write_tensors(out, &mut values)
-    })?;
-    put("optimizer.safetensors", &mut |out| {
-        write_tensors(out, &mut moments)
-    })?;
-    put("config.json", &mut |out| {
-        out.write_all(snapshot.config_json.as_bytes())
-    })?;
+    put("model.safetensors", &mut |out| write_tensors(out, &mut values))?;
+    put("optimizer.safetensors", &mut |out| write_tensors(out, &mut moments))?;
+    put("config.json", &mut |out| out.write_all(snapshot.config_json.as_bytes()))?;
     if let Some(json) = &snapshot.tokenizer_json {
         put("tokenizer.json", &mut |out| out.write_all(json))?;
     }
-    put("model.mdl", &mut |out| {
-        out.write_all(snapshot.model_mdl.as_bytes())
-    })?;
-    put("run.json", &mut |out| {
-        out.write_all(snapshot.run_json.as_bytes())
-    })?;
+    put("model.mdl", &mut |out| out.write_all(snapshot.model_mdl.as_bytes()))?;
+    put("run.json", &mut |out| out.write_all(snapshot.run_json.as_bytes()))?;
     let mut manifest = Manifest {
         format: FORMAT,
         step: snapshot.step,
         cursor: snapshot.cursor,
         graph: snapshot.graph.clone(),
-        tensors: parameters
-            .iter()
-            .map(|it| (it.name.clone(), it.shape.clone()))
-            .collect(),
+        tensors: parameters.iter().map(|it| (it.name.clone(), it.shape.clone())).collect(),
         files,
         sha256: String::new(),
     };
@@ -142,14 +124,7 @@ fn write_tensors(out: &mut dyn Write, tensors: &mut [Values]) -> io::Result<()> 
         let start = end;
         end += size_of_val(*data);
         let data_offsets = (start, end);
-        (
-            name.clone(),
-            TensorInfo {
-                dtype: Dtype::F32,
-                shape: shape.to_vec(),
-                data_offsets,
-            },
-        )
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets })
     });
     // Readers of published models refuse a file that does not say whose layout it has.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -158,9 +133,7 @@ fn write_tensors(out: &mut dyn Write, tensors: &mut [Values]) -> io::Result<()> 
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    tensors
-        .iter()
-        .try_for_each(|(_, _, data)| out.write_all(bytemuck::cast_slice(data)))
+    tensors.iter().try_for_each(|(_, _, data)| out.write_all(bytemuck::cast_slice(data)))
 }
 
 struct Hashed {
@@ -187,19 +160,12 @@ fn write_file(
     path: &Path,
     write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<FileRecord> {
-    let hashed = Hashed {
-        file: File::create_new(path)?,
-        hash: Sha256::new(),
-        bytes: 0,
-    };
+    let hashed = Hashed { file: File::create_new(path)?, hash: Sha256::new(), bytes: 0 };
     let mut out = BufWriter::with_capacity(1 << 20, hashed);
     write(&mut out)?;
     let Hashed { file, hash, bytes } = out.into_inner().map_err(|error| error.into_error())?;
     file.sync_all()?;
-    Ok(FileRecord {
-        bytes,
-        sha256: hex(&hash.finalize()),
-    })
+    Ok(FileRecord { bytes, sha256: hex(&hash.finalize()) })
 }
 
 /// Gives a finished directory its name. A damaged step of the same number makes way.
@@ -225,10 +191,7 @@ fn sync_directory(dir: &Path) -> io::Result<()> {
 
 /// Takes a step's name away, so that no reader sees it while it is being removed.
 fn set_aside(path: &Path) -> io::Result<()> {
-    fs::rename(
-        path,
-        path.with_extension(format!("old.tmp-{}", std::process::id())),
-    )
+    fs::rename(path, path.with_extension(format!("old.tmp-{}", std::process::id())))
 }
 
 /// Removes what saves that were cut off left. What cannot be removed only takes room.
@@ -243,9 +206,7 @@ fn remove_leftovers(dir: &Path) {
 
 /// Removes all but the newest `keep` whole steps. A damaged one does not count as kept.
 fn retain(dir: &Path, keep: usize) {
-    let whole = steps(dir)
-        .into_iter()
-        .filter(|(_, path)| read_step(path).is_ok());
+    let whole = steps(dir).into_iter().filter(|(_, path)| read_step(path).is_ok());
     for (_, path) in whole.skip(keep) {
         let _ = set_aside(&path);
     }
@@ -279,10 +240,7 @@ mod tests {
             step,
             cursor: Cursor { sample: step * 8 },
             graph: "abc".to_owned(),
-            parameters: vec![
-                parameter("norm.weight", &[3]),
-                parameter("a.weight", &[2, 3]),
-            ],
+            parameters: vec![parameter("norm.weight", &[3]), parameter("a.weight", &[2, 3])],
             config_json: "{\"vocab_size\":7}".to_owned(),
             tokenizer_json: None,
             model_mdl: "model M {}".to_owned(),
@@ -299,9 +257,7 @@ mod tests {
     }
 
     fn newest_step(dir: &Path) -> Option<u64> {
-        newest(dir)
-            .expect("a step is whole")
-            .map(|found| found.manifest.step)
+        newest(dir).expect("a step is whole").map(|found| found.manifest.step)
     }
 
     fn change(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
@@ -315,47 +271,24 @@ mod tests {
         let dir = saved("round", &[9, 50]);
         let found = open(&dir).expect("both steps are whole");
         assert_eq!(found.path, dir.join("step-00000050"));
-        assert_eq!(
-            (found.manifest.step, found.manifest.cursor.sample),
-            (50, 400)
-        );
-        assert_eq!(
-            fs::read_to_string(dir.join("latest")).ok().as_deref(),
-            Some("step-00000050\n")
-        );
+        assert_eq!((found.manifest.step, found.manifest.cursor.sample), (50, 400));
+        assert_eq!(fs::read_to_string(dir.join("latest")).ok().as_deref(), Some("step-00000050\n"));
         let (weights, moments) = (found.weights(), found.optimizer());
         let (weights, moments) = (weights.expect("whole"), moments.expect("whole"));
         for it in snapshot(50).parameters {
             assert_eq!(weights.shape(&it.name).expect("saved"), it.shape);
             assert_eq!(weights.read_f32(&it.name).expect("saved"), it.value);
-            assert_eq!(
-                moments.read_f32(&format!("m.{}", it.name)).expect("saved"),
-                it.m
-            );
-            assert_eq!(
-                moments.read_f32(&format!("v.{}", it.name)).expect("saved"),
-                it.v
-            );
+            assert_eq!(moments.read_f32(&format!("m.{}", it.name)).expect("saved"), it.m);
+            assert_eq!(moments.read_f32(&format!("v.{}", it.name)).expect("saved"), it.v);
         }
         assert_eq!(found.text("model.mdl").ok().as_deref(), Some("model M {}"));
         let (a, norm): (&[usize], &[usize]) = (&[2, 3], &[3]);
-        assert!(
-            found
-                .check_model([("a.weight", a), ("norm.weight", norm)])
-                .is_ok()
-        );
-        for other in [
-            vec![("a.weight", a)],
-            vec![("a.weight", norm)],
-            vec![("b", a)],
-        ] {
+        assert!(found.check_model([("a.weight", a), ("norm.weight", norm)]).is_ok());
+        for other in [vec![("a.weight", a)], vec![("a.weight", norm)], vec![("b", a)]] {
             assert_eq!(found.check_model(other).expect_err("other").code(), "E0925");
         }
         assert_eq!(model_directory(&dir).ok(), Some(found.path.clone()));
-        assert_eq!(
-            open(&found.path).map(|it| it.manifest).ok(),
-            Some(found.manifest)
-        );
+        assert_eq!(open(&found.path).map(|it| it.manifest).ok(), Some(found.manifest));
     }
 
     #[test]
@@ -364,9 +297,7 @@ mod tests {
         // As after a kill before the rename: complete but for its name, and in the middle.
         fs::create_dir(dir.join("step-00000020.tmp-77")).expect("writable");
         for entry in paths(&dir.join("step-00000010")) {
-            let to = dir
-                .join("step-00000020.tmp-77")
-                .join(entry.file_name().expect("a file"));
+            let to = dir.join("step-00000020.tmp-77").join(entry.file_name().expect("a file"));
             fs::copy(&entry, to).expect("writable");
         }
         fs::create_dir(dir.join("step-00000030.tmp-78")).expect("writable");
@@ -376,20 +307,12 @@ mod tests {
         save(&dir, &snapshot(40), None).expect("writable");
         fs::write(dir.join("latest"), "step-00000010\n").expect("writable");
         assert_eq!(newest_step(&dir), Some(40));
-        assert!(
-            !dir.join("step-00000030.tmp-78").exists(),
-            "leftovers go with the next save"
-        );
+        assert!(!dir.join("step-00000030.tmp-78").exists(), "leftovers go with the next save");
         assert_eq!(
-            newest(&directory("none"))
-                .expect("nothing is no error")
-                .map(|it| it.path),
+            newest(&directory("none")).expect("nothing is no error").map(|it| it.path),
             None
         );
-        assert_eq!(
-            open(&directory("none")).expect_err("nothing").code(),
-            "E0921"
-        );
+        assert_eq!(open(&directory("none")).expect_err("nothing").code(), "E0921");
     }
 
     type Edit<'a> = &'a dyn Fn(&mut Vec<u8>);
@@ -398,10 +321,8 @@ mod tests {
     fn any_damage_falls_back_to_the_older_step() {
         let dir = saved("damage", &[10, 20]);
         let step = dir.join("step-00000020");
-        let whole: Vec<_> = paths(&step)
-            .into_iter()
-            .map(|path| (fs::read(&path).expect("saved"), path))
-            .collect();
+        let whole: Vec<_> =
+            paths(&step).into_iter().map(|path| (fs::read(&path).expect("saved"), path)).collect();
         assert_eq!(whole.len(), 6);
         for (bytes, path) in &whole {
             let last = bytes.len() - 1;
@@ -417,17 +338,8 @@ mod tests {
                 // A manifest with a space behind it is still the same manifest.
                 let is_same = how == "longer" && path.ends_with("manifest.json");
                 let expected = if is_same { (20, 0) } else { (10, 1) };
-                assert_eq!(
-                    (found.manifest.step, found.notes.len()),
-                    expected,
-                    "{how} {path:?}"
-                );
-                assert!(
-                    found
-                        .notes
-                        .iter()
-                        .all(|note| note.contains("step-00000020"))
-                );
+                assert_eq!((found.manifest.step, found.notes.len()), expected, "{how} {path:?}");
+                assert!(found.notes.iter().all(|note| note.contains("step-00000020")));
                 if !is_same {
                     assert_eq!(open(&step).expect_err("named itself").code(), "E0922");
                 }
@@ -443,9 +355,7 @@ mod tests {
     #[test]
     fn a_step_is_replaced_and_old_ones_go_on_request() {
         let dir = saved("keep", &[1, 2, 3]);
-        change(&dir.join("step-00000003/model.safetensors"), |it| {
-            it.truncate(9)
-        });
+        change(&dir.join("step-00000003/model.safetensors"), |it| it.truncate(9));
         assert_eq!(newest_step(&dir), Some(2));
         save(&dir, &snapshot(3), Some(2)).expect("writable");
         assert_eq!(newest_step(&dir), Some(3));
@@ -459,18 +369,10 @@ mod tests {
         let dir = saved("fail", &[1]);
         let mut wrong = snapshot(2);
         wrong.parameters[0].shape = vec![4];
-        assert_eq!(
-            save(&dir, &wrong, Some(1)).expect_err("wrong shape").code(),
-            "E0924"
-        );
+        assert_eq!(save(&dir, &wrong, Some(1)).expect_err("wrong shape").code(), "E0924");
         assert_eq!(paths(&dir).len(), 2);
         assert_eq!(newest_step(&dir), Some(1));
         let on_a_file = dir.join("latest");
-        assert_eq!(
-            save(&on_a_file, &snapshot(2), None)
-                .expect_err("a file")
-                .code(),
-            "E0924"
-        );
+        assert_eq!(save(&on_a_file, &snapshot(2), None).expect_err("a file").code(), "E0924");
     }
 }

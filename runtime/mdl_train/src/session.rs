@@ -68,14 +68,7 @@ impl Schedule {
         let known = ["constant", "linear", "cosine", "exponential", "wsd"];
         let body = known.contains(&style).then(|| {
             let types = vec![scalar; 5];
-            function(
-                &model.front.program,
-                "std.optim",
-                style,
-                &types,
-                &[],
-                &mut sink,
-            )
+            function(&model.front.program, "std.optim", style, &types, &[], &mut sink)
         });
         let Some(body) = body.flatten() else {
             let message = format!("--lr_decay_style is one of {}", known.join(", "));
@@ -83,13 +76,7 @@ impl Schedule {
         };
         let steps = settings.lr_decay_iters as f64;
         let warm = (settings.warmup * steps).round();
-        Ok(Schedule {
-            body,
-            warm,
-            steps,
-            lr: settings.lr,
-            min_lr: settings.min_lr,
-        })
+        Ok(Schedule { body, warm, steps, lr: settings.lr, min_lr: settings.min_lr })
     }
 
     /// The rate of step `step`, counted from 0.
@@ -125,22 +112,16 @@ fn purpose(settings: &Settings) -> Purpose {
 }
 
 fn options(batch: u64, t: u64) -> EntryOptions {
-    EntryOptions {
-        sizes: vec![("B".to_string(), batch), ("T".to_string(), t)],
-        documents: true,
-    }
+    EntryOptions { sizes: vec![("B".to_string(), batch), ("T".to_string(), t)], documents: true }
 }
 
 /// The training step after every pass.
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    model.compile(
-        "loss",
-        &options(settings.batch, settings.t),
-        &purpose(settings),
-    )
+    model.compile("loss", &options(settings.batch, settings.t), &purpose(settings))
 }
 
-/// The executables of a run: the training step, and the loss alone. They share the layout of the state.
+/// The executables of a run: the training step, and the loss alone. They share the layout of the
+/// state.
 pub fn executables(
     model: &mut Model,
     settings: &Settings,
@@ -149,11 +130,8 @@ pub fn executables(
     let trace = training_trace(model, settings)?;
     let state = state_layout(trace.last(), &purpose(settings));
     let train = finish(trace.last(), &state, units)?;
-    let loss = model.compile(
-        "loss",
-        &options(settings.val_batch, settings.t),
-        &Purpose::Forward,
-    )?;
+    let loss =
+        model.compile("loss", &options(settings.val_batch, settings.t), &Purpose::Forward)?;
     let validate = finish(loss.last(), &state, units)?;
     let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
     Ok((graph, train, validate))
@@ -169,12 +147,7 @@ impl Session {
         let schedule = Schedule::new(&model, &settings)?;
         let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
         let inputs = input_axes(&graph);
-        let shapes = graph
-            .params
-            .iter()
-            .zip(inputs)
-            .map(|(p, n)| stored_shape(p, n))
-            .collect();
+        let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let train = Machine::new(device, train);
         let validate = train.beside(validate);
         let session = Session {
@@ -229,35 +202,20 @@ impl Session {
         write_batch(&self.train, batch);
         let k = (self.step + 1) as i32;
         self.train.write_scalar("lr", lr as f32);
-        self.train
-            .write_scalar("clip", self.settings.grad_clip as f32);
-        self.train
-            .write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
-        self.train
-            .write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        self.train.write_scalar("clip", self.settings.grad_clip as f32);
+        self.train.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
+        self.train.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
         self.train.run();
         self.step += 1;
         self.cursor += self.settings.batch;
-        let value = |name| {
-            self.train
-                .read_value(name)
-                .map_or(f64::NAN, |v| f64::from(v[0]))
-        };
-        StepReport {
-            loss: value("loss"),
-            grad_norm: value("grad_norm"),
-            lr,
-        }
+        let value = |name| self.train.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]));
+        StepReport { loss: value("loss"), grad_norm: value("grad_norm"), lr }
     }
 
-    /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how many those are.
+    /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how
+    /// many those are.
     pub fn validate(&self, data: &Evaluation, batches: usize) -> (f64, u64) {
-        evaluate(
-            &self.validate,
-            data,
-            self.settings.val_batch as usize,
-            batches,
-        )
+        evaluate(&self.validate, data, self.settings.val_batch as usize, batches)
     }
 
     /// Everything that a checkpoint holds.
@@ -285,15 +243,10 @@ impl Session {
         for (key, id) in ["bos_token_id", "eos_token_id"].iter().zip(ids) {
             config.insert(key.to_string(), serde_json::json!(id));
         }
-        config.insert(
-            "max_position_embeddings".into(),
-            serde_json::json!(self.settings.t),
-        );
+        config.insert("max_position_embeddings".into(), serde_json::json!(self.settings.t));
         Snapshot {
             step: self.step,
-            cursor: Cursor {
-                sample: self.cursor,
-            },
+            cursor: Cursor { sample: self.cursor },
             graph: mdl_ir::print::print(&self.graph),
             parameters,
             config_json: pretty(&config),
@@ -330,16 +283,15 @@ pub fn evaluate(
         let targets = batch.n_targets() as u64;
         write_batch(machine, &batch);
         machine.run();
-        let loss = machine
-            .read_value("loss")
-            .map_or(f64::NAN, |v| f64::from(v[0]));
+        let loss = machine.read_value("loss").map_or(f64::NAN, |v| f64::from(v[0]));
         sum += loss * targets as f64;
         count += targets;
     }
     (sum / count.max(1) as f64, count)
 }
 
-/// For every parameter, how many of its innermost axes are summed where it is used: the `in` of [out, in].
+/// For every parameter, how many of its innermost axes are summed where it is used: the `in` of
+/// [out, in].
 fn input_axes(graph: &Graph) -> Vec<usize> {
     let mut counts = vec![1; graph.params.len()];
     for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {

@@ -27,12 +27,7 @@ pub enum TokenizerError {
         "token id {id} (`{token}`) of tokenizer `{path}` is not below the model's vocabulary of \
          {vocab}; set vocab to at least {}, or use the model's own tokenizer", id + 1
     )]
-    Vocabulary {
-        path: String,
-        id: u32,
-        token: String,
-        vocab: usize,
-    },
+    Vocabulary { path: String, id: u32, token: String, vocab: usize },
 }
 
 impl TokenizerError {
@@ -68,11 +63,7 @@ impl Tokenizer {
     /// `name` is `bytes`, a `tokenizer.json`, or a directory that holds one; `vocab` is the
     /// number of ids of the model.
     pub fn open(name: &str, vocab: usize) -> Result<Self, TokenizerError> {
-        if name == "bytes" {
-            Self::bytes(vocab)
-        } else {
-            Self::file(Path::new(name), vocab)
-        }
+        if name == "bytes" { Self::bytes(vocab) } else { Self::file(Path::new(name), vocab) }
     }
 
     /// BOS is 256 and EOS 257 where the vocabulary has room for them.
@@ -88,71 +79,32 @@ impl Tokenizer {
         }
         let bos = (vocab > 256).then_some(256);
         let eos = if vocab > 257 { vec![257] } else { Vec::new() };
-        Ok(Self {
-            kind: Kind::Bytes,
-            name,
-            vocab,
-            bos,
-            eos,
-            adds_bos: bos.is_some(),
-        })
+        Ok(Self { kind: Kind::Bytes, name, vocab, bos, eos, adds_bos: bos.is_some() })
     }
 
     fn file(path: &Path, vocab: usize) -> Result<Self, TokenizerError> {
-        let path = if path.is_dir() {
-            path.join("tokenizer.json")
-        } else {
-            path.to_owned()
-        };
+        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let name = path.display().to_string();
         let json = read_capped(&path)?;
-        let unreadable = |reason: String| TokenizerError::Unreadable {
-            path: name.clone(),
-            reason,
-        };
+        let unreadable = |reason: String| TokenizerError::Unreadable { path: name.clone(), reason };
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(&json)
             .map_err(|error| unreadable(error.to_string()))?;
         // A file can ask for a fixed length, which would cut or pad every document in silence.
         tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| unreadable(error.to_string()))?;
-        let highest = tokenizer
-            .get_vocab(true)
-            .into_iter()
-            .max_by_key(|(_, id)| *id);
+        tokenizer.with_truncation(None).map_err(|error| unreadable(error.to_string()))?;
+        let highest = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
         if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= vocab) {
-            return Err(TokenizerError::Vocabulary {
-                path: name,
-                id,
-                token,
-                vocab,
-            });
+            return Err(TokenizerError::Vocabulary { path: name, id, token, vocab });
         }
         let (bos, eos, adds_bos) = begin_and_end(&path, &tokenizer)?;
         for id in bos.iter().chain(&eos) {
             if *id as usize >= vocab {
                 let token = "in the files beside it".to_owned();
-                return Err(TokenizerError::Vocabulary {
-                    path: name,
-                    id: *id,
-                    token,
-                    vocab,
-                });
+                return Err(TokenizerError::Vocabulary { path: name, id: *id, token, vocab });
             }
         }
-        let kind = Kind::File {
-            tokenizer: Box::new(tokenizer),
-            json,
-        };
-        Ok(Self {
-            kind,
-            name,
-            vocab,
-            bos,
-            eos,
-            adds_bos,
-        })
+        let kind = Kind::File { tokenizer: Box::new(tokenizer), json };
+        Ok(Self { kind, name, vocab, bos, eos, adds_bos })
     }
 
     /// `bytes`, or the path of the `tokenizer.json`.
@@ -245,13 +197,7 @@ impl Tokenizer {
 
     /// Decodes ids that arrive one by one.
     pub fn decoding(&self, skip_special: bool) -> Decoding<'_> {
-        Decoding {
-            tokenizer: self,
-            skip_special,
-            ids: Vec::new(),
-            start: 0,
-            printed: 0,
-        }
+        Decoding { tokenizer: self, skip_special, ids: Vec::new(), start: 0, printed: 0 }
     }
 }
 
@@ -283,12 +229,9 @@ impl Decoding<'_> {
     }
 
     fn piece(&mut self, incomplete_too: bool) -> Result<String, TokenizerError> {
-        let given = self
-            .tokenizer
-            .decode(&self.ids[self.start..self.printed], self.skip_special)?;
-        let text = self
-            .tokenizer
-            .decode(&self.ids[self.start..], self.skip_special)?;
+        let given =
+            self.tokenizer.decode(&self.ids[self.start..self.printed], self.skip_special)?;
+        let text = self.tokenizer.decode(&self.ids[self.start..], self.skip_special)?;
         if !incomplete_too && text.ends_with('\u{fffd}') {
             return Ok(String::new());
         }
@@ -299,9 +242,7 @@ impl Decoding<'_> {
 }
 
 fn text_error(error: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Text {
-        reason: error.to_string(),
-    }
+    TokenizerError::Text { reason: error.to_string() }
 }
 
 #[cfg(test)]
@@ -329,12 +270,7 @@ mod tests {
     fn published_tokenizers_give_the_reference_ids() {
         let Some(assets) = assets() else { return };
         let expected = json(assets.join("tokenizers/encodings.json"));
-        let ends = [
-            ("llama2", 2),
-            ("llama3_1", 128_001),
-            ("mistral_v1", 2),
-            ("mistral_v3", 2),
-        ];
+        let ends = [("llama2", 2), ("llama3_1", 128_001), ("mistral_v1", 2), ("mistral_v3", 2)];
         for (name, eos) in ends {
             let vocab = expected[format!("{name}_vocab")].as_u64().expect("a size") as usize;
             let path = assets.join("tokenizers").join(name);
@@ -349,14 +285,8 @@ mod tests {
                 assert_eq!(ids, ids_of(&case["ids"]), "{name}: {text}");
                 let mut with_ends = vec![tokenizer.bos().expect("these have one")];
                 with_ends.extend(ids.iter().chain([&eos]));
-                assert_eq!(
-                    tokenizer.training_ids(text).expect("any text has ids"),
-                    with_ends
-                );
-                assert_eq!(
-                    tokenizer.decode(&ids, false).expect("ids have a text"),
-                    text
-                );
+                assert_eq!(tokenizer.training_ids(text).expect("any text has ids"), with_ends);
+                assert_eq!(tokenizer.decode(&ids, false).expect("ids have a text"), text);
                 let mut decoding = tokenizer.decoding(true);
                 let pieces: Result<String, _> =
                     with_ends.iter().map(|id| decoding.push(*id)).collect();
@@ -387,21 +317,9 @@ mod tests {
             assert_eq!((tokenizer.bos(), tokenizer.eos()), (bos, eos));
         }
         let tokenizer = Tokenizer::open("bytes", 300).expect("every byte has room");
-        assert_eq!(
-            tokenizer.training_ids("é!").ok(),
-            Some(vec![256, 195, 169, 33, 257])
-        );
-        assert_eq!(
-            tokenizer
-                .decode(&[256, 195, 169, 257], true)
-                .ok()
-                .as_deref(),
-            Some("é")
-        );
-        assert_eq!(
-            Tokenizer::bytes(255).expect_err("too small").code(),
-            "E0912"
-        );
+        assert_eq!(tokenizer.training_ids("é!").ok(), Some(vec![256, 195, 169, 33, 257]));
+        assert_eq!(tokenizer.decode(&[256, 195, 169, 257], true).ok().as_deref(), Some("é"));
+        assert_eq!(Tokenizer::bytes(255).expect_err("too small").code(), "E0912");
         assert!(tokenizer.note().is_none());
         assert!(Tokenizer::bytes(32_000).expect("room").note().is_some());
     }
@@ -426,24 +344,13 @@ mod tests {
         fs::create_dir_all(&dir).expect("the temporary directory is writable");
         let path = dir.join("tokenizer.json");
         let deep = format!("{{\"a\":{}", "[".repeat(100_000));
-        for (content, part) in [
-            (deep.as_str(), "nests"),
-            ("{", "read"),
-            ("", "read"),
-            ("\"[[\\\"[\"", "read"),
-        ] {
+        for (content, part) in
+            [(deep.as_str(), "nests"), ("{", "read"), ("", "read"), ("\"[[\\\"[\"", "read")]
+        {
             fs::write(&path, content).expect("the temporary directory is writable");
             let error = Tokenizer::open(&path.display().to_string(), 10).expect_err("hostile");
-            assert_eq!(
-                (error.code(), error.to_string().contains(part)),
-                ("E0911", true)
-            );
+            assert_eq!((error.code(), error.to_string().contains(part)), ("E0911", true));
         }
-        assert_eq!(
-            Tokenizer::open("org/name", 10)
-                .expect_err("not local")
-                .code(),
-            "E0911"
-        );
+        assert_eq!(Tokenizer::open("org/name", 10).expect_err("not local").code(), "E0911");
     }
 }

@@ -13,13 +13,7 @@ use crate::tokenizer::TokenizerError;
 pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 pub(crate) const MAX_NESTING: usize = 64;
 /// Ends of text, in case no file beside the tokenizer names one.
-const USUAL_EOS: [&str; 5] = [
-    "</s>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<eos>",
-    "<|im_end|>",
-];
+const USUAL_EOS: [&str; 5] = ["</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>"];
 
 /// The whole file, if it is small and flat enough to hand to a parser.
 pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, TokenizerError> {
@@ -33,10 +27,7 @@ pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     }
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
     if bytes > MAX_FILE_BYTES {
-        return Err(TokenizerError::TooLarge {
-            path: name(),
-            bytes,
-        });
+        return Err(TokenizerError::TooLarge { path: name(), bytes });
     }
     let json = fs::read(path).map_err(unreadable)?;
     if nesting(&json) > MAX_NESTING {
@@ -70,56 +61,33 @@ pub(crate) fn begin_and_end(
     path: &Path,
     tokenizer: &tokenizers::Tokenizer,
 ) -> Result<(Option<u32>, Vec<u32>, bool), TokenizerError> {
-    let beside: Vec<Value> = [
-        "generation_config.json",
-        "config.json",
-        "tokenizer_config.json",
-    ]
-    .iter()
-    .map(|name| path.with_file_name(name))
-    .filter(|path| path.is_file())
-    .map(|path| read_json(&path))
-    .collect::<Result<_, _>>()?;
+    let beside: Vec<Value> = ["generation_config.json", "config.json", "tokenizer_config.json"]
+        .iter()
+        .map(|name| path.with_file_name(name))
+        .filter(|path| path.is_file())
+        .map(|path| read_json(&path))
+        .collect::<Result<_, _>>()?;
     let ids = |key: &str, token: &str| {
         let found = |it: &Value| {
             let ids = ids_of(&it[key]);
             let token = it[token].as_str().or_else(|| it[token]["content"].as_str());
             let id = token.and_then(|token| tokenizer.token_to_id(token));
-            if ids.is_empty() {
-                id.into_iter().collect()
-            } else {
-                ids
-            }
+            if ids.is_empty() { id.into_iter().collect() } else { ids }
         };
-        beside
-            .iter()
-            .map(found)
-            .find(|ids: &Vec<u32>| !ids.is_empty())
-            .unwrap_or_default()
+        beside.iter().map(found).find(|ids: &Vec<u32>| !ids.is_empty()).unwrap_or_default()
     };
     let added = |error: tokenizers::Error| TokenizerError::Unreadable {
         path: path.display().to_string(),
         reason: error.to_string(),
     };
     // What the file itself puts around a text shows on an empty one.
-    let around = tokenizer
-        .encode("", true)
-        .map_err(added)?
-        .get_ids()
-        .to_vec();
+    let around = tokenizer.encode("", true).map_err(added)?.get_ids().to_vec();
     let mut eos = ids("eos_token_id", "eos_token");
     if eos.is_empty() {
-        eos.extend(
-            USUAL_EOS
-                .iter()
-                .find_map(|name| tokenizer.token_to_id(name)),
-        );
+        eos.extend(USUAL_EOS.iter().find_map(|name| tokenizer.token_to_id(name)));
     }
     let in_front = around.first().copied().filter(|id| !eos.contains(id));
-    let bos = ids("bos_token_id", "bos_token")
-        .first()
-        .copied()
-        .or(in_front);
+    let bos = ids("bos_token_id", "bos_token").first().copied().or(in_front);
     let said = beside.iter().find_map(|it| it["add_bos_token"].as_bool());
     let adds_bos = bos.is_some() && said.unwrap_or(in_front.is_some());
     Ok((bos, eos, adds_bos))

@@ -27,18 +27,9 @@ pub enum WeightsError {
     )]
     Extra { names: Vec<String>, path: String },
     #[error("tensor `{name}` in `{path}` has shape {found:?}, and {expected:?} in the model")]
-    Shape {
-        name: String,
-        path: String,
-        found: Vec<usize>,
-        expected: Vec<usize>,
-    },
+    Shape { name: String, path: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("tensor `{name}` in `{path}` is {dtype}; convert it to F32, BF16 or F16")]
-    Dtype {
-        name: String,
-        path: String,
-        dtype: String,
-    },
+    Dtype { name: String, path: String, dtype: String },
 }
 
 impl WeightsError {
@@ -79,11 +70,7 @@ impl Weights {
     /// `path` is a safetensors file, or a directory with `model.safetensors` or
     /// `model.safetensors.index.json`.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let mut res = Self {
-            path: path.to_owned(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut res = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         let single = path.join("model.safetensors");
         let index = path.join("model.safetensors.index.json");
         if path.is_file() {
@@ -93,9 +80,7 @@ impl Weights {
         } else if index.is_file() {
             res.add_sharded(&index)?;
         } else {
-            return Err(WeightsError::NotFound {
-                path: path.display().to_string(),
-            });
+            return Err(WeightsError::NotFound { path: path.display().to_string() });
         }
         Ok(res)
     }
@@ -111,12 +96,7 @@ impl Weights {
 
     /// Row-major values; BF16 and F16 are widened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let Entry {
-            file_idx,
-            dtype,
-            range,
-            ..
-        } = self.entry(name)?;
+        let Entry { file_idx, dtype, range, .. } = self.entry(name)?;
         let bytes = &self.files[*file_idx].bytes[range.clone()];
         match dtype {
             Dtype::F32 => Ok(bytes.chunks_exact(4).map(f32_of).collect()),
@@ -141,15 +121,8 @@ impl Weights {
                 dtype: format!("{:?}", entry.dtype),
             });
         }
-        let id = |b: &[u8]| {
-            b.iter()
-                .rev()
-                .fold(0u64, |x, byte| x << 8 | u64::from(*byte)) as i64
-        };
-        Ok(file.bytes[entry.range.clone()]
-            .chunks_exact(8)
-            .map(id)
-            .collect())
+        let id = |b: &[u8]| b.iter().rev().fold(0u64, |x, byte| x << 8 | u64::from(*byte)) as i64;
+        Ok(file.bytes[entry.range.clone()].chunks_exact(8).map(id).collect())
     }
 
     /// Whether every tensor that the model has is here in its shape, and nothing else is.
@@ -175,15 +148,10 @@ impl Weights {
         }
         let leftover =
             |name: &str| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
-        let extra = self
-            .names()
-            .filter(|name| !known.contains(name) && !leftover(name));
+        let extra = self.names().filter(|name| !known.contains(name) && !leftover(name));
         let names: Vec<String> = extra.map(str::to_owned).collect();
         if !names.is_empty() {
-            return Err(WeightsError::Extra {
-                names,
-                path: self.path.display().to_string(),
-            });
+            return Err(WeightsError::Extra { names, path: self.path.display().to_string() });
         }
         Ok(())
     }
@@ -200,14 +168,9 @@ impl Weights {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let bytes = fs::metadata(index)
-            .map_err(|error| damaged(index, error))?
-            .len();
+        let bytes = fs::metadata(index).map_err(|error| damaged(index, error))?.len();
         if bytes > MAX_INDEX_BYTES {
-            return Err(damaged(
-                index,
-                format!("it has more than {MAX_INDEX_BYTES} bytes"),
-            ));
+            return Err(damaged(index, format!("it has more than {MAX_INDEX_BYTES} bytes")));
         }
         let text = fs::read(index).map_err(|error| damaged(index, error))?;
         let Index { weight_map } =
@@ -215,24 +178,15 @@ impl Weights {
         for shard in weight_map.values().collect::<BTreeSet<_>>() {
             // A path could lead out of the directory.
             if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                return Err(damaged(
-                    index,
-                    format!("`{shard}` is not a plain file name"),
-                ));
+                return Err(damaged(index, format!("`{shard}` is not a plain file name")));
             }
             self.add(&index.with_file_name(shard))?;
         }
         for (name, shard) in &weight_map {
-            let file = self
-                .tensors
-                .get(name)
-                .map(|entry| &self.files[entry.file_idx].path);
+            let file = self.tensors.get(name).map(|entry| &self.files[entry.file_idx].path);
             if file.is_none_or(|path| path.file_name() != Some(shard.as_ref())) {
                 let path = index.with_file_name(shard).display().to_string();
-                return Err(WeightsError::Missing {
-                    name: name.clone(),
-                    path,
-                });
+                return Err(WeightsError::Missing { name: name.clone(), path });
             }
         }
         Ok(())
@@ -253,34 +207,20 @@ impl Weights {
             let (start, end) = info.data_offsets;
             let range = 8 + n_header + start..8 + n_header + end;
             if bytes.get(range.clone()).is_none() {
-                return Err(damaged(
-                    path,
-                    format!("tensor `{name}` lies outside the file"),
-                ));
+                return Err(damaged(path, format!("tensor `{name}` lies outside the file")));
             }
-            let entry = Entry {
-                file_idx,
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range,
-            };
+            let entry = Entry { file_idx, dtype: info.dtype, shape: info.shape.clone(), range };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(damaged(path, format!("tensor `{name}` is in two files")));
             }
         }
-        self.files.push(Mapped {
-            path: path.to_owned(),
-            bytes,
-        });
+        self.files.push(Mapped { path: path.to_owned(), bytes });
         Ok(())
     }
 }
 
 fn damaged(path: &Path, reason: impl ToString) -> WeightsError {
-    WeightsError::Damaged {
-        path: path.display().to_string(),
-        reason: reason.to_string(),
-    }
+    WeightsError::Damaged { path: path.display().to_string(), reason: reason.to_string() }
 }
 
 fn f32_of(bytes: &[u8]) -> f32 {
@@ -315,12 +255,7 @@ mod tests {
     }
 
     fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
-        [
-            &(header.len() as u64).to_le_bytes(),
-            header.as_bytes(),
-            data,
-        ]
-        .concat()
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
     }
 
     fn put(path: PathBuf, bytes: &[u8]) {
@@ -333,9 +268,7 @@ mod tests {
         let header = r#"{"b":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},
             "h":{"dtype":"F16","shape":[2,3],"data_offsets":[4,16]},
             "i":{"dtype":"I8","shape":[1],"data_offsets":[16,17]}}"#;
-        let halves: [u16; 8] = [
-            0xbfc0, 0x7f80, 0x3c00, 0xc000, 0x0001, 0x7bff, 0xfc00, 0x0400,
-        ];
+        let halves: [u16; 8] = [0xbfc0, 0x7f80, 0x3c00, 0xc000, 0x0001, 0x7bff, 0xfc00, 0x0400];
         let mut data: Vec<u8> = halves.iter().flat_map(|it| it.to_le_bytes()).collect();
         data.push(1);
         put(dir.join("model.safetensors"), &safetensors(header, &data));
@@ -347,10 +280,7 @@ mod tests {
         let h = vec![1.0, -2.0, small, 65504.0, f32::NEG_INFINITY, 2f32.powi(-14)];
         assert_eq!(weights.read_f32("h").ok(), Some(h));
         assert_eq!(weights.read_f32("i").expect_err("integers").code(), "E0923");
-        assert_eq!(
-            weights.read_f32("none").expect_err("missing").code(),
-            "E0923"
-        );
+        assert_eq!(weights.read_f32("none").expect_err("missing").code(), "E0923");
     }
 
     #[test]
@@ -379,12 +309,7 @@ mod tests {
             let error = Weights::open(&dir).expect_err("the header lies");
             assert_eq!(error.code(), "E0922", "file {i}: {error}");
         }
-        assert_eq!(
-            Weights::open(&dir.join("none"))
-                .expect_err("nothing")
-                .code(),
-            "E0921"
-        );
+        assert_eq!(Weights::open(&dir.join("none")).expect_err("nothing").code(), "E0921");
     }
 
     #[test]
@@ -396,24 +321,15 @@ mod tests {
             put(dir.join(file), &safetensors(&header, &value.to_le_bytes()));
         }
         let index = dir.join("model.safetensors.index.json");
-        put(
-            index.clone(),
-            br#"{"weight_map":{"a":"x.safetensors","b":"y.safetensors"}}"#,
-        );
+        put(index.clone(), br#"{"weight_map":{"a":"x.safetensors","b":"y.safetensors"}}"#);
         let weights = Weights::open(&dir).expect("both shards are there");
         assert_eq!(weights.read_f32("b").ok(), Some(vec![2.0]));
         let one: &[usize] = &[1];
         assert!(weights.check([("a", one), ("b", one)]).is_ok());
-        assert_eq!(
-            weights.check([("a", one)]).expect_err("b is extra").code(),
-            "E0923"
-        );
+        assert_eq!(weights.check([("a", one)]).expect_err("b is extra").code(), "E0923");
         assert!(weights.check([("a", one), ("b", &[2])]).is_err());
         put(index.clone(), br#"{"weight_map":{"a":"y.safetensors"}}"#);
-        assert_eq!(
-            Weights::open(&dir).expect_err("wrong shard").code(),
-            "E0923"
-        );
+        assert_eq!(Weights::open(&dir).expect_err("wrong shard").code(), "E0923");
         put(index, br#"{"weight_map":{"a":"../x.safetensors"}}"#);
         assert_eq!(Weights::open(&dir).expect_err("leads out").code(), "E0922");
     }
@@ -426,13 +342,8 @@ mod tests {
             return;
         }
         let weights = Weights::open(&path).expect("the asset is whole");
-        assert_eq!(
-            weights.shape("model.embed_tokens.weight").ok(),
-            Some([512, 64].as_slice())
-        );
-        let norm = weights
-            .read_f32("model.norm.weight")
-            .expect("every Llama has one");
+        assert_eq!(weights.shape("model.embed_tokens.weight").ok(), Some([512, 64].as_slice()));
+        let norm = weights.read_f32("model.norm.weight").expect("every Llama has one");
         assert!(norm.len() == 64 && norm.iter().all(|it| it.is_finite() && *it != 0.0));
     }
 }

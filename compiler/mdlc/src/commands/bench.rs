@@ -61,9 +61,7 @@ pub fn run(args: &Args) -> Outcome {
             number("gflops"),
             100.0 * number("fraction_of_peak"),
             number("peak_gflops"),
-            row["tokens_per_s"]
-                .as_f64()
-                .map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
+            row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
         ));
     }
     Ok(())
@@ -87,7 +85,8 @@ fn median(device: &Device, runs: usize, mut f: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-/// A row of the report. The peak is measured right beside the run, since other work shares the machine.
+/// A row of the report. The peak is measured right beside the run, since other work shares the
+/// machine.
 fn row(device: &Device, shape: &[u64], form: &str, flops: f64, seconds: f64) -> Value {
     let peak = measure_fma_peak(device);
     let gflops = flops / seconds / 1e9;
@@ -98,7 +97,8 @@ fn row(device: &Device, shape: &[u64], form: &str, flops: f64, seconds: f64) -> 
     })
 }
 
-/// m, n, k of the forward contractions: cubes, then those of llama_15m (batch 8 × 256) and llama_110m (2 × 1024).
+/// m, n, k of the forward contractions: cubes, then those of llama_15m (batch 8 × 256) and
+/// llama_110m (2 × 1024).
 const SHAPES: &[[u64; 3]] = &[
     [512, 512, 512],
     [768, 768, 768],
@@ -117,7 +117,8 @@ const SHAPES: &[[u64; 3]] = &[
 fn gemm(device: &Device, runs: usize) -> Vec<Value> {
     let mut rows = Vec::new();
     for [m, n, k] in SHAPES {
-        // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m, k]
+        // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m,
+        // k]
         let forms = [
             ("forward", [*m, *n, *k], [*k, 1], [1, *k]),
             ("backward_x", [*m, *k, *n], [*n, 1], [*k, 1]),
@@ -125,11 +126,7 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
         ];
         for (form, [m, n, k], a, b) in forms {
             let dim = |size: u64, stride: u64, stride_b: u64| {
-                vec![Dim {
-                    size: size as u32,
-                    stride: stride as u32,
-                    stride_b: stride_b as u32,
-                }]
+                vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
             };
             let spec = KernelSpec::Contract(ContractSpec {
                 batch: Vec::new(),
@@ -144,13 +141,7 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 n_outputs: 1,
             });
             let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
-            rows.push(row(
-                device,
-                &[m, n, k],
-                form,
-                2.0 * (m * n * k) as f64,
-                seconds,
-            ));
+            rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
         }
     }
     rows
@@ -170,11 +161,7 @@ fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64
         total += b.next_multiple_of(256);
     }
     let arena = device.alloc(total);
-    let args: Vec<_> = offsets
-        .iter()
-        .zip(&bytes)
-        .map(|(o, b)| arena.slice(*o, *b))
-        .collect();
+    let args: Vec<_> = offsets.iter().zip(&bytes).map(|(o, b)| arena.slice(*o, *b)).collect();
     median(device, runs, || device.launch(spec, &args))
 }
 
@@ -190,10 +177,7 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
                 group: 1,
                 head,
                 scale: 1.0 / (head as f32).sqrt(),
-                mask: MaskSpec {
-                    causal: true,
-                    ..MaskSpec::default()
-                },
+                mask: MaskSpec { causal: true, ..MaskSpec::default() },
             };
             let (x, lse) = (u64::from(t * 6 * head), u64::from(t * 6));
             // Half of the scores are masked: q·k and p·v forward, five such products backward.
@@ -216,9 +200,7 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let vocab = model.size("vocab").unwrap_or(256);
     let mut session = Session::open(model, args.training.settings(), device.clone())?;
     let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
-    let ids: Vec<i32> = (0..b * t)
-        .map(|i| (i as u64 * 7919 % vocab) as i32)
-        .collect();
+    let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
     let batch = Batch {
         targets: ids.iter().map(|i| (i + 1) % vocab as i32).collect(),
         tokens: ids,

@@ -26,15 +26,8 @@ pub fn run(args: &Args) -> Outcome {
         say(&(serde_json::to_string_pretty(&result)? + "\n"));
     } else {
         for t in &result.tensors {
-            let mark = if t.error <= t.tolerance {
-                ""
-            } else {
-                "  beyond tolerance"
-            };
-            say(&format!(
-                "{:<64} {:.2e} of {:.0e}{mark}\n",
-                t.name, t.error, t.tolerance
-            ));
+            let mark = if t.error <= t.tolerance { "" } else { "  beyond tolerance" };
+            say(&format!("{:<64} {:.2e} of {:.0e}{mark}\n", t.name, t.error, t.tolerance));
         }
     }
     match result.worst() {

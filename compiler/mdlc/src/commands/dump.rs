@@ -60,12 +60,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let settings = args.training.settings();
     let trace = mdl_train::session::training_trace(&mut model, &settings)?;
-    let graph = |stage| {
-        trace
-            .at(stage)
-            .map(print)
-            .ok_or(Failure("no such stage".into()))
-    };
+    let graph = |stage| trace.at(stage).map(print).ok_or(Failure("no such stage".into()));
     let text = match args.stage {
         Stage::Forward => graph(GraphStage::Forward)?,
         Stage::Training => graph(GraphStage::Training)?,
@@ -114,18 +109,11 @@ fn schedule(e: &Executable) -> String {
         let kind = format!("{:?}", e.specs[l.spec]);
         let kind = kind.split('(').next().unwrap_or("").to_string();
         let name = format!("{indent}{}", l.name);
-        let _ = writeln!(
-            out,
-            "{n:>5}  {kind:<20} {name:<44} {bytes:>14} {:>16}",
-            l.flops
-        );
+        let _ = writeln!(out, "{n:>5}  {kind:<20} {name:<44} {bytes:>14} {:>16}", l.flops);
         n += 1;
     };
-    let _ = writeln!(
-        out,
-        "    #  {:<20} {:<44} {:>14} {:>16}",
-        "kernel", "result", "bytes", "flops"
-    );
+    let _ =
+        writeln!(out, "    #  {:<20} {:<44} {:>14} {:>16}", "kernel", "result", "bytes", "flops");
     for step in &e.steps {
         match step {
             Step::Launch(l) => row(&mut out, l, ""),
@@ -144,11 +132,7 @@ fn plan(e: &Executable) -> String {
         e.name, e.state_bytes, e.work_bytes, "buffer", "space", "offset", "bytes"
     );
     for b in &e.buffers {
-        let space = if b.space == Space::State {
-            "state"
-        } else {
-            "work"
-        };
+        let space = if b.space == Space::State { "state" } else { "work" };
         let _ = writeln!(
             out,
             "{:<44} {space:<6} {:>14} {:>14}  [{}, {}]",

@@ -45,10 +45,7 @@ pub fn tokenizer_for(
     given: Option<&str>,
     vocab: u64,
 ) -> Result<Tokenizer, Failure> {
-    let own = dir
-        .join("tokenizer.json")
-        .exists()
-        .then(|| dir.display().to_string());
+    let own = dir.join("tokenizer.json").exists().then(|| dir.display().to_string());
     let name = given.map(str::to_string).or(own).unwrap_or("bytes".into());
     Tokenizer::open(&name, vocab as usize).map_err(|e| Failure(format!("error[{}]: {e}", e.code())))
 }
@@ -60,23 +57,16 @@ pub fn run(args: &Args) -> Outcome {
     let tokenizer = tokenizer_for(&dir, args.tokenizer.as_deref(), vocab)?;
     let mut documents = dataset::documents(&args.dataset).map_err(coded)?;
     if let Some(fraction) = args.validation_split {
-        documents = dataset::split(documents, fraction)
-            .map_err(coded)?
-            .validation;
+        documents = dataset::split(documents, fraction).map_err(coded)?.validation;
     }
     let context = context(&dir).unwrap_or(512);
     let t = args.max_context_width.unwrap_or(context);
     let data = Evaluation::from_documents(&documents, &tokenizer, t as usize)?;
     if data.n_targets() == 0 {
-        return Err(Failure(
-            "error[E0904]: the data set has nothing to predict".into(),
-        ));
+        return Err(Failure("error[E0904]: the data set has nothing to predict".into()));
     }
     let sizes = vec![("B".to_string(), args.val_batch_size), ("T".to_string(), t)];
-    let options = EntryOptions {
-        sizes,
-        documents: true,
-    };
+    let options = EntryOptions { sizes, documents: true };
     let trace = model.compile("loss", &options, &Purpose::Forward)?;
     let device = Arc::new(Device::cpu(None));
     let state = state_layout(trace.last(), &Purpose::Forward);
@@ -93,10 +83,7 @@ pub fn run(args: &Args) -> Outcome {
         });
         say(&format!("{row}\n"));
     } else {
-        say(&format!(
-            "loss {loss:.6}  perplexity {:.4}  tokens {tokens}\n",
-            loss.exp()
-        ));
+        say(&format!("loss {loss:.6}  perplexity {:.4}  tokens {tokens}\n", loss.exp()));
     }
     Ok(())
 }
@@ -109,7 +96,5 @@ fn coded(e: dataset::DataError) -> Failure {
 pub fn context(dir: &std::path::Path) -> Option<u64> {
     let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-    json["max_position_embeddings"]
-        .as_u64()
-        .map(|n| n.min(2048))
+    json["max_position_embeddings"].as_u64().map(|n| n.min(2048))
 }

@@ -14,10 +14,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     match &args.code {
         None => {
-            let rows: Vec<String> = CODES
-                .iter()
-                .map(|c| format!("{}  {}\n", c.id, c.title))
-                .collect();
+            let rows: Vec<String> =
+                CODES.iter().map(|c| format!("{}  {}\n", c.id, c.title)).collect();
             say(&rows.concat());
             Ok(())
         }
@@ -26,9 +24,9 @@ pub fn run(args: &Args) -> Outcome {
                 say(&format!("# {}: {}\n\n{}", code.id, code.title, code.page));
                 Ok(())
             }
-            None => Err(Failure(format!(
-                "there is no code `{id}`; `mdlc explain` lists all of them"
-            ))),
+            None => {
+                Err(Failure(format!("there is no code `{id}`; `mdlc explain` lists all of them")))
+            }
         },
     }
 }

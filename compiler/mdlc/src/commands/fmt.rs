@@ -37,10 +37,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure(reports));
     }
     if !wrong.is_empty() {
-        return Err(Failure(format!(
-            "not formatted (run `mdlc fmt`): {}",
-            wrong.join(", ")
-        )));
+        return Err(Failure(format!("not formatted (run `mdlc fmt`): {}", wrong.join(", "))));
     }
     Ok(())
 }

@@ -41,9 +41,7 @@ pub fn run(args: &Args) -> Outcome {
         prompt = tokenizer.bos().into_iter().collect();
     }
     if prompt.is_empty() {
-        return Err(Failure(
-            "this tokenizer has no BOS: give a --prompt to start from".into(),
-        ));
+        return Err(Failure("this tokenizer has no BOS: give a --prompt to start from".into()));
     }
     let weights = Weights::open(&dir)?;
     let capacity = prompt.len() as u64 + args.max_tokens;
@@ -54,18 +52,13 @@ pub fn run(args: &Args) -> Outcome {
     let mut generator = Generator::open(&mut model, &weights, capacity, device)?;
     let mut logits = Vec::new();
     for id in &prompt {
-        logits = generator
-            .push(*id)
-            .ok_or(Failure("the prompt is too long".into()))?;
+        logits = generator.push(*id).ok_or(Failure("the prompt is too long".into()))?;
     }
     let mut decoding = tokenizer.decoding(true);
     for id in &prompt {
         say(&decoding.push(*id)?);
     }
-    let sampling = Sampling {
-        temperature: args.temperature,
-        seed: args.seed,
-    };
+    let sampling = Sampling { temperature: args.temperature, seed: args.seed };
     for i in 0..args.max_tokens {
         let id = choose(&logits, sampling, prompt.len() as u64 + i);
         if tokenizer.is_end(id) {
@@ -73,9 +66,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         say(&decoding.push(id)?);
         if i + 1 < args.max_tokens {
-            logits = generator
-                .push(id)
-                .ok_or(Failure("the cache is full".into()))?;
+            logits = generator.push(id).ok_or(Failure("the cache is full".into()))?;
         }
     }
     say(&decoding.finish()?);

@@ -26,9 +26,7 @@ fn peak(e: &Executable) -> (usize, u64) {
     let last = e.buffers.iter().map(|b| b.last).max().unwrap_or(0);
     let live = |at: usize| {
         let here = e.buffers.iter().filter(|b| b.space == Space::Work);
-        here.filter(|b| b.first <= at && at <= b.last)
-            .map(|b| b.bytes)
-            .sum::<u64>()
+        here.filter(|b| b.first <= at && at <= b.last).map(|b| b.bytes).sum::<u64>()
     };
     (0..=last)
         .map(|at| (at, live(at)))
@@ -42,11 +40,7 @@ pub fn run(args: &Args) -> Outcome {
     let (graph, e, _) = executables(&mut model, &settings, args.training.units())?;
     let (flops, traffic) = e.work();
     let (when, live) = peak(&e);
-    let mut biggest: Vec<_> = e
-        .buffers
-        .iter()
-        .filter(|b| b.space == Space::Work)
-        .collect();
+    let mut biggest: Vec<_> = e.buffers.iter().filter(|b| b.space == Space::Work).collect();
     biggest.sort_by_key(|b| std::cmp::Reverse(b.bytes));
     biggest.truncate(8);
     if args.json {
@@ -96,10 +90,7 @@ pub fn run(args: &Args) -> Outcome {
     ));
     for b in biggest {
         let (size, name) = (mib(b.bytes), &b.name);
-        say(&format!(
-            "  {size:>12.1} MiB   {name}, launches {} to {}\n",
-            b.first, b.last
-        ));
+        say(&format!("  {size:>12.1} MiB   {name}, launches {} to {}\n", b.first, b.last));
     }
     Ok(())
 }

@@ -85,21 +85,14 @@ fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
     let documents = dataset::documents(&args.dataset).map_err(data)?;
     let mut split = match args.validation_split {
         Some(fraction) => dataset::split(documents, fraction).map_err(data)?,
-        None => Split {
-            training: documents,
-            validation: Vec::new(),
-        },
+        None => Split { training: documents, validation: Vec::new() },
     };
     if !args.validation_dataset.is_empty() {
         split.validation = dataset::documents(&args.validation_dataset).map_err(data)?;
     }
     let t = args.training.max_context_width as usize;
     let stream = Stream::from_documents(&split.training, tokenizer, args.training.seed)?;
-    let stream = if args.cross_documents == 1 {
-        stream.crossing_documents()
-    } else {
-        stream
-    };
+    let stream = if args.cross_documents == 1 { stream.crossing_documents() } else { stream };
     stream.samples_per_epoch(t).map_err(data)?;
     let validation = match split.validation.is_empty() {
         true => None,
@@ -118,10 +111,7 @@ fn found(args: &Args) -> Result<Option<Checkpoint>, Failure> {
     };
     match &checkpoint {
         Some(c) => c.notes.iter().for_each(|note| eprintln!("note: {note}")),
-        None => eprintln!(
-            "note: no checkpoint in `{}` yet, starting fresh",
-            dir.display()
-        ),
+        None => eprintln!("note: no checkpoint in `{}` yet, starting fresh", dir.display()),
     }
     Ok(checkpoint)
 }
@@ -146,11 +136,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     if let Some(checkpoint) = found(args)? {
         session.resume(&checkpoint)?;
-        eprintln!(
-            "resumed at step {} from {}",
-            session.step,
-            checkpoint.path.display()
-        );
+        eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
     }
     let executable = &session.train.executable;
     eprintln!(
@@ -168,16 +154,7 @@ pub fn run(args: &Args) -> Outcome {
         Some(path) => Some(JsonLog::open(path, session.step).map_err(|e| coded(e.code(), e))?),
         None => None,
     };
-    Run {
-        args,
-        session,
-        data,
-        tokenizer,
-        log,
-        stop,
-        saved: None,
-    }
-    .train()
+    Run { args, session, data, tokenizer, log, stop, saved: None }.train()
 }
 
 struct Run<'a> {
@@ -200,11 +177,7 @@ impl Run<'_> {
         while self.session.step < max && !self.stop.load(Ordering::Relaxed) {
             let start = Instant::now();
             let cursor = self.session.cursor;
-            let batch = self
-                .data
-                .stream
-                .batch(cursor, b as usize, t as usize)
-                .map_err(data)?;
+            let batch = self.data.stream.batch(cursor, b as usize, t as usize).map_err(data)?;
             let report = self.session.step(&batch);
             let step = self.session.step;
             if !report.loss.is_finite() || !report.grad_norm.is_finite() {

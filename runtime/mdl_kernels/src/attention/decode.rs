@@ -84,7 +84,17 @@ fn decode<N: Size>(
             if first < end {
                 let out = (row * parts + part) * comptime!(shape.head + 2);
                 visit::<N>(
-                    q, k, v, documents_t, documents_s, partials, out, &block, row, first, end,
+                    q,
+                    k,
+                    v,
+                    documents_t,
+                    documents_s,
+                    partials,
+                    out,
+                    &block,
+                    row,
+                    first,
+                    end,
                     shape,
                 );
             }
@@ -126,9 +136,8 @@ fn visit<N: Size>(
     let mut largest = f32::NEG_INFINITY.runtime();
     let mut sum = 0.0f32.runtime();
     for s in range_stepped(first, end, lanes) {
-        let scores = score_keys::<N>(
-            q, k, documents_t, documents_s, block, row, base, s, end, shape,
-        );
+        let scores =
+            score_keys::<N>(q, k, documents_t, documents_s, block, row, base, s, end, shape);
         let new = max(largest, max_lanes::<N>(scores));
         // Where nothing has been seen yet the maximum is −∞, and −∞ − −∞ is no number.
         let by = select(new == f32::NEG_INFINITY, 0.0, new);

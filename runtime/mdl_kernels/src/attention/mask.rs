@@ -18,12 +18,7 @@ pub(crate) struct Block {
 }
 
 #[cube]
-pub(crate) fn block_of(
-    start: &[i32],
-    batch: usize,
-    t: usize,
-    #[comptime] shape: Shape,
-) -> Block {
+pub(crate) fn block_of(start: &[i32], batch: usize, t: usize, #[comptime] shape: Shape) -> Block {
     let count = min(shape.queries, shape.t - t);
     let mut position = t;
     if comptime!(shape.start) {

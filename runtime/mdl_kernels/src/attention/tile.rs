@@ -151,14 +151,21 @@ pub(crate) fn add_rows<N: Size>(
     for d in range_stepped(0, whole, shape.rows) {
         let place = out + d * shape.queries;
         add_rows_at::<N>(
-            rows, at + d, count, workspace, x, factor, place, scaled, shape.rows, shape,
+            rows,
+            at + d,
+            count,
+            workspace,
+            x,
+            factor,
+            place,
+            scaled,
+            shape.rows,
+            shape,
         );
     }
     if comptime!(rest > 0) {
         let place = out + whole * shape.queries;
-        add_rows_at::<N>(
-            rows, at + whole, count, workspace, x, factor, place, scaled, rest, shape,
-        );
+        add_rows_at::<N>(rows, at + whole, count, workspace, x, factor, place, scaled, rest, shape);
     }
 }
 

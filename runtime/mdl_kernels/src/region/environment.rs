@@ -196,9 +196,7 @@ impl<N: Size> Environment<N> for At<'_, N> {
         let plan = self.views.plan;
         let dim = plan.place[usize::from(dim)];
         match self.column {
-            Some(column) if dim + 1 == plan.dims.len() => {
-                numbers_from::expand::<N>(scope, column)
-            }
+            Some(column) if dim + 1 == plan.dims.len() => numbers_from::expand::<N>(scope, column),
             _ => number::expand::<N>(scope, self.place.index[dim]),
         }
     }

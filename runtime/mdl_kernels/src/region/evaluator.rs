@@ -53,7 +53,13 @@ impl Evaluator<'_> {
                 InstrOp::Mul => a * b,
                 InstrOp::Div => a / b,
                 InstrOp::Lt => f64::from(a < b),
-                InstrOp::Select => if a != 0.0 { b } else { c },
+                InstrOp::Select => {
+                    if a != 0.0 {
+                        b
+                    } else {
+                        c
+                    }
+                }
                 other => panic!("{other:?} is not used by the tests"),
             };
             registers[instr.dst as usize] = value;

@@ -6,9 +6,7 @@
 // The vector's width is used where code is emitted, which the attribute's output hides.
 #![allow(clippy::extra_unused_type_parameters)]
 
-use super::environment::{
-    Accumulators, At, Index, Place, Rows, Views, across_lanes, combine,
-};
+use super::environment::{Accumulators, At, Index, Place, Rows, Views, across_lanes, combine};
 use super::plan::{Plan, Reduction};
 use crate::embedding::share;
 use crate::program::{Registers, interpret};

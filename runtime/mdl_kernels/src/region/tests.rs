@@ -219,11 +219,7 @@ fn column_sum(dims: &[u32], reduced: u32, input: View, output: View) -> RegionSp
         phases: vec![
             cols(vec![op(Load(0), 0, 0, 0), op(Mul, 1, 0, 0), op(Sum, 0, 1, 0)]),
             Phase {
-                row: vec![
-                    op(Const(0.5), 1, 0, 0),
-                    op(Mul, 2, 0, 1),
-                    op(Store(0), 0, 2, 0),
-                ],
+                row: vec![op(Const(0.5), 1, 0, 0), op(Mul, 2, 0, 1), op(Store(0), 0, 2, 0)],
                 cols: vec![],
             },
         ],
@@ -280,11 +276,7 @@ fn a_scalar_is_a_region() {
         walk: Walk::Rows,
         inputs: vec![view(0, &[])],
         outputs: vec![view(0, &[])],
-        phases: vec![cols(vec![
-            op(Load(0), 0, 0, 0),
-            op(Exp, 1, 0, 0),
-            op(Store(0), 0, 1, 0),
-        ])],
+        phases: vec![cols(vec![op(Load(0), 0, 0, 0), op(Exp, 1, 0, 0), op(Store(0), 0, 1, 0)])],
     };
     let mut buffers = Buffers::new();
     let args = [buffers.random(1), buffers.zeros(1)];
