@@ -1,6 +1,7 @@
 //! Passes over graphs, and the way from a fused graph to an executable.
 
 pub mod adjoint;
+mod ask;
 pub mod differentiate;
 pub mod executable;
 pub mod fuse;
@@ -9,6 +10,8 @@ pub mod hoist;
 pub mod incremental;
 pub mod layout;
 pub mod lower;
+mod lower_kernel;
+mod lower_repeat;
 pub mod mask;
 pub mod optimise;
 pub mod plan;

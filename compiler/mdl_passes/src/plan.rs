@@ -212,22 +212,7 @@ fn emit(
     let trains = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
     let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
     let sections = if updates { 4 } else { 1 + u64::from(trains) };
-    let used = |b: &usize| low.buffers[*b].first != usize::MAX;
-    let buffers: Vec<BufferPlan> = (0..low.buffers.len())
-        .filter(used)
-        .map(|b| {
-            let buffer = &low.buffers[b];
-            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
-            BufferPlan {
-                name: buffer.name.clone(),
-                space,
-                offset: offsets[b],
-                bytes: buffer.bytes,
-                first: buffer.first.min(low.clock),
-                last: buffer.last.min(low.clock),
-            }
-        })
-        .collect();
+    let buffers = buffer_plans(&low, offsets);
     let work = buffers.iter().filter(|b| b.space == Space::Work);
     let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
     Executable {
@@ -242,6 +227,26 @@ fn emit(
         buffers,
         units: low.units,
     }
+}
+
+/// The buffers that are used, with their places and times.
+fn buffer_plans(low: &Lowering, offsets: &[u64]) -> Vec<BufferPlan> {
+    let used = |b: &usize| low.buffers[*b].first != usize::MAX;
+    (0..low.buffers.len())
+        .filter(used)
+        .map(|b| {
+            let buffer = &low.buffers[b];
+            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
+            BufferPlan {
+                name: buffer.name.clone(),
+                space,
+                offset: offsets[b],
+                bytes: buffer.bytes,
+                first: buffer.first.min(low.clock),
+                last: buffer.last.min(low.clock),
+            }
+        })
+        .collect()
 }
 
 /// A number of AdamW, read from the body that is its meaning (see `stdlib/optim.mdl`); `n`

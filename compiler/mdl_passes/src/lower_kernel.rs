@@ -1,0 +1,264 @@
+//! One launch for each node of a fused body: its kernel's spec and the memory it reads and writes.
+
+use crate::layout::Loc;
+use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, is_region};
+use crate::region::region_spec;
+use mdl_ir::cost::node_flops;
+use mdl_ir::graph::{Body, Node, ValueId};
+use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, GatherSpec, KernelSpec};
+use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
+use mdl_ir::op::{Kernel, Op};
+use mdl_ir::tensor_type::{Axis, DType, Type};
+
+impl Lowering {
+    /// One launch for a node of a fused body.
+    // tidy: table
+    pub(crate) fn kernel(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        results: &[Loc],
+        places: &Places,
+    ) -> Done<()> {
+        let to = &results[0];
+        let name = body.name(node.results[0]).to_string();
+        let flops = node_flops(body, node);
+        let mut locs: Vec<Loc> = node.args.iter().map(|a| places[a].clone()).collect();
+        let region = is_region(&node.op);
+        let contraction = matches!(node.op, Op::Call { kernel: Kernel::Contraction, .. });
+        // The sum of squares runs over the whole section of gradients, padding (zeros) included.
+        let section = matches!(node.op, Op::Call { kernel: Kernel::SumOfSquares, .. });
+        if !region && !section {
+            for (n, (loc, a)) in locs.iter_mut().zip(&node.args).enumerate() {
+                let ty = body.ty(*a);
+                // A contraction packs from any strides, but starts at the buffer's alignment.
+                let packed = contraction && is_operand(node, n);
+                if !(packed && loc.offset % ALIGNED == 0) {
+                    *loc = self.dense(body.name(*a), ty, loc)?;
+                }
+            }
+        }
+        let sized = |locs: &[Loc], ids: &[ValueId]| -> Vec<Access> {
+            locs.iter().zip(ids).map(|(l, id)| access(l, body.ty(*id))).collect()
+        };
+        let (mut args, outs) = (sized(&locs, &node.args), sized(results, &node.results));
+        let full = locs;
+        let locs: Vec<Loc> = args.iter().map(|a| a.loc.clone()).collect();
+        let results: Vec<Loc> = outs.iter().map(|a| a.loc.clone()).collect();
+        let results = results.as_slice();
+        let spec = match &node.op {
+            Op::Call { kernel: Kernel::Region, axes, body: inner } => {
+                KernelSpec::Region(region_spec(inner, axes, &locs, results)?)
+            }
+            Op::Call { kernel: Kernel::Contraction, body: inner, .. } => {
+                let (spec, order) = crate::specs::contraction(inner, &locs)?;
+                args = order.into_iter().map(|i| args[i].clone()).collect();
+                KernelSpec::Contract(spec)
+            }
+            Op::Call { kernel: Kernel::Attention, axes, body: inner } => {
+                let spec = crate::specs::attention(inner, axes)?;
+                self.both_documents(&spec, 3, &mut args);
+                KernelSpec::Attention(spec)
+            }
+            Op::Call { kernel: Kernel::AttentionGrad, axes, body: inner } => {
+                let spec = crate::specs::attention(inner, axes)?;
+                self.both_documents(&spec, 3, &mut args);
+                KernelSpec::AttentionGrad(spec)
+            }
+            Op::Call { kernel: Kernel::LinearCrossEntropy, axes, body: inner } => {
+                let spec = crate::specs::linear_cross_entropy(inner, axes, false)?;
+                KernelSpec::LinearCrossEntropy(spec)
+            }
+            Op::Call { kernel: Kernel::LinearCrossEntropyGrad, axes, body: inner } => {
+                let spec = crate::specs::linear_cross_entropy(inner, axes, true)?;
+                KernelSpec::LinearCrossEntropy(spec)
+            }
+            Op::Call { kernel: Kernel::SumOfSquares, .. } => {
+                return self.sum_of_squares(&name, args, outs, flops);
+            }
+            Op::Const(_) | Op::Position(_) => {
+                KernelSpec::Region(source_region(node, body, results)?)
+            }
+            Op::Gather { axis } => KernelSpec::Gather(gather(body, node, axis)?),
+            Op::ScatterAdd { .. } => {
+                let (spec, base) = scatter(body, node);
+                if base && full[2] != *to {
+                    self.copy(&name, body.ty(node.results[0]), &full[2], to)?;
+                }
+                args.truncate(2);
+                KernelSpec::ScatterAdd(spec)
+            }
+            Op::CacheWrite { axis } => {
+                args = vec![args[0].clone(), args[2].clone()];
+                KernelSpec::CacheWrite(cache_write(body, node, axis)?)
+            }
+            other => return Err(format!("`{}` has no kernel", other.name())),
+        };
+        args.extend(outs);
+        if let (KernelSpec::Attention(a), 1) = (&spec, node.results.len()) {
+            // Nobody differentiates this call, and the kernel writes its log-sum-exp all the same.
+            let rows = u64::from(a.batch * a.t) * u64::from(a.kv_heads * a.group);
+            let buffer = self.buffer(&format!("{name}.kept"), rows, None);
+            let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
+            args.push(Access { loc, base: 0, elements: rows });
+        }
+        let flops = kernel_flops(&spec).unwrap_or(flops);
+        self.launch(&name, spec, &args, flops);
+        Ok(())
+    }
+
+    /// Documents of queries and of keys are one tensor while T and S are the same positions.
+    fn both_documents(&mut self, spec: &AttentionSpec, at: usize, args: &mut Vec<Access>) {
+        if spec.mask.documents {
+            let documents = args[at].clone();
+            args.insert(at, documents);
+        }
+    }
+
+    /// All gradients lie one after the other in the state space: one launch reads them all.
+    fn sum_of_squares(
+        &mut self,
+        name: &str,
+        args: Vec<Access>,
+        outs: Vec<Access>,
+        flops: u64,
+    ) -> Done<()> {
+        let all = self.section(args.iter().map(|a| a.loc.buffer))?;
+        let len = all.elements;
+        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len });
+        let mut args = vec![all];
+        args.extend(outs);
+        self.launch(name, spec, &args, flops);
+        Ok(())
+    }
+
+    /// One buffer over several that lie one after the other in the state space.
+    fn section(&mut self, buffers: impl Iterator<Item = usize>) -> Done<Access> {
+        let (mut from, mut to) = (u64::MAX, 0);
+        let all: Vec<usize> = buffers.collect();
+        for b in &all {
+            let buffer = &self.buffers[*b];
+            let start = buffer.state.ok_or("gradients and state have a fixed place")?;
+            from = from.min(start);
+            to = to.max(start + buffer.bytes);
+        }
+        let len = (to - from) / 4;
+        let buffer = self.buffer("section", len, Some(from));
+        let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
+        Ok(Access { loc, base: 0, elements: len })
+    }
+
+    pub(crate) fn adamw(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        inner: &Body,
+        places: &mut Places,
+    ) -> Done<()> {
+        let n = node.results.len() / 3;
+        let mut sections = Vec::new();
+        for k in 0..4 {
+            let group = &node.args[4 + k * n..4 + (k + 1) * n];
+            let buffers: Vec<usize> = group.iter().map(|a| places[a].buffer).collect();
+            sections.push(self.section(buffers.into_iter())?);
+        }
+        let len = sections[0].elements;
+        let real = |name: &str| crate::plan::adamw_constant(inner, n, name);
+        let spec = AdamWSpec {
+            len,
+            beta1: real("beta1")?,
+            beta2: real("beta2")?,
+            eps: real("eps")?,
+            decay: real("decay")?,
+        };
+        let mut args = vec![sections[1].clone()];
+        for a in &node.args[..4] {
+            args.push(access(&places[a], &Type::scalar(DType::F32)));
+        }
+        args.extend([sections[0].clone(), sections[2].clone(), sections[3].clone()]);
+        let flops = node_flops(body, node);
+        self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
+        for k in 0..3 {
+            let from = [0, 2, 3][k];
+            for i in 0..n {
+                let old = places[&node.args[4 + from * n + i]].clone();
+                places.insert(node.results[k * n + i], old);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and
+/// gradients reuse the logits.
+fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
+    let product = |a: &AttentionSpec| {
+        let heads = u64::from(a.batch) * u64::from(a.kv_heads * a.group) * u64::from(a.head);
+        let (t, s) = (u64::from(a.t), u64::from(a.s));
+        let all = 2 * heads * t * s;
+        if a.mask.causal && t == s { all / 2 } else { all }
+    };
+    match spec {
+        // q·k and p·v
+        KernelSpec::Attention(a) => Some(2 * product(a)),
+        // the scores again, dp, dq, dk and dv
+        KernelSpec::AttentionGrad(a) => Some(5 * product(a)),
+        KernelSpec::LinearCrossEntropy(l) => {
+            let once = 2 * u64::from(l.rows) * u64::from(l.vocab) * u64::from(l.width);
+            Some(if l.grad { 3 * once } else { once })
+        }
+        _ => None,
+    }
+}
+
+/// Is argument `n` of a contraction call multiplied, or read by the epilogue?
+fn is_operand(node: &Node, n: usize) -> bool {
+    let Op::Call { body, .. } = &node.op else { return false };
+    let operand =
+        |m: &Node| matches!(m.op, Op::Contract { .. }) && m.args.contains(&body.inputs[n]);
+    body.nodes.iter().any(operand)
+}
+
+fn source_region(node: &Node, body: &Body, results: &[Loc]) -> Done<RegionSpec> {
+    let mut inner = mdl_ir::build::Builder::default();
+    let id = inner.push(node.op.clone(), &[], node.span)?;
+    let inner = inner.finish(vec![id]);
+    let _ = body;
+    region_spec(&inner, &[], &[], results)
+}
+
+fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
+    let table = body.ty(node.args[0]);
+    if table.axes[0].name != axis {
+        return Err("a table is gathered along its outermost axis".into());
+    }
+    Ok(GatherSpec {
+        rows: body.ty(node.args[1]).elements() as u32,
+        vocab: table.axes[0].size as u32,
+        width: (table.elements() / table.axes[0].size) as u32,
+    })
+}
+
+fn scatter(body: &Body, node: &Node) -> (ScatterAddSpec, bool) {
+    let table = body.ty(node.results[0]);
+    let accumulate = node.args.len() == 3;
+    let spec = ScatterAddSpec {
+        rows: body.ty(node.args[0]).elements() as u32,
+        vocab: table.axes[0].size as u32,
+        width: (table.elements() / table.axes[0].size) as u32,
+        accumulate,
+    };
+    (spec, accumulate)
+}
+
+fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
+    let (x, cache) = (body.ty(node.args[0]), body.ty(node.args[1]));
+    let at = cache.index_of(axis).ok_or("a cache has its axis")?;
+    let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
+    Ok(CacheWriteSpec {
+        batch: product(&cache.axes[..at]) as u32,
+        t: x.axes[at].size as u32,
+        capacity: cache.axes[at].size as u32,
+        width: product(&cache.axes[at + 1..]) as u32,
+    })
+}
