@@ -20,11 +20,7 @@ fn blocks(markdown: &str) -> Vec<Block> {
             None => {
                 let is_whole = line == "```mdl";
                 if is_whole || line == "```mdl,fragment" {
-                    open = Some(Block {
-                        line: index + 2,
-                        is_whole,
-                        text: String::new(),
-                    });
+                    open = Some(Block { line: index + 2, is_whole, text: String::new() });
                 }
             }
             Some(_) if line == "```" => found.extend(open.take()),
@@ -42,21 +38,14 @@ fn documents() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut names = vec!["README.md".to_string()];
     for entry in std::fs::read_dir(root.join("docs")).expect("there are documents") {
-        let name = entry
-            .expect("an entry")
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
         if name.ends_with(".md") {
             names.push(format!("docs/{name}"));
         }
     }
     names.sort();
     let read = |name: &String| std::fs::read_to_string(root.join(name)).expect("a text");
-    names
-        .iter()
-        .map(|name| (name.clone(), read(name)))
-        .collect()
+    names.iter().map(|name| (name.clone(), read(name))).collect()
 }
 
 #[test]
@@ -67,11 +56,7 @@ fn whole_modules_in_documents_check() {
             let place = format!("{name}:{}", block.line);
             let mut front = Front::load(&place, &block.text, &|_| None);
             front.check();
-            assert!(
-                front.sink.diagnostics.is_empty(),
-                "{place}\n{}",
-                front.report(false)
-            );
+            assert!(front.sink.diagnostics.is_empty(), "{place}\n{}", front.report(false));
             checked += 1;
         }
     }

@@ -103,8 +103,7 @@ fn worst(graph: &Graph, executable: Executable, device: &Arc<Device>) -> (f64, S
     for (role, exact) in graph.outputs.iter().zip(&exact) {
         let got = machine.read_output(role).expect("the executable has every output");
         let square = |x: f64| x * x;
-        let off: f64 =
-            got.iter().zip(&exact.data).map(|(g, e)| square(f64::from(*g) - e)).sum();
+        let off: f64 = got.iter().zip(&exact.data).map(|(g, e)| square(f64::from(*g) - e)).sum();
         let norm: f64 = exact.data.iter().map(|e| square(*e)).sum();
         let error = off.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE);
         let error = if error.is_nan() { f64::INFINITY } else { error };

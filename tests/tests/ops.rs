@@ -88,8 +88,10 @@ fn kinds() -> Vec<Op> {
             Op::Reduce { axes, .. } => kinds.extend(
                 Reduction::ALL.iter().map(|kind| Op::Reduce { kind: *kind, axes: axes.clone() }),
             ),
-            Op::Call { axes, body, .. } => kinds.extend(Kernel::ALL.map(|kernel| {
-                Op::Call { kernel, axes: axes.clone(), body: body.clone() }
+            Op::Call { axes, body, .. } => kinds.extend(Kernel::ALL.map(|kernel| Op::Call {
+                kernel,
+                axes: axes.clone(),
+                body: body.clone(),
             })),
             _ => kinds.push(op),
         }
@@ -342,7 +344,10 @@ fn unreadable_text_is_refused_with_its_line() {
         ("graph g stage=forward\ny = exp x : f32[]", "line 2: no value `x` is made here"),
         ("graph g stage=forward\nx = const{1.0} : f64[]", "line 2: `f64[]` is not a type"),
         ("graph g stage=forward\nx = konst{1.0} : f32[]", "line 2: there is no operation `konst`"),
-        ("graph g stage=forward\n  x = const{1.0} : f32[]", "line 2: this line is indented too far"),
+        (
+            "graph g stage=forward\n  x = const{1.0} : f32[]",
+            "line 2: this line is indented too far",
+        ),
     ];
     for (text, fault) in faults {
         assert_eq!(read(text).expect_err("the text is no graph"), fault);

@@ -48,7 +48,8 @@ fn a_tensor_changed_by_a_thousandth_is_caught() {
     let bytes = std::fs::read(dir.join("answers.safetensors")).expect("readable");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a reference");
     let name = "grad.model.layers.1.mlp.up_proj.weight";
-    let at = tensors.tensor(name).expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize;
+    let at =
+        tensors.tensor(name).expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize;
     let mut changed = bytes.clone();
     let range = at..at + tensors.tensor(name).expect("there").data().len();
     for four in changed[range].chunks_exact_mut(4) {

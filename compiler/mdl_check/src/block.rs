@@ -5,9 +5,7 @@ use crate::elaborate::{Elaborator, ParamInfo, concrete, place};
 use crate::frame::{Frame, FrameKind};
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
-use crate::value::{
-    AxisVal, BlockVal, Eval, MemberVal, Reported, Scope, SymAxis, TensorVal, Val,
-};
+use crate::value::{AxisVal, BlockVal, Eval, MemberVal, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::graph::{Body, Param, ValueId};
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, DType, Type};
@@ -350,11 +348,8 @@ impl Elaborator<'_> {
         let ty = self.frame().builder.ty(x.id).clone();
         self.frames.push(Frame::new(FrameKind::Repeat(axis.to_string())));
         let id = self.frame().builder.input("x", ty.clone());
-        let carried = Given {
-            name: None,
-            val: Val::Tensor(TensorVal { id, ..x.clone() }),
-            span: first.span,
-        };
+        let carried =
+            Given { name: None, val: Val::Tensor(TensorVal { id, ..x.clone() }), span: first.span };
         let result = self.call_fn(forward, method_scope(block), vec![carried], at);
         let result = result.and_then(|val| self.tensor(val, at));
         let result = result.and_then(|y| self.same_shape(&x, y, &ty, at));

@@ -11,8 +11,27 @@ use mdl_syntax::span::Span;
 
 /// Names that no model may give to something else.
 pub const BUILTINS: &[&str] = &[
-    "neg", "exp", "log", "sqrt", "rsqrt", "sigmoid", "sin", "cos", "tanh", "abs", "sum", "max",
-    "min", "where", "total", "size", "position", "document", "stop_gradient", "gather", "concat",
+    "neg",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "sigmoid",
+    "sin",
+    "cos",
+    "tanh",
+    "abs",
+    "sum",
+    "max",
+    "min",
+    "where",
+    "total",
+    "size",
+    "position",
+    "document",
+    "stop_gradient",
+    "gather",
+    "concat",
     "uniform",
 ];
 
@@ -143,7 +162,10 @@ impl Elaborator<'_> {
         }
         match known {
             Some(known) => Ok(known),
-            None => self.fail("E0204", format!("there is no axis `{name}` here"), at, "unknown axis"),
+            None => {
+                let message = format!("there is no axis `{name}` here");
+                self.fail("E0204", message, at, "unknown axis")
+            }
         }
     }
 
@@ -343,8 +365,7 @@ impl Elaborator<'_> {
             return self.fail("E0407", "a slice starts at a whole number", start.span, "here");
         };
         if first + length > old.size.value().unwrap_or(0) {
-            let message =
-                format!("the slice ends at {} of axis `{}`", first + length, old.name);
+            let message = format!("the slice ends at {} of axis `{}`", first + length, old.name);
             let here = format!("the axis has {}", old.size.explained());
             return self.fail("E0304", message, change.span, here);
         }

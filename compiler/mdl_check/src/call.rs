@@ -223,15 +223,13 @@ impl Elaborator<'_> {
                 Some(n) => match decl.args.iter().position(|a| a.name.text == n.text) {
                     Some(slot) => slot,
                     None => {
-                        let message =
-                            format!("`{}` has no argument `{}`", decl.name.text, n.text);
+                        let message = format!("`{}` has no argument `{}`", decl.name.text, n.text);
                         return self.fail("E0208", message, n.span, "unknown argument");
                     }
                 },
             };
             if slot >= slots.len() || slots[slot].is_some() {
-                let message =
-                    format!("`{}` takes {} arguments", decl.name.text, decl.args.len());
+                let message = format!("`{}` takes {} arguments", decl.name.text, decl.args.len());
                 return self.fail("E0208", message, g.span, "one too many");
             }
             slots[slot] = Some(g);
@@ -279,8 +277,7 @@ impl Elaborator<'_> {
             (ArgType::Function(_), val @ Val::Function(_)) => val,
             (ArgType::Config(_), val @ Val::Config(_)) => val,
             (_, other) => {
-                let message =
-                    format!("`{}` does not take {}", arg.name.text, other.kind());
+                let message = format!("`{}` does not take {}", arg.name.text, other.kind());
                 let d = Diagnostic::error("E0405", message, given.span, "given here");
                 self.sink.push(d.label(arg.name.span, "declared here"));
                 return Err(Reported);
@@ -374,11 +371,8 @@ impl Elaborator<'_> {
             outer.push(self.capture(what, depth).0);
         }
         let body = frame.builder.finish(results.iter().map(|t| t.id).collect());
-        let types: Vec<(String, Type)> = body
-            .outputs
-            .iter()
-            .map(|o| (decl.name.text.clone(), body.ty(*o).clone()))
-            .collect();
+        let types: Vec<(String, Type)> =
+            body.outputs.iter().map(|o| (decl.name.text.clone(), body.ty(*o).clone())).collect();
         let op = Op::Call { kernel, axes, body: Box::new(body) };
         let ids = self.frame().builder.node(op, outer, types, place(at));
         let mut vals: Vec<Val> = ids

@@ -26,8 +26,7 @@ fn preset_items(program: &Program) -> Vec<(ItemRef, &Preset)> {
 
 /// Binds a preset by name; problems are reported.
 pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<Config>> {
-    let (item, preset) =
-        preset_items(program).into_iter().find(|(_, p)| p.name.text == name)?;
+    let (item, preset) = preset_items(program).into_iter().find(|(_, p)| p.name.text == name)?;
     let config = program.find(item.module, &preset.config.text).or_else(|| {
         let message = format!("there is no configuration `{}`", preset.config.text);
         let at = preset.config.span;
@@ -68,10 +67,7 @@ fn check_loose(program: &Program, sink: &mut Sink) {
 }
 
 fn check_model(program: &Program, model: &ModelRef, config: &Rc<Config>, sink: &mut Sink) {
-    let options = EntryOptions {
-        sizes: vec![("B".into(), 2), ("T".into(), 3)],
-        documents: true,
-    };
+    let options = EntryOptions { sizes: vec![("B".into(), 2), ("T".into(), 3)], documents: true };
     let mut used = std::collections::BTreeSet::new();
     let mut built = true;
     for entry in ["logits", "loss"] {

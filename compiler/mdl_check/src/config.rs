@@ -124,7 +124,7 @@ impl Binder<'_, '_> {
             return None;
         }
         for assertion in &decl.asserts {
-            if let Some(Some(Setting::Bool(false))) = self.eval(assertion, &config, item.module) {
+            if let Some(Some(Setting::Bool(false))) = self.eval(assertion, &config) {
                 let message = format!("an assertion of `{}` fails", config.name);
                 self.sink.push(
                     Diagnostic::error("E0404", message, assertion.span, "this is false")
@@ -147,13 +147,13 @@ impl Binder<'_, '_> {
         let name = &field.name.text;
         let (value, place) = match (given, &field.ty) {
             (Some(e), FieldType::Config(ty)) => return self.nested(ty, e, so_far, scope),
-            (Some(e), _) => (self.eval(e, so_far, scope)?, e.span),
+            (Some(e), _) => (self.eval(e, so_far)?, e.span),
             (None, FieldType::Config(ty)) => {
                 let item = self.lookup(so_far.item.module, ty)?;
                 return self.config(item, &[], item.module, at).map(Setting::Config);
             }
             (None, _) => match &field.default {
-                Some(e) => (self.eval(e, so_far, so_far.item.module)?, e.span),
+                Some(e) => (self.eval(e, so_far)?, e.span),
                 None => (None, field.span),
             },
         };
@@ -260,7 +260,7 @@ impl Binder<'_, '_> {
     }
 
     /// Outer None: reported. Inner None: absent.
-    fn eval(&mut self, e: &Expr, so_far: &Config, module: usize) -> Option<Partial> {
+    fn eval(&mut self, e: &Expr, so_far: &Config) -> Option<Partial> {
         match &e.kind {
             ExprKind::Number(text) => Some(Some(self.number(text, e.span)?)),
             ExprKind::Text(t) => Some(Some(Setting::Text(t.clone()))),
@@ -272,27 +272,30 @@ impl Binder<'_, '_> {
                     self.fail("E0201", message, n.span, "unknown here")
                 }
             },
-            ExprKind::Unary(UnaryOp::Neg, inner) => match self.eval(inner, so_far, module)? {
+            ExprKind::Unary(UnaryOp::Neg, inner) => match self.eval(inner, so_far)? {
                 Some(Setting::Real(x)) => Some(Some(Setting::Real(-x))),
                 Some(Setting::Size(s)) => Some(Some(Setting::Real(-s.as_f64()))),
                 None => Some(None),
                 Some(_) => self.fail("E0405", "a number is needed".into(), e.span, "negated here"),
             },
-            ExprKind::Else(a, b) => match self.eval(a, so_far, module)? {
-                None => self.eval(b, so_far, module),
+            ExprKind::Else(a, b) => match self.eval(a, so_far)? {
+                None => self.eval(b, so_far),
                 some => Some(some),
             },
             ExprKind::Binary(op, a, b) => {
-                let (x, y) = (self.eval(a, so_far, module)?, self.eval(b, so_far, module)?);
+                let (x, y) = (self.eval(a, so_far)?, self.eval(b, so_far)?);
                 let (Some(x), Some(y)) = (x, y) else { return Some(None) };
                 self.binary(*op, x, y, e.span).map(Some)
             }
             ExprKind::Call { function, args, .. } => match (&function.kind, args.as_slice()) {
                 (ExprKind::Name(n), [arg]) if n.text == "from" => match &arg.value.kind {
-                    ExprKind::Text(path) => self.from_json(path, arg.value.span),
+                    ExprKind::Text(path) => self.json_value(path, arg.value.span),
                     _ => self.fail("E0405", "`from` takes a text".into(), arg.value.span, "here"),
                 },
-                _ => self.fail("E0201", "no such function here".into(), e.span, "only `from(\"…\")`"),
+                _ => {
+                    let message = "no such function here".to_string();
+                    self.fail("E0201", message, e.span, "only `from(\"…\")`")
+                }
             },
             _ => self.fail("E0405", "a field takes a plain value".into(), e.span, "this is none"),
         }
@@ -334,7 +337,7 @@ impl Binder<'_, '_> {
         }
     }
 
-    fn from_json(&mut self, path: &str, at: Span) -> Option<Partial> {
+    fn json_value(&mut self, path: &str, at: Span) -> Option<Partial> {
         let Some(root) = self.json else { return Some(None) };
         let mut value = root;
         for key in path.split('.') {
@@ -424,12 +427,14 @@ fn turned_around<'e>(
     value: &serde_json::Value,
 ) -> Option<(&'e str, serde_json::Value)> {
     match &e.kind {
-        ExprKind::Call { function, args, .. } => match (&function.kind, &args.first()?.value.kind) {
-            (ExprKind::Name(n), ExprKind::Text(path)) if n.text == "from" => {
-                Some((path, value.clone()))
+        ExprKind::Call { function, args, .. } => {
+            match (&function.kind, &args.first()?.value.kind) {
+                (ExprKind::Name(n), ExprKind::Text(path)) if n.text == "from" => {
+                    Some((path, value.clone()))
+                }
+                _ => None,
             }
-            _ => None,
-        },
+        }
         ExprKind::Binary(BinaryOp::Div, a, b) => {
             let (ExprKind::Name(by), Some(n)) = (&b.kind, value.as_u64()) else { return None };
             let Some(Setting::Size(size)) = config.fields.get(&by.text) else { return None };

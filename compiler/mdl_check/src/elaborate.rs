@@ -66,7 +66,13 @@ impl Elaborator<'_> {
     }
 
     /// Adds an operation; axes that two arguments share must have one size.
-    pub fn op(&mut self, op: Op, args: &[&TensorVal], new: &[SymAxis], at: Span) -> Eval<TensorVal> {
+    pub fn op(
+        &mut self,
+        op: Op,
+        args: &[&TensorVal],
+        new: &[SymAxis],
+        at: Span,
+    ) -> Eval<TensorVal> {
         self.agree(args, at)?;
         let ids: Vec<ValueId> = args.iter().map(|t| t.id).collect();
         let pushed = self.frame().builder.push(op, &ids, place(at));
@@ -81,8 +87,7 @@ impl Elaborator<'_> {
             return self.fail("E0411", "the model has more than 10 million operations", at, "here");
         }
         let ty = self.frame().builder.ty(id).clone();
-        let known: Vec<&SymAxis> =
-            new.iter().chain(args.iter().flat_map(|t| &t.axes)).collect();
+        let known: Vec<&SymAxis> = new.iter().chain(args.iter().flat_map(|t| &t.axes)).collect();
         let axes = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
         self.limits(&ty, at)?;
         Ok(TensorVal { id, dtype: ty.dtype, axes })
@@ -325,14 +330,7 @@ impl Elaborator<'_> {
         self.fail("E0401", message, at, name(tensor.dtype))
     }
 
-    fn binary(
-        &mut self,
-        op: BinaryOp,
-        a: &Expr,
-        b: &Expr,
-        at: Span,
-        scope: &Scope,
-    ) -> Eval<Val> {
+    fn binary(&mut self, op: BinaryOp, a: &Expr, b: &Expr, at: Span, scope: &Scope) -> Eval<Val> {
         // Both sides are looked at, so that two mistakes are two messages.
         let (x, y) = (self.expr(a, scope), self.expr(b, scope));
         let (x, y) = (x?, y?);
@@ -419,7 +417,12 @@ impl Elaborator<'_> {
                     Some(n) if (1..1 << 31).contains(&n) => {}
                     Some(_) => return self.fail("E0307", message(&value), size.span, "here"),
                     None => {
-                        return self.fail("E0407", message(&value), size.span, "leaves a remainder");
+                        return self.fail(
+                            "E0407",
+                            message(&value),
+                            size.span,
+                            "leaves a remainder",
+                        );
                     }
                 }
                 let axis =

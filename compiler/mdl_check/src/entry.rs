@@ -60,16 +60,11 @@ fn elaborator<'a>(program: &'a Program, sink: &'a mut Sink, documents: bool) -> 
     }
 }
 
-fn instance(
-    e: &mut Elaborator<'_>,
-    model: &ModelRef,
-    config: &Rc<Config>,
-) -> Eval<Rc<BlockVal>> {
+fn instance(e: &mut Elaborator<'_>, model: &ModelRef, config: &Rc<Config>) -> Eval<Rc<BlockVal>> {
     let program = e.program;
     let decl = block_decl(program, model.item).expect("a model is a block");
     let mut scope = Scope { module: model.item.module, ..Scope::default() };
-    let given =
-        Given { name: None, val: Val::Config(config.clone()), span: decl.name.span };
+    let given = Given { name: None, val: Val::Config(config.clone()), span: decl.name.span };
     for arg in decl.args.iter().take(1) {
         e.bind_arg(arg, &given, &mut scope)?;
         open_config(arg, &mut scope);

@@ -4,7 +4,7 @@ use crate::embedded;
 use mdl_check::check::{bind_preset, check, presets};
 use mdl_check::config::{Config, Source, bind};
 use mdl_check::entry::{self, EntryOptions, ModelRef, find_model};
-use mdl_check::program::{Program, load};
+use mdl_check::program::{Program, Resolve, load};
 use mdl_ir::graph::Graph;
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::source::SourceMap;
@@ -24,11 +24,7 @@ const ALSO: &[&[&str]] = &[&["std", "optim"]];
 
 impl Front {
     /// Loads a module; imports are embedded modules, or what `resolve` finds beside the file.
-    pub fn load(
-        name: &str,
-        text: &str,
-        resolve: &dyn Fn(&[String]) -> Option<(String, String)>,
-    ) -> Front {
+    pub fn load(name: &str, text: &str, resolve: &Resolve<'_>) -> Front {
         let mut sources = SourceMap::default();
         let mut sink = Sink::default();
         let both = |path: &[String]| match path.first().map(String::as_str) {

@@ -54,13 +54,13 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "hoist",
-        why: "what is the same in every layer is computed once, ahead of fusion, which would hide it",
+        why: "what is the same in every layer is computed once; fusion would hide it",
         leaves: Stage::Placed,
         run: hoist,
     },
     Pass {
         name: "fuse",
-        why: "every node becomes a kernel, a view or a region of kernels; last, since it fixes what is stored",
+        why: "every node becomes a kernel, a view or a region; last, since it fixes what is stored",
         leaves: Stage::Fused,
         run: fuse,
     },

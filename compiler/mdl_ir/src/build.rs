@@ -159,6 +159,12 @@ impl Builder {
             Op::Binary(Binary::Add) => self.join_pads(args, span),
             Op::Broadcast { .. } | Op::Reorder { .. } if same(args[0], self) => Some(args[0]),
             Op::Cast(_) | Op::Rename { .. } if same(args[0], self) => Some(args[0]),
+            // No kernel has a cast to truth values: x.bool is x != 0.
+            Op::Cast(DType::Bool) => {
+                let zero = self.number(0.0, span);
+                let is_zero = self.binary(Binary::Eq, args[0], zero, span).ok()?;
+                self.unary(Unary::Not, is_zero, span).ok()
+            }
             Op::Reduce { axes, .. } if axes.is_empty() => Some(args[0]),
             Op::Reduce { kind: Reduction::Sum, axes } => self.contraction(args[0], axes, span),
             _ => None,

@@ -1,7 +1,7 @@
 //! Where values should be made, asked for from the end of a body.
 //!
-//! Whoever needs a value at a certain place says so before it is made: the parts of a concatenation,
-//! the argument of a view, the base of a scatter, the first carry of a region.
+//! Whoever needs a value at a certain place says so before it is made: the parts of a
+//! concatenation, the argument of a view, the base of a scatter, the first carry of a region.
 
 use crate::layout::{Loc, back, slice_stride};
 use crate::lower::{Lowering, Places};
@@ -58,11 +58,8 @@ impl Asking<'_> {
     fn concat(&mut self, low: &mut Lowering, node: &Node) {
         let Op::Concat { axis, into } = &node.op else { return };
         let (body, result) = (self.body, node.results[0]);
-        if !self.wanted.contains_key(&result) {
-            let loc = low.fresh(body.name(result), body.ty(result));
-            self.wanted.insert(result, loc);
-        }
-        let whole = self.wanted[&result].clone();
+        let whole = self.wanted.entry(result);
+        let whole = whole.or_insert_with(|| low.fresh(body.name(result), body.ty(result))).clone();
         let at = body.ty(result).index_of(&into.name).expect("verified");
         let mut start = 0;
         for a in &node.args {

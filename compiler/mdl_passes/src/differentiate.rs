@@ -81,7 +81,7 @@ enum Kept {
     Residuals(Vec<ValueId>),
     /// Gradients of the arguments that have one, for a result gradient of one.
     Unit(Vec<(usize, ValueId)>),
-    Region(RegionBackward),
+    Region(Box<RegionBackward>),
 }
 
 /// The reversed region of a repeated one, complete but for its arguments.
@@ -223,7 +223,7 @@ impl Forward {
             let n = arg.index();
             *arg = if n < args.len() { args[n] } else { saved[n - args.len()] };
         }
-        self.kept.insert(i, Kept::Region(plan));
+        self.kept.insert(i, Kept::Region(Box::new(plan)));
         Ok(())
     }
 }

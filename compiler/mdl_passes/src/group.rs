@@ -414,7 +414,8 @@ fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
     one_stride(body, group, &[&space[..split], &space[split..]], i)
 }
 
-/// Has what node `i` takes from outside one stride along the walked axes, which a kernel walks as a single one?
+/// Has what node `i` takes from outside one stride along the walked axes, which a kernel walks as a
+/// single one?
 fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[String], i: usize) -> bool {
     let axes: Vec<Axis> = space.iter().filter(|a| walked.contains(&a.name)).cloned().collect();
     axes.len() < 2 || one_stride(body, group, &[&axes], i)

@@ -48,7 +48,7 @@ pub struct Planned {
 
 #[derive(Clone, Debug)]
 pub enum Item {
-    Launch(Planned),
+    Launch(Box<Planned>),
     Loop { count: u64, body: Vec<Planned> },
 }
 
@@ -151,7 +151,7 @@ impl Lowering {
         let planned = Planned { name: name.to_string(), spec, uses, flops };
         match &mut self.current {
             Some(l) => l.body.push(planned),
-            None => self.items.push(Item::Launch(planned)),
+            None => self.items.push(Item::Launch(Box::new(planned))),
         }
     }
 

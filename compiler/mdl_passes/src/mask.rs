@@ -23,7 +23,7 @@ pub fn recognise(body: &Body, axes: &[String]) -> Option<(f32, MaskSpec)> {
     let mut mask = MaskSpec::default();
     let mut stack = vec![masked.args[0]];
     while let Some(id) = stack.pop() {
-        let Some(term) = node(id) else { return None };
+        let term = node(id)?;
         match &term.op {
             Op::Binary(Binary::And) => stack.extend(&term.args),
             Op::Binary(op) => conjunct(*op, &term.args, body, axes, &node, &mut mask)?,

@@ -168,12 +168,7 @@ pub enum MemberKind {
         tied: Option<(Name, Option<Expr>)>,
     },
     /// `Layer(c) * layers`: an instance, repeated where a count is given.
-    Instance {
-        block: Name,
-        axes: Vec<Name>,
-        args: Vec<CallArg>,
-        count: Option<Name>,
-    },
+    Instance { block: Name, axes: Vec<Name>, args: Vec<CallArg>, count: Option<Name> },
 }
 
 /// `preset tiny: Llama { hidden = 64 … assert params == 1 }`.

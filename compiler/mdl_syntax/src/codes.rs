@@ -14,11 +14,7 @@ pub struct Code {
 
 macro_rules! code {
     ($id:literal, $title:literal) => {
-        Code {
-            id: $id,
-            title: $title,
-            page: include_str!(concat!("codes/", $id, ".md")),
-        }
+        Code { id: $id, title: $title, page: include_str!(concat!("codes/", $id, ".md")) }
     };
 }
 
@@ -35,15 +31,9 @@ pub const CODES: &[Code] = &[
     code!("E0009", "an expression has more than 256 operators"),
     code!("E0101", "the text does not follow the grammar"),
     code!("E0102", "a bracket is not closed"),
-    code!(
-        "E0103",
-        "a bracket closes nothing, or another kind of bracket"
-    ),
+    code!("E0103", "a bracket closes nothing, or another kind of bracket"),
     code!("E0104", "comparisons do not chain"),
-    code!(
-        "E0105",
-        "the brackets of a call hold axes, not changes of axes"
-    ),
+    code!("E0105", "the brackets of a call hold axes, not changes of axes"),
     code!("E0106", "brackets after a value hold changes of axes"),
     code!("E0107", "the only annotation is `@kernel(name)`"),
     code!("E0108", "a doc comment documents nothing"),
@@ -68,10 +58,7 @@ pub const CODES: &[Code] = &[
     code!("E0403", "unknown configuration field"),
     code!("E0404", "an assertion does not hold"),
     code!("E0405", "a value has the wrong kind"),
-    code!(
-        "E0406",
-        "a value of `config.json` is missing or of the wrong kind"
-    ),
+    code!("E0406", "a value of `config.json` is missing or of the wrong kind"),
     code!("E0407", "a division of sizes leaves a remainder"),
     code!("E0408", "unknown preset"),
     code!("E0409", "two parameters have one checkpoint name"),

@@ -38,10 +38,7 @@ impl Diagnostic {
             code,
             severity: Severity::Error,
             message: message.into(),
-            labels: vec![Label {
-                span,
-                text: here.into(),
-            }],
+            labels: vec![Label { span, text: here.into() }],
             help: None,
         }
     }
@@ -52,18 +49,12 @@ impl Diagnostic {
         span: Span,
         here: impl Into<String>,
     ) -> Self {
-        Diagnostic {
-            severity: Severity::Warning,
-            ..Self::error(code, message, span, here)
-        }
+        Diagnostic { severity: Severity::Warning, ..Self::error(code, message, span, here) }
     }
 
     /// Adds a place where another fact comes from.
     pub fn label(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.labels.push(Label {
-            span,
-            text: text.into(),
-        });
+        self.labels.push(Label { span, text: text.into() });
         self
     }
 
@@ -91,8 +82,6 @@ impl Sink {
     }
 
     pub fn has_errors(&self) -> bool {
-        self.diagnostics
-            .iter()
-            .any(|d| d.severity == Severity::Error)
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 }

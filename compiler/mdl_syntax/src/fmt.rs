@@ -21,12 +21,7 @@ pub fn fmt(text: &str) -> Result<String, Sink> {
     if sink.has_errors() {
         return Err(sink);
     }
-    let mut fmt = Fmt {
-        text,
-        tokens: &tokens.tokens,
-        at: 0,
-        layout: Layout::default(),
-    };
+    let mut fmt = Fmt { text, tokens: &tokens.tokens, at: 0, layout: Layout::default() };
     fmt.module(&module);
     Ok(fmt.layout.print())
 }
@@ -57,10 +52,7 @@ impl<'t> Fmt<'t> {
 
     /// The next token that is no comment.
     pub fn peek(&self) -> Option<Token> {
-        self.tokens[self.at..]
-            .iter()
-            .copied()
-            .find(|token| !token.kind.is_comment())
+        self.tokens[self.at..].iter().copied().find(|token| !token.kind.is_comment())
     }
 
     pub fn next_is(&self, kind: Kind) -> bool {
@@ -109,11 +101,7 @@ impl<'t> Fmt<'t> {
 
     /// Writes the comments before the next token on lines of their own.
     pub fn comments(&mut self) {
-        while let Some(token) = self
-            .tokens
-            .get(self.at)
-            .filter(|token| token.kind.is_comment())
-        {
+        while let Some(token) = self.tokens.get(self.at).filter(|token| token.kind.is_comment()) {
             self.push(Op::Hard);
             self.push(Op::Text(token.text(self.text)));
             self.push(Op::Hard);
@@ -137,14 +125,8 @@ impl<'t> Fmt<'t> {
         let Some(next) = self.tokens.get(self.at) else {
             return false;
         };
-        let last = self
-            .at
-            .checked_sub(1)
-            .map_or(0, |last| self.tokens[last].end);
-        let gap = self
-            .text
-            .get(last as usize..next.start as usize)
-            .unwrap_or("");
+        let last = self.at.checked_sub(1).map_or(0, |last| self.tokens[last].end);
+        let gap = self.text.get(last as usize..next.start as usize).unwrap_or("");
         gap.bytes().filter(|byte| *byte == b'\n').count() > 1
     }
 
@@ -159,10 +141,7 @@ impl<'t> Fmt<'t> {
                 self.push(Op::Blank);
                 joined = false;
             }
-            let Some(token) = self
-                .tokens
-                .get(self.at)
-                .filter(|token| token.kind.is_comment())
+            let Some(token) = self.tokens.get(self.at).filter(|token| token.kind.is_comment())
             else {
                 return joined;
             };
@@ -190,11 +169,7 @@ impl<'t> Fmt<'t> {
             self.push(Op::Line(0));
         }
         // In a group of its own, so that the breaks at the brackets do not depend on it.
-        self.push(if group == Op::OpenFill {
-            group
-        } else {
-            Op::Open
-        });
+        self.push(if group == Op::OpenFill { group } else { Op::Open });
         for at in 0..len {
             item(self, at);
             if at + 1 < len {
@@ -217,9 +192,7 @@ impl<'t> Fmt<'t> {
     /// How many of the parentheses at this place are around the whole of `expr`.
     pub fn groups_around(&self, expr: &Expr) -> usize {
         let inner = inner_start(expr);
-        let here = self.tokens[self.at..]
-            .iter()
-            .filter(|token| !token.kind.is_comment());
+        let here = self.tokens[self.at..].iter().filter(|token| !token.kind.is_comment());
         let open = here.take_while(|token| token.kind == Kind::ParenOpen && token.start < inner);
         let own = usize::from(matches!(expr.kind, ExprKind::Tuple(_)));
         open.count() - own

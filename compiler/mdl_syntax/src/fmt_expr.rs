@@ -68,11 +68,7 @@ impl<'t> Fmt<'t> {
                 self.tok();
                 self.tok();
             }
-            ExprKind::Call {
-                function,
-                axes,
-                args,
-            } => {
+            ExprKind::Call { function, axes, args } => {
                 self.expr(function);
                 if self.next_is(Kind::BracketOpen) {
                     self.list(axes.len(), Op::Close, |fmt, at| {

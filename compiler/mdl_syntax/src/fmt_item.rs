@@ -26,11 +26,7 @@ impl<'t> Fmt<'t> {
             self.push(Op::Hard);
             last = Some(&item.kind);
         }
-        self.lead(if last.is_none() {
-            Gap::Never
-        } else {
-            Gap::Keep
-        });
+        self.lead(if last.is_none() { Gap::Never } else { Gap::Keep });
     }
 
     fn item(&mut self, item: &ItemKind) {
@@ -141,11 +137,7 @@ impl<'t> Fmt<'t> {
     fn braces(&mut self, entries: impl FnOnce(&mut Self)) {
         self.tok();
         self.push(Op::Indent);
-        if !self
-            .tokens
-            .get(self.at)
-            .is_some_and(|token| token.kind == Kind::BraceClose)
-        {
+        if !self.tokens.get(self.at).is_some_and(|token| token.kind == Kind::BraceClose) {
             self.push(Op::Hard);
             entries(self);
             self.lead(Gap::Keep);
@@ -161,11 +153,7 @@ impl<'t> Fmt<'t> {
             self.statement(statement);
             self.push(Op::Hard);
         }
-        self.lead(if body.lets.is_empty() {
-            Gap::Never
-        } else {
-            Gap::Keep
-        });
+        self.lead(if body.lets.is_empty() { Gap::Never } else { Gap::Keep });
         self.expr(&body.result);
         self.push(Op::Hard);
     }
@@ -205,10 +193,7 @@ impl<'t> Fmt<'t> {
                 gap = Gap::Keep;
                 if next.kind == Kind::Assert {
                     fmt.assert(asserts.next());
-                    rows.push(Row {
-                        joined,
-                        cells: Vec::new(),
-                    });
+                    rows.push(Row { joined, cells: Vec::new() });
                 } else if let Some(field) = fields.next() {
                     rows.push(fmt.field(field, joined));
                 }
@@ -228,10 +213,7 @@ impl<'t> Fmt<'t> {
     }
 
     fn field(&mut self, field: &Field, joined: bool) -> Row {
-        let mut row = Row {
-            joined,
-            cells: Vec::new(),
-        };
+        let mut row = Row { joined, cells: Vec::new() };
         let start = self.layout.ops.len();
         self.tok();
         self.tok();
@@ -259,27 +241,18 @@ impl<'t> Fmt<'t> {
     fn align(&mut self, rows: &[Row]) {
         let columns = rows.iter().map(|row| row.cells.len()).max().unwrap_or(0);
         for column in 0..columns {
-            let cell = |row: &Row| {
-                row.cells
-                    .get(column)
-                    .and_then(|(width, at)| Some(((*width)?, *at)))
-            };
+            let cell =
+                |row: &Row| row.cells.get(column).and_then(|(width, at)| Some(((*width)?, *at)));
             let mut at = 0;
             while at < rows.len() {
                 let more = rows[at + 1..].iter();
-                let run = 1 + more
-                    .take_while(|row| row.joined && cell(row).is_some())
-                    .count();
+                let run = 1 + more.take_while(|row| row.joined && cell(row).is_some()).count();
                 let cells: Vec<_> = rows[at..at + run].iter().filter_map(cell).collect();
                 let widest = cells.iter().map(|(width, _)| *width).max().unwrap_or(0);
                 for (width, line) in cells {
                     let gap = widest - width + 1;
                     let op = &mut self.layout.ops[line];
-                    *op = if matches!(op, Op::Line(_)) {
-                        Op::Line(gap)
-                    } else {
-                        Op::Space(gap)
-                    };
+                    *op = if matches!(op, Op::Line(_)) { Op::Line(gap) } else { Op::Space(gap) };
                 }
                 at += run;
             }
@@ -304,10 +277,7 @@ impl<'t> Fmt<'t> {
                 gap = if is_method { Gap::Force } else { Gap::Keep };
                 if let Some(method) = if is_method { methods.next() } else { None } {
                     fmt.function(method);
-                    rows.push(Row {
-                        joined,
-                        cells: Vec::new(),
-                    });
+                    rows.push(Row { joined, cells: Vec::new() });
                 } else if let Some(member) = members.next() {
                     rows.push(fmt.member(member, joined));
                 }
@@ -319,10 +289,7 @@ impl<'t> Fmt<'t> {
     }
 
     fn member(&mut self, member: &Member, joined: bool) -> Row {
-        let mut row = Row {
-            joined,
-            cells: Vec::new(),
-        };
+        let mut row = Row { joined, cells: Vec::new() };
         self.push(Op::OpenFill);
         let start = self.layout.ops.len();
         self.tok();
@@ -332,9 +299,7 @@ impl<'t> Fmt<'t> {
         self.tok();
         match &member.kind {
             MemberKind::Param { ty, .. } => self.axes(ty.open, &ty.axes),
-            MemberKind::Instance {
-                axes, args, count, ..
-            } => {
+            MemberKind::Instance { axes, args, count, .. } => {
                 self.names(axes);
                 self.call_args(args);
                 if count.is_some() {
@@ -405,9 +370,7 @@ impl<'t> Fmt<'t> {
             self.expr(value);
             let mut breaks = self.peek().is_none_or(|next| next.first_on_line);
             self.drop_comma();
-            breaks |= self
-                .peek()
-                .is_none_or(|next| next.first_on_line || !next.kind.is_name());
+            breaks |= self.peek().is_none_or(|next| next.first_on_line || !next.kind.is_name());
             if breaks {
                 break;
             }

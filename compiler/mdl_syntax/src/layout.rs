@@ -51,21 +51,14 @@ impl<'t> Layout<'t> {
 
     /// Ends a group or an indentation; a comment at the very end moves out of it.
     pub fn end(&mut self, op: Op<'t>) {
-        let comments = self
-            .ops
-            .iter()
-            .rev()
-            .take_while(|op| matches!(op, Op::Comment(_)))
-            .count();
+        let comments = self.ops.iter().rev().take_while(|op| matches!(op, Op::Comment(_))).count();
         self.ops.insert(self.ops.len() - comments, op);
     }
 
     /// The width of pieces on one line, if they can be on one line.
     pub fn flat_width(&self, range: std::ops::Range<usize>) -> Option<usize> {
         let ops = &self.ops[range];
-        let breaks = ops
-            .iter()
-            .any(|op| matches!(op, Op::Hard | Op::Blank | Op::Comment(_)));
+        let breaks = ops.iter().any(|op| matches!(op, Op::Hard | Op::Blank | Op::Comment(_)));
         (!breaks).then(|| ops.iter().map(|op| width(*op)).sum())
     }
 
@@ -174,12 +167,7 @@ impl Measures {
             );
             line_end[at] = if ends { at } else { line_end[at + 1] };
         }
-        Measures {
-            before,
-            forced,
-            next,
-            line_end,
-        }
+        Measures { before, forced, next, line_end }
     }
 
     /// Whether the group that starts at `at`, with what cannot be parted from it, fits.
@@ -246,8 +234,7 @@ impl<'t> Page<'t> {
     fn end_line(&mut self) {
         if !self.line.is_empty() || self.comment.is_some() {
             let line = std::mem::take(&mut self.line);
-            self.lines
-                .push((self.line_indent, line, self.comment.take()));
+            self.lines.push((self.line_indent, line, self.comment.take()));
             if self.blank {
                 self.lines.push((0, String::new(), None));
             }
@@ -271,11 +258,7 @@ impl<'t> Page<'t> {
                 None => 1,
             };
             let rows = &self.lines[at..at + run];
-            let widest = rows
-                .iter()
-                .map(|row| row.1.chars().count())
-                .max()
-                .unwrap_or(0);
+            let widest = rows.iter().map(|row| row.1.chars().count()).max().unwrap_or(0);
             for (indent, code, comment) in rows {
                 if !code.is_empty() {
                     let _ = write!(out, "{:indent$}{code}", "");

@@ -68,11 +68,7 @@ impl<'a> Scan<'a> {
         Scan {
             text,
             sink,
-            out: Tokens {
-                file,
-                tokens: Vec::new(),
-                within_limits: true,
-            },
+            out: Tokens { file, tokens: Vec::new(), within_limits: true },
             levels: vec![Level::default()],
             operators: 0,
             last_end: 0,
@@ -112,12 +108,7 @@ impl<'a> Scan<'a> {
             Kind::String if self.text[start..end].contains('\\') => self.check_text(start, end),
             _ => {}
         }
-        let token = Token {
-            kind,
-            first_on_line,
-            start: start as u32,
-            end: end as u32,
-        };
+        let token = Token { kind, first_on_line, start: start as u32, end: end as u32 };
         self.out.tokens.push(token);
         if self.out.within_limits {
             self.count(token);
@@ -160,8 +151,7 @@ impl<'a> Scan<'a> {
                 let message = "a text has an escape that does not exist";
                 let here = r#"the escapes are `\"`, `\\` and `\n`"#;
                 let help = r"write `\\` for a backslash";
-                self.sink
-                    .push(Diagnostic::error("E0003", message, span, here).help(help));
+                self.sink.push(Diagnostic::error("E0003", message, span, here).help(help));
             }
         }
     }
@@ -245,8 +235,7 @@ impl<'a> Scan<'a> {
                 let message = "a text has no closing quote";
                 let here = "opened here, and a text ends on its line";
                 let help = "close it with `\"`";
-                self.sink
-                    .push(Diagnostic::error("E0002", message, span, here).help(help));
+                self.sink.push(Diagnostic::error("E0002", message, span, here).help(help));
             }
         }
     }

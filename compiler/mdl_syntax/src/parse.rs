@@ -32,17 +32,9 @@ pub(crate) fn parse_tokens(tokens: &Tokens, text: &str, sink: &mut Sink) -> Modu
     let clean = !sink.has_errors();
     let docs = Docs::new(tokens, text);
     module.doc = docs.module.clone();
-    let stream: Vec<Token> = tokens
-        .tokens
-        .iter()
-        .copied()
-        .filter(|token| !token.kind.is_comment())
-        .collect();
-    let cx = Cx {
-        file: tokens.file,
-        text,
-        docs: &docs,
-    };
+    let stream: Vec<Token> =
+        tokens.tokens.iter().copied().filter(|token| !token.kind.is_comment()).collect();
+    let cx = Cx { file: tokens.file, text, docs: &docs };
     parse_items(cx, &stream, &mut module, sink);
     if module.items.len() > MAX_LIST {
         let span = module.items[MAX_LIST].span;
@@ -70,11 +62,7 @@ fn parse_items(cx: Cx<'_>, stream: &[Token], module: &mut Module, sink: &mut Sin
     for chunk in chunks {
         let tokens = &stream[chunk.clone()];
         let span = cx.span(tokens);
-        let error = Item {
-            doc: String::new(),
-            kind: ItemKind::Error,
-            span,
-        };
+        let error = Item { doc: String::new(), kind: ItemKind::Error, span };
         if let Some(diagnostic) = unmatched(cx, tokens) {
             sink.push(diagnostic);
             module.items.push(error);
@@ -125,9 +113,7 @@ fn split(text: &str, stream: &[Token], range: Range<usize>, loose: bool) -> Vec<
         depth += usize::from(token.kind.is_open());
         depth = depth.saturating_sub(usize::from(token.kind.is_close()));
         braces += usize::from(token.kind == Kind::BraceOpen);
-        braces = braces
-            .saturating_sub(usize::from(token.kind == Kind::BraceClose))
-            .min(depth);
+        braces = braces.saturating_sub(usize::from(token.kind == Kind::BraceClose)).min(depth);
     }
     if range.end > begin {
         chunks.push(begin..range.end);
@@ -168,10 +154,7 @@ fn unmatched(cx: Cx<'_>, tokens: &[Token]) -> Option<Diagnostic> {
     let last = *open.last()?;
     let message = format!("`{}` is not closed", last.text(cx.text));
     let end = cx.span(&tokens[tokens.len() - 1..]);
-    let end = Span {
-        start: end.end,
-        ..end
-    };
+    let end = Span { start: end.end, ..end };
     Some(
         Diagnostic::error("E0102", message, cx.token(last), "opened here")
             .label(end, "still open where the item ends"),
@@ -191,18 +174,9 @@ fn explain(cx: Cx<'_>, fault: Fault, rest: &[Token], all: &[Token]) -> Option<Di
     let wanted = fault.wanted.describe();
     let Some(token) = rest.get(at) else {
         let end = all.last().map_or(0, |token| token.end);
-        let span = Span {
-            file: cx.file,
-            start: end,
-            end,
-        };
+        let span = Span { file: cx.file, start: end, end };
         let message = format!("expected {wanted}, found the end of the file");
-        return Some(Diagnostic::error(
-            "E0101",
-            message,
-            span,
-            format!("expected {wanted}"),
-        ));
+        return Some(Diagnostic::error("E0101", message, span, format!("expected {wanted}")));
     };
     if matches!(token.kind, Kind::Error | Kind::OpenString) {
         return None;
@@ -218,20 +192,13 @@ fn explain(cx: Cx<'_>, fault: Fault, rest: &[Token], all: &[Token]) -> Option<Di
 }
 
 fn help(found: Token, wanted: Wanted, text: &str) -> Option<String> {
-    let continues = matches!(
-        found.kind,
-        Kind::Minus | Kind::ParenOpen | Kind::BracketOpen
-    );
+    let continues = matches!(found.kind, Kind::Minus | Kind::ParenOpen | Kind::BracketOpen);
     if found.first_on_line && continues && wanted.has(Wanted::OPERATOR) {
-        return Some(format!(
-            "write `{text}` on the line above if it continues that line"
-        ));
+        return Some(format!("write `{text}` on the line above if it continues that line"));
     }
     let word = text.bytes().all(|byte| byte.is_ascii_lowercase());
     if wanted.has(Wanted::NAME) && word && !found.first_on_line {
-        return Some(format!(
-            "`{text}` is a word of the language; choose another name"
-        ));
+        return Some(format!("`{text}` is a word of the language; choose another name"));
     }
     None
 }
@@ -277,22 +244,14 @@ impl Docs {
                     None => {
                         let (text, span) = (content(line).to_string(), tokens.span(*token));
                         let used = Cell::new(false);
-                        pending = Some(DocRun {
-                            owner: u32::MAX,
-                            text,
-                            span,
-                            used,
-                        });
+                        pending = Some(DocRun { owner: u32::MAX, text, span, used });
                     }
                 },
                 Kind::Doc | Kind::ModuleDoc => docs.misplaced.push(tokens.span(*token)),
                 _ => {
                     begun = true;
                     if let Some(run) = pending.take() {
-                        docs.runs.push(DocRun {
-                            owner: token.start,
-                            ..run
-                        });
+                        docs.runs.push(DocRun { owner: token.start, ..run });
                     }
                 }
             }
@@ -313,11 +272,7 @@ impl Docs {
     }
 
     fn report_unused(&self, sink: &mut Sink) {
-        let unused = self
-            .runs
-            .iter()
-            .filter(|run| !run.used.get())
-            .map(|run| run.span);
+        let unused = self.runs.iter().filter(|run| !run.used.get()).map(|run| run.span);
         for span in unused.chain(self.misplaced.iter().copied()) {
             let message = "a doc comment documents nothing";
             let here = "no item, field, member or method follows this";

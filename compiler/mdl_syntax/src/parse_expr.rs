@@ -49,25 +49,16 @@ fn operators<'t>(
     expr: Rule<'t, Expr>,
     body: Rule<'t, Body>,
 ) -> impl Parser<'t, In<'t>, Expr, Extra> + Clone + 't {
-    let before = accept(Wanted::EXPRESSION, |token| {
-        matches!(token.kind, Kind::Minus | Kind::Not)
-    });
+    let before = accept(Wanted::EXPRESSION, |token| matches!(token.kind, Kind::Minus | Kind::Not));
     let operand = before
         .repeated()
         .collect::<Vec<Token>>()
         .then(postfix(cx, expr, body))
         .map(move |(before, operand)| {
             before.into_iter().rev().fold(operand, |operand, token| {
-                let op = if token.kind == Kind::Not {
-                    UnaryOp::Not
-                } else {
-                    UnaryOp::Neg
-                };
+                let op = if token.kind == Kind::Not { UnaryOp::Not } else { UnaryOp::Neg };
                 let span = cx.token(token).to(operand.span);
-                Expr {
-                    kind: ExprKind::Unary(op, Box::new(operand)),
-                    span,
-                }
+                Expr { kind: ExprKind::Unary(op, Box::new(operand)), span }
             })
         })
         .boxed();
@@ -76,12 +67,7 @@ fn operators<'t>(
     });
     operand
         .clone()
-        .then(
-            operator
-                .then(operand)
-                .repeated()
-                .collect::<Vec<(Token, Expr)>>(),
-        )
+        .then(operator.then(operand).repeated().collect::<Vec<(Token, Expr)>>())
         .validate(|(first, rest), e, emitter| {
             let (folded, chains) = fold(first, rest);
             if chains {
@@ -171,10 +157,7 @@ fn atom<'t>(cx: Cx<'t>) -> impl Parser<'t, In<'t>, Expr, Extra> + Copy {
             Kind::Inf => ExprKind::Infinity,
             _ => ExprKind::Name(cx.name(token)),
         };
-        Expr {
-            kind,
-            span: cx.token(token),
-        }
+        Expr { kind, span: cx.token(token) }
     })
 }
 
@@ -184,10 +167,7 @@ fn number(text: &str) -> String {
 
 /// The value of a text token; unknown escapes are kept as written, the lexer reported them.
 pub(crate) fn unescape(token: &str) -> String {
-    let inner = token
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .unwrap_or("");
+    let inner = token.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or("");
     let mut value = String::with_capacity(inner.len());
     let mut chars = inner.chars();
     while let Some(c) = chars.next() {
@@ -209,18 +189,9 @@ fn primary<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'
     let group = list(open, Kind::ParenClose, 1, expr.clone()).map_with(move |mut parts, e| {
         let span = cx.span(e.slice());
         match parts.len() {
-            0 => Expr {
-                kind: ExprKind::Error,
-                span,
-            },
-            1 => Expr {
-                span,
-                ..parts.remove(0)
-            },
-            _ => Expr {
-                kind: ExprKind::Tuple(parts),
-                span,
-            },
+            0 => Expr { kind: ExprKind::Error, span },
+            1 => Expr { span, ..parts.remove(0) },
+            _ => Expr { kind: ExprKind::Tuple(parts), span },
         }
     });
     let choose = accept(Wanted::EXPRESSION, |token| token.kind == Kind::If)
@@ -244,53 +215,38 @@ enum Suffix {
 fn postfix<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'t, Expr> {
     let args = call_args(cx, expr.clone());
     let call = args.clone().map(|args| Suffix::Call(Vec::new(), args));
-    let brackets = list(
-        inline(Kind::BracketOpen),
-        Kind::BracketClose,
-        0,
-        change(cx, expr.clone()),
-    )
-    .then(args.or_not())
-    .validate(|(changes, args), e, emitter| match args {
-        Some(args) => {
-            if !changes.iter().all(is_axis_arg) {
-                emitter.emit(Fault::special(e.span(), &CALL_AXIS));
+    let brackets = list(inline(Kind::BracketOpen), Kind::BracketClose, 0, change(cx, expr.clone()))
+        .then(args.or_not())
+        .validate(|(changes, args), e, emitter| match args {
+            Some(args) => {
+                if !changes.iter().all(is_axis_arg) {
+                    emitter.emit(Fault::special(e.span(), &CALL_AXIS));
+                }
+                Suffix::Call(changes, args)
             }
-            Suffix::Call(changes, args)
-        }
-        None => {
-            if !changes.iter().all(|change| !change.old.is_empty()) {
-                emitter.emit(Fault::special(e.span(), &NO_CHANGE));
+            None => {
+                if !changes.iter().all(|change| !change.old.is_empty()) {
+                    emitter.emit(Fault::special(e.span(), &NO_CHANGE));
+                }
+                Suffix::Changes(changes)
             }
-            Suffix::Changes(changes)
-        }
-    });
+        });
     let member = accept(Wanted::OPERATOR, |token| token.kind == Kind::Dot)
         .ignore_then(name(cx))
         .map(Suffix::Member);
     primary(cx, expr, body)
-        .foldl_with(
-            choice((call, brackets, member)).repeated(),
-            move |value, suffix, e| {
-                let value = Box::new(value);
-                let kind = match suffix {
-                    Suffix::Call(axes, args) => {
-                        let axes = axes.into_iter().filter_map(axis_arg).collect();
-                        ExprKind::Call {
-                            function: value,
-                            axes,
-                            args,
-                        }
-                    }
-                    Suffix::Changes(changes) => ExprKind::Reaxis(value, changes),
-                    Suffix::Member(name) => ExprKind::Member(value, name),
-                };
-                Expr {
-                    kind,
-                    span: cx.span(e.slice()),
+        .foldl_with(choice((call, brackets, member)).repeated(), move |value, suffix, e| {
+            let value = Box::new(value);
+            let kind = match suffix {
+                Suffix::Call(axes, args) => {
+                    let axes = axes.into_iter().filter_map(axis_arg).collect();
+                    ExprKind::Call { function: value, axes, args }
                 }
-            },
-        )
+                Suffix::Changes(changes) => ExprKind::Reaxis(value, changes),
+                Suffix::Member(name) => ExprKind::Member(value, name),
+            };
+            Expr { kind, span: cx.span(e.slice()) }
+        })
         .boxed()
 }
 
@@ -306,9 +262,7 @@ fn axis_arg(mut change: AxisChange) -> Option<AxisArg> {
 /// `(x, mask: causal)`.
 pub(crate) fn call_args<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Vec<CallArg>> {
     let label = name(cx).then_ignore(tok(Kind::Colon)).or_not();
-    let arg = label
-        .then(expr)
-        .map(|(name, value)| CallArg { name, value });
+    let arg = label.then(expr).map(|(name, value)| CallArg { name, value });
     list(inline(Kind::ParenOpen), Kind::ParenClose, 0, arg).boxed()
 }
 
@@ -317,22 +271,14 @@ fn change<'t>(
     cx: Cx<'t>,
     expr: Rule<'t, Expr>,
 ) -> impl Parser<'t, In<'t>, AxisChange, Extra> + Clone {
-    let product = name(cx)
-        .separated_by(tok(Kind::Star))
-        .at_least(1)
-        .collect::<Vec<Name>>();
+    let product = name(cx).separated_by(tok(Kind::Star)).at_least(1).collect::<Vec<Name>>();
     let start = tok(Kind::From).ignore_then(expr).or_not();
-    product
-        .then(tok(Kind::Assign).ignore_then(product.then(start)).or_not())
-        .map_with(move |(new, from), e| {
+    product.then(tok(Kind::Assign).ignore_then(product.then(start)).or_not()).map_with(
+        move |(new, from), e| {
             let (old, start) = from.unwrap_or_default();
-            AxisChange {
-                new,
-                old,
-                start,
-                span: cx.span(e.slice()),
-            }
-        })
+            AxisChange { new, old, start, span: cx.span(e.slice()) }
+        },
+    )
 }
 
 /// `{ lets… result }`. A statement that cannot be parsed is skipped up to the next `let` or
@@ -340,23 +286,12 @@ fn change<'t>(
 fn braces<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Body> {
     let starts = |token: Token, _: Option<Token>| matches!(token.kind, Kind::Let | Kind::Axis);
     let skip = junk(starts).map(|()| None);
-    let statement = statement(cx, expr.clone())
-        .map(Some)
-        .recover_with(via_parser(skip));
-    let is_statement = accept(Wanted::default(), |token| {
-        matches!(token.kind, Kind::Let | Kind::Axis)
-    });
-    let lets = is_statement
-        .rewind()
-        .ignore_then(statement)
-        .repeated()
-        .collect::<Vec<_>>();
+    let statement = statement(cx, expr.clone()).map(Some).recover_with(via_parser(skip));
+    let is_statement =
+        accept(Wanted::default(), |token| matches!(token.kind, Kind::Let | Kind::Axis));
+    let lets = is_statement.rewind().ignore_then(statement).repeated().collect::<Vec<_>>();
     let at_end = tok(Kind::BraceClose).rewind();
-    let result = expr
-        .map(Some)
-        .then_ignore(at_end)
-        .or(at_end.map(|_| None))
-        .map(Some);
+    let result = expr.map(Some).then_ignore(at_end).or(at_end.map(|_| None)).map(Some);
     let no_result = junk(|_, _| false).map(|()| None);
     let inner = lets
         .then(result.recover_with(via_parser(no_result)))
@@ -371,10 +306,7 @@ fn braces<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Body> {
                 emitter.emit(Fault::missing(e.span(), Wanted::EXPRESSION));
             }
             let lets: Vec<Let> = lets.into_iter().flatten().take(MAX_LIST).collect();
-            let error = || Expr {
-                kind: ExprKind::Error,
-                span: cx.token(close),
-            };
+            let error = || Expr { kind: ExprKind::Error, span: cx.token(close) };
             let result = Box::new(result.flatten().unwrap_or_else(error));
             Body { lets, result }
         });

@@ -26,12 +26,8 @@ pub(crate) fn item<'t>(cx: Cx<'t>) -> Rule<'t, Item> {
     let block = block(cx, expr.clone(), function.clone());
     let kind = choice((
         function.map(ItemKind::Fn),
-        tok_item(Kind::Block)
-            .ignore_then(block.clone())
-            .map(ItemKind::Block),
-        tok_item(Kind::Model)
-            .ignore_then(block)
-            .map(ItemKind::Model),
+        tok_item(Kind::Block).ignore_then(block.clone()).map(ItemKind::Block),
+        tok_item(Kind::Model).ignore_then(block).map(ItemKind::Model),
         config(cx, expr.clone()).map(ItemKind::Config),
         preset(cx, expr).map(ItemKind::Preset),
         import(cx).map(ItemKind::Use),
@@ -40,11 +36,7 @@ pub(crate) fn item<'t>(cx: Cx<'t>) -> Rule<'t, Item> {
     kind.map_with(move |kind, e| {
         let span = cx.span(e.slice());
         let kind = with_keyword(kind, span);
-        Item {
-            doc: cx.docs.take(span.start),
-            kind,
-            span,
-        }
+        Item { doc: cx.docs.take(span.start), kind, span }
     })
     .then_ignore(end_of_input().recover_with(via_parser(rest)))
     .boxed()
@@ -65,10 +57,7 @@ fn tok_item<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
 
 /// `use std.rope.{Rope, rotate}`.
 fn import<'t>(cx: Cx<'t>) -> Rule<'t, Use> {
-    let more = tok(Kind::Dot)
-        .ignore_then(name(cx))
-        .repeated()
-        .collect::<Vec<Name>>();
+    let more = tok(Kind::Dot).ignore_then(name(cx)).repeated().collect::<Vec<Name>>();
     let names = list(tok(Kind::BraceOpen), Kind::BraceClose, 1, name(cx));
     let tail = tok(Kind::Dot).ignore_then(names).or_not();
     tok_item(Kind::Use)
@@ -84,12 +73,7 @@ fn import<'t>(cx: Cx<'t>) -> Rule<'t, Use> {
             if path.len() == 1 {
                 let at = e.span().end as u32;
                 let wanted = Wanted::kind(Kind::Dot);
-                emitter.emit(Fault {
-                    at,
-                    len: 1,
-                    wanted,
-                    special: None,
-                });
+                emitter.emit(Fault { at, len: 1, wanted, special: None });
             }
             let names = path.pop().into_iter().collect();
             Use { path, names }
@@ -110,30 +94,15 @@ fn function<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<
             }
             kernel
         });
-    let args = list(
-        tok(Kind::ParenOpen),
-        Kind::ParenClose,
-        0,
-        arg(cx, expr.clone()),
-    );
+    let args = list(tok(Kind::ParenOpen), Kind::ParenClose, 0, arg(cx, expr.clone()));
     let one = tensor(cx, expr.clone()).map(|ty| vec![ty]);
-    let tuple = list(
-        tok(Kind::ParenOpen),
-        Kind::ParenClose,
-        1,
-        tensor(cx, expr.clone()),
-    );
+    let tuple = list(tok(Kind::ParenOpen), Kind::ParenClose, 1, tensor(cx, expr.clone()));
     let result = tok(Kind::Arrow).ignore_then(one.or(tuple)).or_not();
-    let nothing = rest_of(starts_entry).map_with(move |(), e| Expr {
-        kind: ExprKind::Error,
-        span: cx.span(e.slice()),
-    });
+    let nothing = rest_of(starts_entry)
+        .map_with(move |(), e| Expr { kind: ExprKind::Error, span: cx.span(e.slice()) });
     let short = tok(Kind::Assign)
         .ignore_then(expr.recover_with(via_parser(nothing)))
-        .map(|result| Body {
-            lets: Vec::new(),
-            result: Box::new(result),
-        });
+        .map(|result| Body { lets: Vec::new(), result: Box::new(result) });
     kernel
         .or_not()
         .then_ignore(tok_item(Kind::Fn))
@@ -142,17 +111,15 @@ fn function<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<
         .then(args)
         .then(result)
         .then(short.or(body))
-        .map_with(
-            move |(((((kernel, name), axes), args), result), body), e| Fn {
-                kernel,
-                name,
-                axes: axes.unwrap_or_default(),
-                args,
-                result: result.unwrap_or_default(),
-                body,
-                span: cx.span(e.slice()),
-            },
-        )
+        .map_with(move |(((((kernel, name), axes), args), result), body), e| Fn {
+            kernel,
+            name,
+            axes: axes.unwrap_or_default(),
+            args,
+            result: result.unwrap_or_default(),
+            body,
+            span: cx.span(e.slice()),
+        })
         .boxed()
 }
 
@@ -169,12 +136,7 @@ fn block<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, function: Rule<'t, Fn>) -> Rule<'
         Method(Fn),
         Skipped,
     }
-    let args = list(
-        tok(Kind::ParenOpen),
-        Kind::ParenClose,
-        0,
-        arg(cx, expr.clone()),
-    );
+    let args = list(tok(Kind::ParenOpen), Kind::ParenClose, 0, arg(cx, expr.clone()));
     let method = function.map(move |method| {
         cx.docs.take(method.span.start);
         Entry::Method(method)
@@ -196,14 +158,7 @@ fn block<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, function: Rule<'t, Fn>) -> Rule<'
                 }
             }
             let (axes, span) = (axes.unwrap_or_default(), cx.span(e.slice()));
-            Block {
-                name,
-                axes,
-                args,
-                members,
-                methods,
-                span,
-            }
+            Block { name, axes, args, members, methods, span }
         })
         .boxed()
 }
@@ -225,9 +180,7 @@ fn entries<'t, O: 't>(
             }
             entries
         });
-    tok(Kind::BraceOpen)
-        .ignore_then(entries)
-        .then_ignore(tok(Kind::BraceClose))
+    tok(Kind::BraceOpen).ignore_then(entries).then_ignore(tok(Kind::BraceClose))
 }
 
 /// `wq: param[out, in] as "q.weight" init normal(0.02) = wk if c.tied`, or
@@ -239,18 +192,10 @@ fn member<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Member> {
         .or_not();
     let init = tok(Kind::Init).ignore_then(expr.clone()).or_not();
     let condition = tok(Kind::If).ignore_then(expr.clone()).or_not();
-    let tied = tok(Kind::Assign)
-        .ignore_then(name(cx))
-        .then(condition)
-        .or_not();
+    let tied = tok(Kind::Assign).ignore_then(name(cx)).then(condition).or_not();
     let ty = axes(cx, expr.clone()).map_with(move |(open, axes), e| {
         let span = cx.span(e.slice());
-        TypeExpr {
-            dtype: None,
-            open,
-            axes,
-            span,
-        }
+        TypeExpr { dtype: None, open, axes, span }
     });
     let param = tok_type(Kind::Param)
         .ignore_then(ty)
@@ -267,28 +212,14 @@ fn member<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Member> {
         .then(stored)
         .map(|((((block, axes), args), count), stored)| {
             let axes = axes.unwrap_or_default();
-            (
-                MemberKind::Instance {
-                    block,
-                    axes,
-                    args,
-                    count,
-                },
-                stored,
-            )
+            (MemberKind::Instance { block, axes, args, count }, stored)
         });
     name(cx)
         .then_ignore(tok(Kind::Colon))
         .then(param.or(instance))
         .map_with(move |(name, (kind, stored)), e| {
             let doc = cx.docs.take(name.span.start);
-            Member {
-                doc,
-                name,
-                kind,
-                stored,
-                span: cx.span(e.slice()),
-            }
+            Member { doc, name, kind, stored, span: cx.span(e.slice()) }
         })
         .boxed()
 }
@@ -300,9 +231,7 @@ fn tok_type<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
 /// `config Rope { base: real = 10_000 … assert base > 0 }`.
 fn config<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Config> {
     let field = field(cx, expr.clone()).map(|field| Some((Some(field), None)));
-    let assert = tok(Kind::Assert)
-        .ignore_then(expr)
-        .map(|assert| Some((None, Some(assert))));
+    let assert = tok(Kind::Assert).ignore_then(expr).map(|assert| Some((None, Some(assert))));
     let skipped = junk(|token, next| {
         let field = token.kind.is_name() && next.is_some_and(|next| next.kind == Kind::Colon);
         field || token.kind == Kind::Assert
@@ -314,11 +243,7 @@ fn config<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Config> {
             let (fields, asserts): (Vec<_>, Vec<_>) = entries.into_iter().flatten().unzip();
             let fields = fields.into_iter().flatten().collect();
             let asserts = asserts.into_iter().flatten().collect();
-            Config {
-                name,
-                fields,
-                asserts,
-            }
+            Config { name, fields, asserts }
         })
         .boxed()
 }
@@ -327,9 +252,7 @@ fn config<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Config> {
 fn preset<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Preset> {
     let binding = name(cx).then_ignore(tok(Kind::Assign)).then(expr.clone());
     let binding = binding.map(|binding| Some((Some(binding), None)));
-    let assert = tok(Kind::Assert)
-        .ignore_then(expr)
-        .map(|assert| Some((None, Some(assert))));
+    let assert = tok(Kind::Assert).ignore_then(expr).map(|assert| Some((None, Some(assert))));
     let skipped = junk(|token, next| {
         let binding = token.kind.is_name() && next.is_some_and(|next| next.kind == Kind::Assign);
         binding || token.kind == Kind::Assert
@@ -343,12 +266,7 @@ fn preset<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Preset> {
             let (bindings, asserts): (Vec<_>, Vec<_>) = entries.into_iter().flatten().unzip();
             let bindings = bindings.into_iter().flatten().collect();
             let asserts = asserts.into_iter().flatten().collect();
-            Preset {
-                name,
-                config,
-                bindings,
-                asserts,
-            }
+            Preset { name, config, bindings, asserts }
         })
         .boxed()
 }

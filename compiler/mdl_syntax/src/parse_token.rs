@@ -21,13 +21,8 @@ pub(crate) type Rule<'t, O> = chumsky::Boxed<'t, 't, In<'t>, O, Extra>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted(u128);
 
-const GROUPS: [(&str, u32); 5] = [
-    ("a name", 80),
-    ("an expression", 81),
-    ("a type", 82),
-    ("an item", 83),
-    ("an operator", 86),
-];
+const GROUPS: [(&str, u32); 5] =
+    [("a name", 80), ("an expression", 81), ("a type", 82), ("an item", 83), ("an operator", 86)];
 
 impl Wanted {
     pub const NAME: Wanted = Wanted(1 << 80);
@@ -58,11 +53,7 @@ impl Wanted {
         }
         // The start of a type goes without saying.
         let types = [Kind::BracketOpen, Kind::Fn, Kind::Param].map(Wanted::kind);
-        let types = if self.has(Wanted::TYPE) {
-            types
-        } else {
-            Default::default()
-        };
+        let types = if self.has(Wanted::TYPE) { types } else { Default::default() };
         for (kind, text) in SPELLING {
             let said = types.contains(&Wanted::kind(*kind));
             if !said && self.has(Wanted::kind(*kind)) {
@@ -126,33 +117,19 @@ impl Fault {
     pub fn special(span: SimpleSpan, special: &'static Special) -> Self {
         let len = (span.end - span.start) as u32;
         let wanted = Wanted::default();
-        Fault {
-            at: span.start as u32,
-            len,
-            wanted,
-            special: Some(special),
-        }
+        Fault { at: span.start as u32, len, wanted, special: Some(special) }
     }
 
     /// Something is missing before the last token of `span`.
     pub fn missing(span: SimpleSpan, wanted: Wanted) -> Self {
-        Fault {
-            at: span.end.saturating_sub(1) as u32,
-            len: 1,
-            wanted,
-            special: None,
-        }
+        Fault { at: span.end.saturating_sub(1) as u32, len: 1, wanted, special: None }
     }
 }
 
 impl<'t> Error<'t, In<'t>> for Fault {
     fn merge(self, other: Self) -> Self {
         let wanted = Wanted(self.wanted.0 | other.wanted.0);
-        Fault {
-            wanted,
-            special: self.special.or(other.special),
-            ..self
-        }
+        Fault { wanted, special: self.special.or(other.special), ..self }
     }
 }
 
@@ -162,12 +139,7 @@ impl<'t> LabelError<'t, In<'t>, DefaultExpected<'t, Token>> for Fault {
         _: Option<MaybeRef<'t, Token>>,
         span: SimpleSpan,
     ) -> Self {
-        Fault {
-            at: span.start as u32,
-            len: 1,
-            wanted: Wanted::default(),
-            special: None,
-        }
+        Fault { at: span.start as u32, len: 1, wanted: Wanted::default(), special: None }
     }
 }
 
@@ -181,29 +153,18 @@ pub(crate) struct Cx<'t> {
 
 impl<'t> Cx<'t> {
     pub fn name(self, token: Token) -> Name {
-        Name {
-            text: token.text(self.text).to_string(),
-            span: self.token(token),
-        }
+        Name { text: token.text(self.text).to_string(), span: self.token(token) }
     }
 
     pub fn token(self, token: Token) -> Span {
-        Span {
-            file: self.file,
-            start: token.start,
-            end: token.end,
-        }
+        Span { file: self.file, start: token.start, end: token.end }
     }
 
     /// The span of some tokens in a row.
     pub fn span(self, tokens: &[Token]) -> Span {
         let start = tokens.first().map_or(0, |token| token.start);
         let end = tokens.last().map_or(start, |token| token.end);
-        Span {
-            file: self.file,
-            start,
-            end,
-        }
+        Span { file: self.file, start, end }
     }
 }
 
@@ -212,20 +173,13 @@ pub(crate) fn accept<'t, F>(wanted: Wanted, test: F) -> impl Parser<'t, In<'t>, 
 where
     F: Fn(Token) -> bool + Copy + 't,
 {
-    custom(
-        move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| match inp.peek() {
-            Some(token) if test(token) => {
-                inp.skip();
-                Ok(token)
-            }
-            _ => Err(Fault {
-                at: *inp.cursor().inner() as u32,
-                len: 1,
-                wanted,
-                special: None,
-            }),
-        },
-    )
+    custom(move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| match inp.peek() {
+        Some(token) if test(token) => {
+            inp.skip();
+            Ok(token)
+        }
+        _ => Err(Fault { at: *inp.cursor().inner() as u32, len: 1, wanted, special: None }),
+    })
 }
 
 pub(crate) fn tok<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
@@ -234,9 +188,7 @@ pub(crate) fn tok<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Cop
 
 /// A token that continues a value, so it must not be first on its line.
 pub(crate) fn inline<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
-    accept(Wanted::OPERATOR, move |token| {
-        token.kind == kind && !token.first_on_line
-    })
+    accept(Wanted::OPERATOR, move |token| token.kind == kind && !token.first_on_line)
 }
 
 pub(crate) fn name<'t>(cx: Cx<'t>) -> impl Parser<'t, In<'t>, Name, Extra> + Copy {
@@ -245,20 +197,13 @@ pub(crate) fn name<'t>(cx: Cx<'t>) -> impl Parser<'t, In<'t>, Name, Extra> + Cop
 
 /// Holds at the end of the input.
 pub(crate) fn end_of_input<'t>() -> impl Parser<'t, In<'t>, (), Extra> + Copy {
-    custom(
-        move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| match inp.peek() {
-            None => Ok(()),
-            Some(_) => {
-                let at = *inp.cursor().inner() as u32;
-                Err(Fault {
-                    at,
-                    len: 1,
-                    wanted: Wanted::ITEM,
-                    special: None,
-                })
-            }
-        },
-    )
+    custom(move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| match inp.peek() {
+        None => Ok(()),
+        Some(_) => {
+            let at = *inp.cursor().inner() as u32;
+            Err(Fault { at, len: 1, wanted: Wanted::ITEM, special: None })
+        }
+    })
 }
 
 /// Skips what `junk` skips, or nothing.
@@ -305,16 +250,7 @@ fn skip<'t>(
         }
         let at = *inp.cursor().inner() as u32;
         let wanted = Wanted::default();
-        if skipped {
-            Ok(())
-        } else {
-            Err(Fault {
-                at,
-                len: 1,
-                wanted,
-                special: None,
-            })
-        }
+        if skipped { Ok(()) } else { Err(Fault { at, len: 1, wanted, special: None }) }
     })
 }
 
@@ -331,9 +267,6 @@ pub(crate) fn list<'t, O: 't>(
         .allow_trailing()
         .collect::<Vec<O>>()
         .then_ignore(tok(close));
-    let skipped = junk(|_, _| false)
-        .or_not()
-        .then(tok(close))
-        .map(|_| Vec::new());
+    let skipped = junk(|_, _| false).or_not().then(tok(close)).map(|_| Vec::new());
     open.ignore_then(items.recover_with(via_parser(skipped)))
 }

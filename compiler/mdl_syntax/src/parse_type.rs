@@ -15,16 +15,11 @@ fn axis<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> impl Parser<'t, In<'t>, AxisExp
 
 /// `[..]`, `[.., D]`, `[B, T]`: whether it is open, and its axes.
 pub(crate) fn axes<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, (bool, Vec<AxisExpr>)> {
-    let some = axis(cx, expr)
-        .separated_by(tok(Kind::Comma))
-        .allow_trailing()
-        .collect::<Vec<_>>();
+    let some = axis(cx, expr).separated_by(tok(Kind::Comma)).allow_trailing().collect::<Vec<_>>();
     let open = tok(Kind::DotDot)
         .ignore_then(tok(Kind::Comma).ignore_then(some.clone()).or_not())
         .map(|axes| (true, axes.unwrap_or_default()));
-    let inner = open
-        .or(some.map(|axes| (false, axes)))
-        .then_ignore(tok(Kind::BracketClose));
+    let inner = open.or(some.map(|axes| (false, axes))).then_ignore(tok(Kind::BracketClose));
     let skipped = junk(|_, _| false).or_not().then(tok(Kind::BracketClose));
     tok(Kind::BracketOpen)
         .ignore_then(inner.recover_with(via_parser(skipped.map(|_| (true, Vec::new())))))
@@ -55,37 +50,23 @@ fn word<'t>() -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
 }
 
 fn arg_type<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, ArgType> {
-    let function = tok(Kind::Fn)
-        .ignore_then(axis_names(cx))
-        .map(ArgType::Function);
+    let function = tok(Kind::Fn).ignore_then(axis_names(cx)).map(ArgType::Function);
     let bare = axes(cx, expr.clone()).map_with(move |(open, axes), e| {
         let span = cx.span(e.slice());
-        ArgType::Tensor(TypeExpr {
-            dtype: None,
-            open,
-            axes,
-            span,
-        })
+        ArgType::Tensor(TypeExpr { dtype: None, open, axes, span })
     });
-    let named = word()
-        .then(axes(cx, expr).or_not())
-        .map_with(move |(word, axes), e| match axes {
-            Some((open, axes)) => {
-                let span = cx.span(e.slice());
-                ArgType::Tensor(TypeExpr {
-                    dtype: Some(cx.name(word)),
-                    open,
-                    axes,
-                    span,
-                })
-            }
-            None => match word.kind {
-                Kind::Size => ArgType::Size,
-                Kind::Real => ArgType::Real,
-                Kind::Bool => ArgType::Bool,
-                _ => ArgType::Config(cx.name(word)),
-            },
-        });
+    let named = word().then(axes(cx, expr).or_not()).map_with(move |(word, axes), e| match axes {
+        Some((open, axes)) => {
+            let span = cx.span(e.slice());
+            ArgType::Tensor(TypeExpr { dtype: Some(cx.name(word)), open, axes, span })
+        }
+        None => match word.kind {
+            Kind::Size => ArgType::Size,
+            Kind::Real => ArgType::Real,
+            Kind::Bool => ArgType::Bool,
+            _ => ArgType::Config(cx.name(word)),
+        },
+    });
     choice((bare, named, function)).boxed()
 }
 
@@ -114,13 +95,7 @@ pub(crate) fn field<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Field> {
         .then(tok(Kind::Assign).ignore_then(expr).or_not())
         .map_with(move |((name, ty), default), e| {
             let doc = cx.docs.take(name.span.start);
-            Field {
-                doc,
-                name,
-                ty,
-                default,
-                span: cx.span(e.slice()),
-            }
+            Field { doc, name, ty, default, span: cx.span(e.slice()) }
         })
         .boxed()
 }

@@ -15,21 +15,14 @@ pub fn print_tokens(tokens: &Tokens, text: &str) -> String {
         let mark = if token.first_on_line { '^' } else { ' ' };
         let shown = token.text(text).escape_debug();
         let kind = format!("{:?}", token.kind);
-        let _ = writeln!(
-            out,
-            "{mark} {kind:<12} {}..{}  {shown}",
-            token.start, token.end
-        );
+        let _ = writeln!(out, "{mark} {kind:<12} {}..{}  {shown}", token.start, token.end);
     }
     out
 }
 
 /// An indented tree, one line per item, entry and statement.
 pub fn print_ast(module: &Module) -> String {
-    let mut out = Tree {
-        out: String::new(),
-        depth: 0,
-    };
+    let mut out = Tree { out: String::new(), depth: 0 };
     out.doc(&module.doc);
     for item in &module.items {
         out.doc(&item.doc);
@@ -45,13 +38,7 @@ struct Tree {
 
 impl Tree {
     fn line(&mut self, text: impl AsRef<str>) {
-        let _ = writeln!(
-            self.out,
-            "{:width$}{}",
-            "",
-            text.as_ref(),
-            width = self.depth * 2
-        );
+        let _ = writeln!(self.out, "{:width$}{}", "", text.as_ref(), width = self.depth * 2);
     }
 
     fn inside(&mut self, f: impl FnOnce(&mut Self)) {
@@ -118,10 +105,7 @@ impl Tree {
 
     fn function(&mut self, function: &Fn) {
         let range = format!("@{}..{}", function.span.start, function.span.end);
-        let kernel = function
-            .kernel
-            .as_ref()
-            .map_or(String::new(), |k| format!(" @{}", k.text));
+        let kernel = function.kernel.as_ref().map_or(String::new(), |k| format!(" @{}", k.text));
         let name = head(&function.name, &function.axes);
         self.line(format!("fn {name}{kernel} {range}"));
         self.inside(|tree| {
@@ -146,11 +130,7 @@ impl Tree {
                 ArgType::Function(axes) => format!("fn[{}]", join(axes, ", ")),
                 ArgType::Config(name) => name.text.clone(),
             };
-            self.line(format!(
-                "arg {}: {ty}{}",
-                arg.name.text,
-                default(&arg.default)
-            ));
+            self.line(format!("arg {}: {ty}{}", arg.name.text, default(&arg.default)));
         }
     }
 
@@ -185,12 +165,7 @@ fn member_text(member: &Member) -> String {
                 }
             }
         }
-        MemberKind::Instance {
-            block,
-            axes,
-            args,
-            count,
-        } => {
+        MemberKind::Instance { block, axes, args, count } => {
             text += &format!("{}({})", head(block, axes), call_args(args));
             if let Some(count) = count {
                 text += &format!(" times {}", count.text);
@@ -204,11 +179,7 @@ fn member_text(member: &Member) -> String {
 }
 
 fn join(names: &[Name], between: &str) -> String {
-    names
-        .iter()
-        .map(|name| name.text.as_str())
-        .collect::<Vec<_>>()
-        .join(between)
+    names.iter().map(|name| name.text.as_str()).collect::<Vec<_>>().join(between)
 }
 
 fn head(name: &Name, axes: &[Name]) -> String {
@@ -219,9 +190,7 @@ fn head(name: &Name, axes: &[Name]) -> String {
 }
 
 fn default(value: &Option<Expr>) -> String {
-    value
-        .as_ref()
-        .map_or(String::new(), |value| format!(" = {}", expr(value)))
+    value.as_ref().map_or(String::new(), |value| format!(" = {}", expr(value)))
 }
 
 fn tensor(ty: &TypeExpr) -> String {
@@ -231,10 +200,7 @@ fn tensor(ty: &TypeExpr) -> String {
         Some(size) => format!("{} = {}", axis.name.text, expr(size)),
         None => axis.name.text.clone(),
     });
-    format!(
-        "{dtype}[{}]",
-        open.into_iter().chain(axes).collect::<Vec<_>>().join(", ")
-    )
+    format!("{dtype}[{}]", open.into_iter().chain(axes).collect::<Vec<_>>().join(", "))
 }
 
 fn let_text(statement: &Let) -> String {
@@ -245,11 +211,7 @@ fn let_text(statement: &Let) -> String {
 }
 
 fn body(body: &Body) -> String {
-    let lets = body
-        .lets
-        .iter()
-        .map(|statement| let_text(statement) + "; ")
-        .collect::<String>();
+    let lets = body.lets.iter().map(|statement| let_text(statement) + "; ").collect::<String>();
     format!("{{{lets}{}}}", expr(&body.result))
 }
 
@@ -262,20 +224,9 @@ fn call_args(args: &[CallArg]) -> String {
 }
 
 fn change(change: &AxisChange) -> String {
-    let old = if change.old.is_empty() {
-        String::new()
-    } else {
-        " = ".to_string()
-    };
-    let start = change
-        .start
-        .as_ref()
-        .map_or(String::new(), |s| format!(" from {}", expr(s)));
-    format!(
-        "{}{old}{}{start}",
-        join(&change.new, " * "),
-        join(&change.old, " * ")
-    )
+    let old = if change.old.is_empty() { String::new() } else { " = ".to_string() };
+    let start = change.start.as_ref().map_or(String::new(), |s| format!(" from {}", expr(s)));
+    format!("{}{old}{}{start}", join(&change.new, " * "), join(&change.old, " * "))
 }
 
 fn expr(value: &Expr) -> String {
@@ -286,21 +237,13 @@ fn expr(value: &Expr) -> String {
         ExprKind::Infinity => "inf".to_string(),
         ExprKind::Name(name) => name.text.clone(),
         ExprKind::Member(owner, name) => format!("{}.{}", expr(owner), name.text),
-        ExprKind::Call {
-            function,
-            axes,
-            args,
-        } => {
+        ExprKind::Call { function, axes, args } => {
             let axes = axes.iter().map(|axis| match &axis.old {
                 Some(old) => format!("{} = {}", axis.name.text, old.text),
                 None => axis.name.text.clone(),
             });
             let axes = axes.collect::<Vec<_>>().join(", ");
-            let axes = if axes.is_empty() {
-                axes
-            } else {
-                format!("[{axes}]")
-            };
+            let axes = if axes.is_empty() { axes } else { format!("[{axes}]") };
             format!("{}{axes}({})", expr(function), call_args(args))
         }
         ExprKind::Reaxis(owner, changes) => {
@@ -319,10 +262,7 @@ fn expr(value: &Expr) -> String {
             format!("(if {} {} {})", expr(condition), body(then), body(other))
         }
         ExprKind::Tuple(parts) => {
-            format!(
-                "(tuple {})",
-                parts.iter().map(expr).collect::<Vec<_>>().join(" ")
-            )
+            format!("(tuple {})", parts.iter().map(expr).collect::<Vec<_>>().join(" "))
         }
         ExprKind::Error => "<error>".to_string(),
     }

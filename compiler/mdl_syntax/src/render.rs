@@ -19,11 +19,7 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Stri
         Severity::Error => ("error", "\u{1b}[31m"),
         Severity::Warning => ("warning", "\u{1b}[33m"),
     };
-    let (paint, plain) = if color {
-        (paint, "\u{1b}[0m")
-    } else {
-        ("", "")
-    };
+    let (paint, plain) = if color { (paint, "\u{1b}[0m") } else { ("", "") };
     let message = clean(&diagnostic.message);
     let mut out = format!("{paint}{word}[{}]:{plain} {message}\n", diagnostic.code);
     let drawn = picture(diagnostic, sources, color);
@@ -63,22 +59,15 @@ fn picture(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) -> Option<
         let text = clean(&label.text);
         // From top to bottom, so that the labels of one file are in one frame.
         let order = place.1.start as i32;
-        report = report.with_label(
-            Label::new(place)
-                .with_message(text)
-                .with_color(shade)
-                .with_order(order),
-        );
+        report = report
+            .with_label(Label::new(place).with_message(text).with_color(shade).with_order(order));
     }
     let mut bytes = Vec::new();
     report.finish().write(&mut windows, &mut bytes).ok()?;
     let drawn = String::from_utf8(bytes).ok()?;
     // The first line is the message, which is written in our own form; the last closes the frame.
     let lines: Vec<&str> = drawn.lines().skip(1).collect();
-    let body = lines
-        .iter()
-        .map(|line| line.trim_end())
-        .filter(|line| !line.is_empty());
+    let body = lines.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty());
     Some(body.map(|line| format!("{line}\n")).collect())
 }
 
@@ -119,21 +108,9 @@ impl Windows {
             let source = Source::from("\n".repeat(lines) + &blank_controls(text))
                 .with_display_line_offset(first - 1 - lines);
             let name = clean(sources.name(file));
-            Some((
-                file,
-                Window {
-                    name,
-                    start,
-                    lines,
-                    source,
-                },
-            ))
+            Some((file, Window { name, start, lines, source }))
         };
-        spans
-            .into_iter()
-            .map(window)
-            .collect::<Option<_>>()
-            .map(Windows)
+        spans.into_iter().map(window).collect::<Option<_>>().map(Windows)
     }
 
     /// A span as bytes of its window.
@@ -148,10 +125,7 @@ impl Cache<FileId> for &mut Windows {
     type Storage = String;
 
     fn fetch(&mut self, id: &FileId) -> Result<&Source<String>, impl std::fmt::Debug> {
-        self.0
-            .get(id)
-            .map(|window| &window.source)
-            .ok_or("no such file")
+        self.0.get(id).map(|window| &window.source).ok_or("no such file")
     }
 
     fn display<'a>(&self, id: &'a FileId) -> Option<impl std::fmt::Display + 'a> {
@@ -186,9 +160,5 @@ fn clean(text: &str) -> String {
 }
 
 fn escape(c: char) -> Vec<char> {
-    if is_control(c) && c != '\n' {
-        c.escape_unicode().collect()
-    } else {
-        vec![c]
-    }
+    if is_control(c) && c != '\n' { c.escape_unicode().collect() } else { vec![c] }
 }

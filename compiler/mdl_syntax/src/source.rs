@@ -21,9 +21,7 @@ impl SourceMap {
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> FileId {
         let (name, text) = (name.into(), text.into());
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let lines = std::iter::once(0)
-            .chain(breaks.map(|(at, _)| at as u32 + 1))
-            .collect();
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at as u32 + 1)).collect();
         self.sources.push(Source { name, text, lines });
         FileId(self.sources.len() as u32 - 1)
     }
@@ -38,23 +36,17 @@ impl SourceMap {
 
     /// The name a file was added under; empty for an id of another map.
     pub fn name(&self, file: FileId) -> &str {
-        self.sources
-            .get(file.0 as usize)
-            .map_or("", |source| &source.name)
+        self.sources.get(file.0 as usize).map_or("", |source| &source.name)
     }
 
     /// The text of a file; empty for an id of another map.
     pub fn text(&self, file: FileId) -> &str {
-        self.sources
-            .get(file.0 as usize)
-            .map_or("", |source| &source.text)
+        self.sources.get(file.0 as usize).map_or("", |source| &source.text)
     }
 
     /// The text under a span; empty where the span does not fit the file.
     pub fn slice(&self, span: Span) -> &str {
-        self.text(span.file)
-            .get(span.start as usize..span.end as usize)
-            .unwrap_or("")
+        self.text(span.file).get(span.start as usize..span.end as usize).unwrap_or("")
     }
 
     /// Line and column of a byte offset, both from 1; the column counts characters.
@@ -62,16 +54,10 @@ impl SourceMap {
         let Some(source) = self.sources.get(file.0 as usize) else {
             return (1, 1);
         };
-        let line = source
-            .lines
-            .partition_point(|start| *start <= offset)
-            .max(1);
+        let line = source.lines.partition_point(|start| *start <= offset).max(1);
         let start = source.lines[line - 1] as usize;
         let end = (offset as usize).min(source.text.len());
-        let column = source
-            .text
-            .get(start..end)
-            .map_or(0, |before| before.chars().count());
+        let column = source.text.get(start..end).map_or(0, |before| before.chars().count());
         (line, column + 1)
     }
 
@@ -80,16 +66,10 @@ impl SourceMap {
         let Some(source) = self.sources.get(file.0 as usize) else {
             return 0..0;
         };
-        let Some(start) = line
-            .checked_sub(1)
-            .and_then(|index| source.lines.get(index))
-        else {
+        let Some(start) = line.checked_sub(1).and_then(|index| source.lines.get(index)) else {
             return 0..0;
         };
-        let end = source
-            .lines
-            .get(line)
-            .map_or(source.text.len(), |next| *next as usize - 1);
+        let end = source.lines.get(line).map_or(source.text.len(), |next| *next as usize - 1);
         *start as usize..end
     }
 }

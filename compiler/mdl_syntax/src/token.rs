@@ -144,10 +144,7 @@ impl Kind {
     }
 
     pub fn is_close(self) -> bool {
-        matches!(
-            self,
-            Kind::ParenClose | Kind::BracketClose | Kind::BraceClose
-        )
+        matches!(self, Kind::ParenClose | Kind::BracketClose | Kind::BraceClose)
     }
 
     /// The bracket that closes this one.
@@ -172,9 +169,7 @@ pub struct Token {
 
 impl Token {
     pub fn text(self, source: &str) -> &str {
-        source
-            .get(self.start as usize..self.end as usize)
-            .unwrap_or("")
+        source.get(self.start as usize..self.end as usize).unwrap_or("")
     }
 }
 
@@ -189,10 +184,6 @@ pub struct Tokens {
 
 impl Tokens {
     pub fn span(&self, token: Token) -> Span {
-        Span {
-            file: self.file,
-            start: token.start,
-            end: token.end,
-        }
+        Span { file: self.file, start: token.start, end: token.end }
     }
 }

@@ -23,11 +23,7 @@ fn repository_files_parse_without_errors() {
     for (name, text) in files() {
         let mut sink = Sink::default();
         parse(FileId(0), &text, &mut sink);
-        assert!(
-            sink.diagnostics.is_empty(),
-            "{name}\n{:#?}",
-            sink.diagnostics
-        );
+        assert!(sink.diagnostics.is_empty(), "{name}\n{:#?}", sink.diagnostics);
     }
 }
 

@@ -51,10 +51,7 @@ fn essence(text: &str) -> (String, Vec<String>) {
     let tree = lines.collect::<Vec<_>>().join("\n");
     let tokens = lex(FileId(0), text, &mut sink);
     let comments = tokens.tokens.iter().filter(|token| token.kind.is_comment());
-    (
-        tree,
-        comments.map(|token| token.text(text).to_string()).collect(),
-    )
+    (tree, comments.map(|token| token.text(text).to_string()).collect())
 }
 
 /// Everything that must hold for any text at all.
@@ -65,11 +62,7 @@ fn check(text: &str) -> bool {
     let module = parse(file, text, &mut sink);
     print_ast(&module);
     for diagnostic in &sink.diagnostics {
-        assert!(
-            codes::find(diagnostic.code).is_some(),
-            "{}",
-            diagnostic.code
-        );
+        assert!(codes::find(diagnostic.code).is_some(), "{}", diagnostic.code);
         assert!(!diagnostic.message.contains('\u{1b}'));
         for label in &diagnostic.labels {
             assert!(label.span.start <= label.span.end && label.span.end as usize <= text.len());
@@ -86,11 +79,7 @@ fn check(text: &str) -> bool {
         panic!("from\n{text}\nto\n{formatted}\n{:#?}", sink.diagnostics);
     });
     assert_eq!(again, formatted, "from\n{text}");
-    assert_eq!(
-        essence(&formatted),
-        essence(text),
-        "from\n{text}\nto\n{formatted}"
-    );
+    assert_eq!(essence(&formatted), essence(text), "from\n{text}\nto\n{formatted}");
     assert!(formatted.lines().all(|line| line.trim_end() == line));
     true
 }
@@ -102,9 +91,7 @@ fn random_bytes_do_no_harm() {
         let len = random.below(200);
         let bytes: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
         check(&String::from_utf8_lossy(&bytes));
-        let ascii: String = (0..len)
-            .map(|_| (random.below(96) as u8 + 31) as char)
-            .collect();
+        let ascii: String = (0..len).map(|_| (random.below(96) as u8 + 31) as char).collect();
         check(&ascii);
     }
 }
@@ -168,20 +155,13 @@ fn messy(text: &str, random: &mut Random) -> String {
     for token in tokens {
         let glued = last == token.start;
         last = token.end;
-        let bound = matches!(
-            token.kind,
-            Kind::ParenOpen | Kind::BracketOpen | Kind::Minus
-        );
+        let bound = matches!(token.kind, Kind::ParenOpen | Kind::BracketOpen | Kind::Minus);
         let comment = token.kind.is_comment();
         let breaks = token.first_on_line && (bound || comment);
         if breaks || after_comment {
             out.push_str(random.pick(&["\n", "\n\n\n", "\n   "]));
         } else if bound || comment {
-            out.push_str(if glued {
-                ""
-            } else {
-                random.pick(&[" ", "    "])
-            });
+            out.push_str(if glued { "" } else { random.pick(&[" ", "    "]) });
         } else if !in_doc && random.below(40) == 0 {
             out.push_str(random.pick(&[" // behind\n", "\n // above\n\n", "\n//\n // b\n"]));
         } else if glued && random.below(8) > 0 {
@@ -207,11 +187,7 @@ fn other_blanks_and_comments_give_the_same_tree() {
             let text = messy(file, &mut random);
             let mut sink = Sink::default();
             parse(FileId(0), &text, &mut sink);
-            assert!(
-                check(&text),
-                "round {round}\n{text}\n{:#?}",
-                sink.diagnostics
-            );
+            assert!(check(&text), "round {round}\n{text}\n{:#?}", sink.diagnostics);
             assert_eq!(essence(&text).0, essence(file).0, "{text}");
         }
     }

@@ -6,10 +6,7 @@ use mdl_syntax::*;
 fn faults(text: &str) -> Vec<(&'static str, String)> {
     let mut sink = Sink::default();
     parse(FileId(0), text, &mut sink);
-    sink.diagnostics
-        .into_iter()
-        .map(|d| (d.code, d.message))
-        .collect()
+    sink.diagnostics.into_iter().map(|d| (d.code, d.message)).collect()
 }
 
 fn codes(text: &str) -> Vec<&'static str> {
@@ -20,30 +17,16 @@ fn result_of(expr: &str) -> String {
     let mut sink = Sink::default();
     let text = format!("fn f() = {expr}");
     let module = parse(FileId(0), &text, &mut sink);
-    assert!(
-        sink.diagnostics.is_empty(),
-        "{expr}: {:#?}",
-        sink.diagnostics
-    );
+    assert!(sink.diagnostics.is_empty(), "{expr}: {:#?}", sink.diagnostics);
     let tree = print_ast(&module);
-    tree.lines()
-        .last()
-        .and_then(|line| line.strip_prefix("  = "))
-        .expect("a result")
-        .to_string()
+    tree.lines().last().and_then(|line| line.strip_prefix("  = ")).expect("a result").to_string()
 }
 
 #[test]
 fn operators_bind_as_the_reference_says() {
     assert_eq!(result_of("a + b * c - d"), "(- (+ a (* b c)) d)");
-    assert_eq!(
-        result_of("not a == b and c or d"),
-        "(or (and (== (not a) b) c) d)"
-    );
-    assert_eq!(
-        result_of("a / b / c else d else e"),
-        "(else (else (/ (/ a b) c) d) e)"
-    );
+    assert_eq!(result_of("not a == b and c or d"), "(or (and (== (not a) b) c) d)");
+    assert_eq!(result_of("a / b / c else d else e"), "(else (else (/ (/ a b) c) d) e)");
     assert_eq!(result_of("-x.f32 * 2"), "(* (- x.f32) 2)");
     assert_eq!(result_of("(a + b) * c"), "(* (+ a b) c)");
     assert_eq!(result_of("a\n + b"), "(+ a b)");
@@ -52,10 +35,7 @@ fn operators_bind_as_the_reference_says() {
 
 #[test]
 fn brackets_hold_axes_before_a_call_and_changes_elsewhere() {
-    assert_eq!(
-        result_of("f[T, S = T](x, mask: c)"),
-        "f[T, S = T](x, mask: c)"
-    );
+    assert_eq!(result_of("f[T, S = T](x, mask: c)"), "f[T, S = T](x, mask: c)");
     assert_eq!(result_of("k[S = T].f32"), "(reaxis k [S = T]).f32");
     assert_eq!(
         result_of("x[a * b = h, i = h from 2 * j]"),
@@ -118,10 +98,7 @@ fn an_item_that_is_broken_spares_its_neighbours() {
     let mut sink = Sink::default();
     let text = "fn a() = 1\nblock B( {\n    fn m() = 1\n}\nfn b() = 2\npreset p C {}\nfn c() = 3";
     let module = parse(FileId(0), text, &mut sink);
-    let good = module
-        .items
-        .iter()
-        .filter(|item| matches!(item.kind, ast::ItemKind::Fn(_)));
+    let good = module.items.iter().filter(|item| matches!(item.kind, ast::ItemKind::Fn(_)));
     assert_eq!(good.count(), 3, "{}", print_ast(&module));
     assert_eq!(sink.diagnostics.len(), 2, "{:#?}", sink.diagnostics);
 }
@@ -170,11 +147,7 @@ fn a_file_has_a_largest_size_and_a_largest_number_of_tokens() {
         let mut sink = Sink::default();
         let tokens = lex(FileId(0), &"/ ".repeat(n), &mut Sink::default());
         let all = lex(FileId(0), &"x ".repeat(n), &mut sink);
-        (
-            tokens.within_limits,
-            all.within_limits,
-            sink.diagnostics.first().map(|d| d.code),
-        )
+        (tokens.within_limits, all.within_limits, sink.diagnostics.first().map(|d| d.code))
     };
     assert_eq!(count(4_000_000), (false, true, None));
     assert_eq!(count(4_000_001), (false, false, Some("E0005")));
@@ -215,11 +188,7 @@ fn a_picture_of_a_very_long_line_is_left_out() {
 
 /// The fenced blocks of a page: the example and the fix.
 fn blocks(page: &str) -> Vec<&str> {
-    page.split("```mdl\n")
-        .skip(1)
-        .filter_map(|rest| rest.split_once("```"))
-        .map(|b| b.0)
-        .collect()
+    page.split("```mdl\n").skip(1).filter_map(|rest| rest.split_once("```")).map(|b| b.0).collect()
 }
 
 #[test]

@@ -7,13 +7,16 @@ use mdl_train::session::Settings;
 #[derive(Clone, Debug, Args)]
 pub struct TrainingFlags {
     /// Sequences per step
-    #[arg(long = "train_batch_size", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long = "train_batch_size", default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub train_batch_size: u64,
     /// Sequences per validation batch
-    #[arg(long = "val_batch_size", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long = "val_batch_size", default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub val_batch_size: u64,
     /// Tokens per sequence
-    #[arg(long = "max_context_width", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    #[arg(long = "max_context_width", default_value_t = 256,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub max_context_width: u64,
     /// Optimizer steps
     #[arg(long = "max_steps", default_value_t = 5000)]

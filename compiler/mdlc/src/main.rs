@@ -37,7 +37,7 @@ enum Command {
     /// Say what a training step needs, without running it
     Plan(commands::plan::Args),
     /// Train a model
-    Train(commands::train::Args),
+    Train(Box<commands::train::Args>),
     /// Continue a text
     Generate(commands::generate::Args),
     /// Mean loss and perplexity of a checkpoint on a data set

@@ -123,7 +123,7 @@ fn open(
     let trace = model.compile(entry, &EntryOptions { sizes, documents: false }, purpose)?;
     let graph = trace.at(Stage::Placed).unwrap_or(trace.last()).clone();
     let mut runner = if interpreter {
-        Runner::Interpreter(Interpreter::new(graph.clone()))
+        Runner::Interpreter(Box::new(Interpreter::new(graph.clone())))
     } else {
         let device = Arc::new(Device::cpu(None));
         let state = state_layout(trace.last(), purpose);

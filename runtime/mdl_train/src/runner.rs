@@ -8,7 +8,7 @@ use mdl_ir::tensor::Tensor;
 #[derive(Debug)]
 pub enum Runner {
     Machine(Box<Machine>),
-    Interpreter(Interpreter),
+    Interpreter(Box<Interpreter>),
 }
 
 /// A graph with its inputs, run in f64.

@@ -40,7 +40,11 @@ pub fn of(kind: &Op) -> Gradient {
         Op::Contract { .. } => contract(),
         Op::Broadcast { .. } => {
             let op = Op::Broadcast { axes: vec![axis("B", 3), axis("A", 2), axis("C", 4)] };
-            vec![sample(&op, vec![x("A=2")]), sample(&op, vec![x("C=4 B=3")]), sample(&op, vec![x("")])]
+            vec![
+                sample(&op, vec![x("A=2")]),
+                sample(&op, vec![x("C=4 B=3")]),
+                sample(&op, vec![x("")]),
+            ]
         }
         Op::Reorder { .. } => {
             vec![sample(&Op::Reorder { axes: names(&["C", "A", "B"]) }, vec![x("A=2 B=3 C=4")])]

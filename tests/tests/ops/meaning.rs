@@ -22,9 +22,7 @@ pub fn known(kind: &Op) -> Known {
     let number = |x: f64| f32s("", &[x]);
     let matrix = || f32s("A=2 B=3", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     match kind {
-        Op::Const(_) => [2.5, -INF, 1e-30]
-            .map(|c| one(&Op::Const(c), vec![], number(c)))
-            .to_vec(),
+        Op::Const(_) => [2.5, -INF, 1e-30].map(|c| one(&Op::Const(c), vec![], number(c))).to_vec(),
         Op::Position(_) => {
             vec![one(&Op::Position(axis("A", 3)), vec![], f32s("A=3", &[0.0, 1.0, 2.0]))]
         }
@@ -32,8 +30,7 @@ pub fn known(kind: &Op) -> Known {
         Op::Unary(op) => unary(*op),
         Op::Binary(op) => binary(*op),
         Op::Select => {
-            let args =
-                vec![bools("A=2", &[1.0, 0.0]), f32s("B=3", &[1.0, 2.0, 3.0]), number(-1.0)];
+            let args = vec![bools("A=2", &[1.0, 0.0]), f32s("B=3", &[1.0, 2.0, 3.0]), number(-1.0)];
             vec![one(kind, args, f32s("A=2 B=3", &[1.0, 2.0, 3.0, -1.0, -1.0, -1.0]))]
         }
         Op::Reduce { kind, .. } => reduce(*kind),
@@ -200,16 +197,8 @@ fn scatter() -> Known {
         (ids("T=3", &[2.0, 0.0, 2.0]), f32s("T=3 D=2", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
     let base = f32s("V=3 D=2", &[10.0, 10.0, 20.0, 20.0, 30.0, 30.0]);
     vec![
-        one(
-            &op,
-            vec![at.clone(), rows.clone()],
-            f32s("V=3 D=2", &[3.0, 4.0, 0.0, 0.0, 6.0, 8.0]),
-        ),
-        one(
-            &op,
-            vec![at, rows, base],
-            f32s("V=3 D=2", &[13.0, 14.0, 20.0, 20.0, 36.0, 38.0]),
-        ),
+        one(&op, vec![at.clone(), rows.clone()], f32s("V=3 D=2", &[3.0, 4.0, 0.0, 0.0, 6.0, 8.0])),
+        one(&op, vec![at, rows, base], f32s("V=3 D=2", &[13.0, 14.0, 20.0, 20.0, 36.0, 38.0])),
     ]
 }
 

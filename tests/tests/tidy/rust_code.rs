@@ -19,11 +19,7 @@ pub fn functions(code: &str) -> Vec<Function> {
         if let Some(length) = body_end(rest) {
             let first_line = code[..start].matches('\n').count() + 1;
             let last_line = first_line + rest[..length].matches('\n').count();
-            found.push(Function {
-                name,
-                first_line,
-                last_line,
-            });
+            found.push(Function { name, first_line, last_line });
         }
     }
     found
@@ -72,11 +68,7 @@ pub fn blank(text: &str) -> String {
         let end = literal_end(&chars, at);
         match end {
             Some(end) => {
-                out.extend(
-                    chars[at..end]
-                        .iter()
-                        .map(|c| if *c == '\n' { '\n' } else { ' ' }),
-                );
+                out.extend(chars[at..end].iter().map(|c| if *c == '\n' { '\n' } else { ' ' }));
                 at = end;
             }
             None => {
@@ -117,9 +109,7 @@ fn literal_end(chars: &[char], at: usize) -> Option<usize> {
 
 /// The first place from `from` on where `found` holds for the rest; the end where it never does.
 fn find(chars: &[char], from: usize, found: impl Fn(&[char]) -> bool) -> usize {
-    (from..chars.len())
-        .find(|at| found(&chars[*at..]))
-        .unwrap_or(chars.len())
+    (from..chars.len()).find(|at| found(&chars[*at..])).unwrap_or(chars.len())
 }
 
 fn block_comment_end(chars: &[char], start: usize) -> usize {
@@ -163,10 +153,7 @@ fn literals_and_comments_are_blanked() {
         ("x \"a\nb\" c", "\"a\nb\""),
     ];
     for (text, literal) in cases {
-        let spaces: String = literal
-            .chars()
-            .map(|c| if c == '\n' { '\n' } else { ' ' })
-            .collect();
+        let spaces: String = literal.chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
         assert_eq!(blank(text), text.replace(literal, &spaces), "of {text}");
     }
 }
@@ -175,10 +162,8 @@ fn literals_and_comments_are_blanked() {
 fn functions_are_measured_from_signature_to_brace() {
     let code = "fn a() {\n    if x {\n    }\n}\ntrait T {\n    fn b(x: [u8; 2]);\n}\n\
                 fn c<F: Fn(u8) -> u8>(f: fn(u8))\nwhere\n{ }\n";
-    let seen: Vec<(String, usize, usize)> = functions(code)
-        .into_iter()
-        .map(|f| (f.name, f.first_line, f.last_line))
-        .collect();
+    let seen: Vec<(String, usize, usize)> =
+        functions(code).into_iter().map(|f| (f.name, f.first_line, f.last_line)).collect();
     assert_eq!(seen, [("a".to_string(), 1, 4), ("c".to_string(), 8, 10)]);
 }
 

@@ -47,9 +47,7 @@ impl Tree {
     }
 
     pub fn manifests(&self) -> impl Iterator<Item = &Source> {
-        self.files
-            .iter()
-            .filter(|file| file.path.ends_with("Cargo.toml"))
+        self.files.iter().filter(|file| file.path.ends_with("Cargo.toml"))
     }
 
     pub fn file(&self, path: &str) -> Option<&Source> {
@@ -86,16 +84,8 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 
 impl Source {
     pub fn new(root: &Path, path: &Path, text: String) -> Source {
-        let path = path
-            .strip_prefix(root)
-            .unwrap_or(path)
-            .to_string_lossy()
-            .replace('\\', "/");
-        let code = if path.ends_with(".rs") {
-            blank(&text)
-        } else {
-            String::new()
-        };
+        let path = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('\\', "/");
+        let code = if path.ends_with(".rs") { blank(&text) } else { String::new() };
         Source { path, text, code }
     }
 
@@ -106,11 +96,7 @@ impl Source {
 
 impl Violation {
     pub fn new(path: &str, line: usize, rule: impl Into<String>) -> Violation {
-        Violation {
-            path: path.to_string(),
-            line,
-            rule: rule.into(),
-        }
+        Violation { path: path.to_string(), line, rule: rule.into() }
     }
 }
 

@@ -38,7 +38,8 @@ pub struct Args {
     #[arg(long, default_value = "bytes")]
     tokenizer: String,
     /// Let sequences attend across documents
-    #[arg(long = "cross_documents", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    #[arg(long = "cross_documents", default_value_t = 0,
+        value_parser = clap::value_parser!(u8).range(0..=1))]
     cross_documents: u8,
     /// Validate every so many steps, and at the end
     #[arg(long = "validation_freq")]
@@ -216,8 +217,8 @@ impl Run<'_> {
             None => "there is no checkpoint of this run".to_string(),
         };
         let message = format!(
-            "the loss or the gradient of step {step} is not finite (loss {loss}), in the batch from \
-             sample {sample}; {good}; lower --lr, or raise --warmup"
+            "the loss or the gradient of step {step} is not finite (loss {loss}), in the batch \
+             from sample {sample}; {good}; lower --lr, or raise --warmup"
         );
         coded("E0951", message)
     }

@@ -1,0 +1,210 @@
+//! Launch counts and peak memory of training steps, and whether the memory plan keeps its promise.
+//!
+//! The numbers are exact and stand in `golden/launches.txt`: a change of a pass shows there in the same commit.
+//! `cargo xtask test --bless` writes the file.
+
+use mdl_check::entry::EntryOptions;
+use mdl_driver::embedded;
+use mdl_driver::front::Front;
+use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
+use mdl_ir::graph::OutputRole;
+use mdl_passes::executable::{Arg, BufferPlan, Executable, Launch, Space, Step};
+use mdl_passes::optimise::Optimizer;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Kernels that one layer may take.
+const FORWARD_LAUNCHES: usize = 12;
+const BACKWARD_LAUNCHES: usize = 24;
+
+/// Sizes of the run, and the threads that workspaces are planned for.
+const B: u64 = 2;
+const T: u64 = 128;
+const UNITS: u32 = 2;
+
+/// A training step, planned.
+fn planned(preset: &str) -> Executable {
+    let text = embedded::model("llama").expect("llama is part of the compiler");
+    let mut front = Front::load("models/llama.mdl", text, &|_| None);
+    let config = front.preset(preset).expect("the preset binds");
+    let options = EntryOptions { sizes: vec![("B".into(), B), ("T".into(), T)], documents: true };
+    let graph = front.build(&config, "loss", &options).expect("the loss can be built");
+    let purpose = Purpose::Training(Optimizer {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        matrices_only: true,
+    });
+    let trace = run(graph, &mut front, &purpose).expect("the passes have no bug");
+    let state = state_layout(trace.last(), &purpose);
+    finish(trace.last(), &state, UNITS).expect("the plan has no bug")
+}
+
+fn presets() -> Vec<String> {
+    let text = embedded::model("llama").expect("llama is part of the compiler");
+    Front::load("models/llama.mdl", text, &|_| None).presets()
+}
+
+/// The loops of a training step: forward and backward.
+fn loops(executable: &Executable) -> Vec<(u64, &[Launch])> {
+    let loops = executable.steps.iter().filter_map(|step| match step {
+        Step::Launch(_) => None,
+        Step::Loop { count, body } => Some((*count, body.as_slice())),
+    });
+    loops.collect()
+}
+
+fn summary(preset: &str, executable: &Executable) -> String {
+    let loops = loops(executable);
+    let [(layers, forward), (_, backward)] = loops[..] else {
+        panic!("{preset}: a training step has two loops, not {}", loops.len());
+    };
+    let (forward, backward) = (forward.len(), backward.len());
+    assert!(forward <= FORWARD_LAUNCHES, "{preset}: a layer takes {forward} launches forward");
+    assert!(backward <= BACKWARD_LAUNCHES, "{preset}: a layer takes {backward} backward");
+    let outside = executable.steps.len() - 2;
+    let mut out = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(out, "  {what:<34} {value:>18}");
+    };
+    line("launches of a layer, forward", forward.to_string());
+    line("launches of a layer, backward", backward.to_string());
+    line("launches outside of layers", outside.to_string());
+    line("launches of a step", executable.launches().to_string());
+    line("layers", layers.to_string());
+    line("kernels to compile", executable.specs.len().to_string());
+    line("buffers", executable.buffers.len().to_string());
+    line("bytes of weights and moments", executable.state_bytes.to_string());
+    line("bytes of work, at the peak", executable.work_bytes.to_string());
+    line("FLOPs of a step", executable.work().0.to_string());
+    format!("{preset}\n{out}")
+}
+
+#[test]
+fn launches_and_peaks_are_those_of_the_golden_file() {
+    let mut text = format!("A training step with B={B} T={T} for {UNITS} threads.\n");
+    for preset in presets() {
+        let _ = write!(text, "\n{}", summary(&preset, &planned(&preset)));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/launches.txt");
+    if std::env::var_os("MDL_BLESS").is_some() {
+        std::fs::write(&path, &text).expect("the golden file can be written");
+    }
+    let golden = std::fs::read_to_string(&path).expect("the golden file is there");
+    assert!(golden == text, "launches changed; `cargo xtask test --bless` accepts this:\n{text}");
+}
+
+/// The launches of a step in the order of the plan's clock, with the iterations of the loop that they are in.
+fn clocked(executable: &Executable) -> Vec<(u64, &Launch)> {
+    let mut launches = Vec::new();
+    for step in &executable.steps {
+        match step {
+            Step::Launch(launch) => launches.push((1, launch)),
+            Step::Loop { count, body } => launches.extend(body.iter().map(|l| (*count, l))),
+        }
+    }
+    launches
+}
+
+/// Clock intervals of the loops.
+fn intervals(executable: &Executable) -> Vec<(usize, usize)> {
+    let (mut clock, mut intervals) = (0, Vec::new());
+    for step in &executable.steps {
+        match step {
+            Step::Launch(_) => clock += 1,
+            Step::Loop { body, .. } => {
+                intervals.push((clock, clock + body.len() - 1));
+                clock += body.len();
+            }
+        }
+    }
+    intervals
+}
+
+fn apart(a: &BufferPlan, b: &BufferPlan) -> bool {
+    let in_time = a.last < b.first || b.last < a.first;
+    let in_space = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
+    in_time || in_space
+}
+
+/// Does this argument lie inside a buffer that is in use at this time, in every iteration?
+fn covered(executable: &Executable, clock: usize, count: u64, arg: &Arg) -> bool {
+    let range = |i: u64| {
+        let start = arg.offset + arg.index.map_or(0, |index| index.at(i));
+        (start, start + arg.bytes)
+    };
+    executable.buffers.iter().any(|b| {
+        let live = b.space == arg.space && b.first <= clock && clock <= b.last;
+        let inside = |i: u64| {
+            let (from, to) = range(i);
+            b.offset <= from && to <= b.offset + b.bytes
+        };
+        live && (0..count).all(inside)
+    })
+}
+
+#[test]
+fn buffers_in_use_at_one_time_never_overlap() {
+    for preset in presets() {
+        let executable = planned(&preset);
+        let work: Vec<&BufferPlan> =
+            executable.buffers.iter().filter(|b| b.space == Space::Work).collect();
+        for (i, a) in work.iter().enumerate() {
+            assert!(a.offset + a.bytes <= executable.work_bytes, "{preset}: {a:?} is outside");
+            for b in &work[i + 1..] {
+                assert!(apart(a, b), "{preset}: {a:?} and {b:?} overlap");
+            }
+        }
+        // A buffer that an iteration hands to the next, or to what comes after, is in use for the whole loop.
+        for (begin, end) in intervals(&executable) {
+            for b in &work {
+                let around = b.first <= begin && end <= b.last;
+                let within = begin <= b.first && b.last <= end;
+                let outside = b.last < begin || end < b.first;
+                assert!(around || within || outside, "{preset}: {b:?} ends inside a loop");
+            }
+        }
+        for (clock, (count, launch)) in clocked(&executable).into_iter().enumerate() {
+            for arg in &launch.args {
+                let known = covered(&executable, clock, count, arg);
+                assert!(known, "{preset}: {} uses {arg:?} at {clock}, which is free", launch.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_moments_and_gradients_have_places_of_their_own() {
+    for preset in presets() {
+        let executable = planned(&preset);
+        let inputs = executable.inputs.iter().map(|(_, slot)| slot);
+        let gradients = executable.outputs.iter().filter_map(|(role, slot)| match role {
+            OutputRole::Grad(_) => Some(slot),
+            _ => None,
+        });
+        let state = inputs.chain(gradients).filter(|slot| slot.space == Space::State);
+        let mut places: Vec<(u64, u64)> =
+            state.flat_map(|slot| slot.parts()).map(|(at, n)| (at, n * 4)).collect();
+        places.sort_unstable();
+        for pair in places.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{preset}: {pair:?} overlap");
+        }
+        let end = places.last().map_or(0, |(offset, bytes)| offset + bytes);
+        assert!(end <= executable.state_bytes, "{preset}: state ends at {end}");
+    }
+}
+
+#[test]
+fn the_plan_of_a_deep_model_is_as_short_as_that_of_a_shallow_one() {
+    let shape = |executable: &Executable| {
+        let loops: Vec<usize> = loops(executable).iter().map(|(_, body)| body.len()).collect();
+        (executable.steps.len(), loops, executable.buffers.len())
+    };
+    let tiny = shape(&planned("tiny"));
+    for preset in ["llama2_7b", "llama2_70b"] {
+        if presets().iter().any(|p| p == preset) {
+            assert_eq!(shape(&planned(preset)), tiny, "{preset}");
+        }
+    }
+}
