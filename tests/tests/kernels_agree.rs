@@ -1,8 +1,8 @@
 //! Fused executables on the CPU device against the interpreter in f64, on the graph before fusion.
 //!
-//! Whatever a pass after differentiation or a kernel does wrong shows here. Sizes are ragged: no axis is a multiple of
-//! a vector, a tile or a block. Besides the embedded models, `tests/models` holds architectures that go the generic
-//! path: nothing in the compiler knows of them.
+//! Whatever a pass after differentiation or a kernel does wrong shows here. Sizes are ragged: no
+//! axis is a multiple of a vector, a tile or a block. Besides the embedded models, `tests/models`
+//! holds architectures that go the generic path: nothing in the compiler knows of them.
 
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
@@ -17,8 +17,9 @@ use mdl_passes::executable::Executable;
 use mdl_train::machine::Machine;
 use std::sync::Arc;
 
-/// ‖difference‖ / ‖exact‖ of a tensor. One rounding of f32 is 6·10⁻⁸; a sum of k ≤ 400 products in random order loses
-/// √k of them, 1.2·10⁻⁶, and the errors of some forty kernels in a row add up like a random walk: 8·10⁻⁶.
+/// ‖difference‖ / ‖exact‖ of a tensor. One rounding of f32 is 6·10⁻⁸; a sum of k ≤ 400 products in
+/// random order loses √k of them, 1.2·10⁻⁶, and the errors of some forty kernels in a row add up
+/// like a random walk: 8·10⁻⁶.
 const TOLERANCE: f64 = 1e-5;
 
 /// Models above this many parameters are left to `mdlc compare`.
@@ -47,7 +48,8 @@ fn noise(seed: u64, i: u64) -> f64 {
     (mix(mix(seed) ^ i) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// Values that an f32 holds exactly. Weights keep the size of what they are applied to; gains lie around one.
+/// Values that an f32 holds exactly. Weights keep the size of what they are applied to; gains lie
+/// around one.
 fn weights(ty: &Type, repeated: bool, seed: u64) -> Tensor {
     let axes = &ty.axes[usize::from(repeated)..];
     let value = |i: u64| match axes {

@@ -1,7 +1,7 @@
 //! Launch counts and peak memory of training steps, and whether the memory plan keeps its promise.
 //!
-//! The numbers are exact and stand in `golden/launches.txt`: a change of a pass shows there in the same commit.
-//! `cargo xtask test --bless` writes the file.
+//! The numbers are exact and stand in `golden/launches.txt`: a change of a pass shows there in the
+//! same commit. `cargo xtask test --bless` writes the file.
 
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
@@ -95,7 +95,8 @@ fn launches_and_peaks_are_those_of_the_golden_file() {
     assert!(golden == text, "launches changed; `cargo xtask test --bless` accepts this:\n{text}");
 }
 
-/// The launches of a step in the order of the plan's clock, with the iterations of the loop that they are in.
+/// The launches of a step in the order of the plan's clock, with the iterations of the loop that
+/// they are in.
 fn clocked(executable: &Executable) -> Vec<(u64, &Launch)> {
     let mut launches = Vec::new();
     for step in &executable.steps {
@@ -156,7 +157,8 @@ fn buffers_in_use_at_one_time_never_overlap() {
                 assert!(apart(a, b), "{preset}: {a:?} and {b:?} overlap");
             }
         }
-        // A buffer that an iteration hands to the next, or to what comes after, is in use for the whole loop.
+        // A buffer that an iteration hands to the next, or to what comes after, is in use for the
+        // whole loop.
         for (begin, end) in intervals(&executable) {
             for b in &work {
                 let around = b.first <= begin && end <= b.last;

@@ -1,6 +1,8 @@
-//! Gradients of whole models in f64 against differences of the loss, at a few elements of every parameter.
+//! Gradients of whole models in f64 against differences of the loss, at a few elements of every
+//! parameter.
 //!
-//! This holds differentiation of repeated regions and of calls with a kernel against nothing but the forward graph.
+//! This holds differentiation of repeated regions and of calls with a kernel against nothing but
+//! the forward graph.
 
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
@@ -14,8 +16,8 @@ use mdl_passes::differentiate::differentiate;
 /// Distance between the points of a difference.
 const STEP: f64 = 1.0 / 1024.0;
 
-/// The four-point difference is off by h⁴/30 · f⁽⁵⁾ = 3·10⁻¹⁴ · f⁽⁵⁾, and the fifth derivative of these losses along one
-/// weight stays below 10⁷.
+/// The four-point difference is off by h⁴/30 · f⁽⁵⁾ = 3·10⁻¹⁴ · f⁽⁵⁾, and the fifth derivative of
+/// these losses along one weight stays below 10⁷.
 const TOLERANCE: f64 = 3e-7;
 
 /// Elements of a parameter that are moved.

@@ -1,7 +1,7 @@
 //! Every primitive operation: its meaning, its gradient and its text form.
 //!
-//! Operations are enrolled by existing: `after` and the tables match on `Op` without a catch-all arm, so an operation
-//! that is added does not compile without its cases.
+//! Operations are enrolled by existing: `after` and the tables match on `Op` without a catch-all
+//! arm, so an operation that is added does not compile without its cases.
 
 #[path = "ops/gradient.rs"]
 mod gradient;
@@ -31,11 +31,13 @@ const MEANING_TOLERANCE: f64 = 1e-7;
 /// Distance between the points of a difference.
 const STEP: f64 = 1.0 / 1024.0;
 
-/// The central difference over four points is off by h⁴/30 · f⁽⁵⁾, which is 3·10⁻¹⁴ · f⁽⁵⁾, and by rounding, which is
-/// 1.5 · ε/h · f = 3·10⁻¹³ · f. At the points of the table the fifth derivatives stay below 10⁵.
+/// The central difference over four points is off by h⁴/30 · f⁽⁵⁾, which is 3·10⁻¹⁴ · f⁽⁵⁾, and by
+/// rounding, which is 1.5 · ε/h · f = 3·10⁻¹³ · f. At the points of the table the fifth derivatives
+/// stay below 10⁵.
 const GRADIENT_TOLERANCE: f64 = 1e-8;
 
-/// The next kind of operation, by an example; the kinds with a name of their own are listed by their `ALL`.
+/// The next kind of operation, by an example; the kinds with a name of their own are listed by
+/// their `ALL`.
 fn after(op: &Op) -> Option<Op> {
     let axis = || "A".to_string();
     let own = |size| Axis::new("A", size);
@@ -144,8 +146,8 @@ fn every_operation_means_what_is_worked_out_by_hand() {
     }
 }
 
-/// How the results of a sample become one number, so that gradients of every form arise: with all axes, with some of
-/// them, with none.
+/// How the results of a sample become one number, so that gradients of every form arise: with all
+/// axes, with some of them, with none.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Weighted,

@@ -1,9 +1,10 @@
 //! Blocks: instances with their weights, and their calls, repeated ones as one region.
 
-use crate::call::{Given, size_of};
-use crate::elaborate::{Elaborator, ParamInfo, concrete, place};
+use crate::call::{Given, count, size_of};
+use crate::elaborate::{Elaborator, MAX_TENSOR_BYTES, ParamInfo, concrete, place};
 use crate::frame::{Frame, FrameKind};
-use crate::program::{ItemRef, Program};
+use crate::nearest::nearest;
+use crate::program::{ItemRef, Program, item_name, standard_home};
 use crate::size::Size;
 use crate::value::{AxisVal, BlockVal, Eval, MemberVal, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::graph::{Body, Param, ValueId};
@@ -82,16 +83,29 @@ impl Elaborator<'_> {
         let Some(decl) = block_decl(program, item) else {
             return self.fail("E0405", "this is no block", at, "used as one here");
         };
-        if path.members.matches('.').count() > crate::elaborate::MAX_CALL_DEPTH {
-            return self.fail("E0412", "this block holds itself", at, "instance made here");
+        if self.open.len() >= crate::elaborate::MAX_CALL_DEPTH {
+            return self.fail("E0411", "blocks are nested more than 64 deep", at, "made here");
         }
+        self.enter(&decl.name, at)?;
+        let instance = self.members(item, decl, scope, path);
+        self.open.pop();
+        instance
+    }
+
+    fn members(
+        &mut self,
+        item: ItemRef,
+        decl: &ast::Block,
+        scope: Scope,
+        path: &Path,
+    ) -> Eval<Rc<BlockVal>> {
         let mut members: BTreeMap<String, MemberVal> = BTreeMap::new();
         let mut complete = true;
         for member in &decl.members {
-            if members.contains_key(&member.name.text) {
-                let message = format!("`{}` is defined twice", member.name.text);
-                let _: Eval<()> = self.fail("E0202", message, member.name.span, "again here");
-            }
+            let stored = member.stored.as_ref().map_or(0, |(name, _)| name.len());
+            // An instance copies its scope and takes the names of all its owners.
+            let copied = scope.values.len() + scope.axes.len() + path.stored.len() + stored;
+            self.step(50 + copied / 4, member.span)?;
             match self.member_of(member, &members, &scope, &path.join(member)) {
                 Ok(val) => {
                     members.insert(member.name.text.clone(), val);
@@ -118,7 +132,7 @@ impl Elaborator<'_> {
                 if let Some((other, condition)) = tied
                     && self.holds(condition.as_ref(), scope)?
                 {
-                    return self.tie(other, above, path);
+                    return self.tie(other, &axes, above, path, member.span);
                 }
                 let init = match init {
                     Some(e) => Some(self.init(e, &axes, scope)?),
@@ -128,8 +142,7 @@ impl Elaborator<'_> {
             }
             MemberKind::Instance { block, axes, args, count } => {
                 let Some(item) = self.program.find(scope.module, &block.text) else {
-                    let message = format!("there is no block `{}`", block.text);
-                    return self.fail("E0201", message, block.span, "not defined or imported");
+                    return self.no_block(block, scope.module);
                 };
                 let mut inner = self.instance_scope(item, block, axes, args, scope)?;
                 inner.module = item.module;
@@ -139,7 +152,8 @@ impl Elaborator<'_> {
                     let at = count.span;
                     let axis = self.axis(&count.text, at, scope, &[])?;
                     let Some(size) = axis.size.clone() else {
-                        return self.fail("E0204", "the count has no size", at, "here");
+                        let message = format!("the size of `{}` is not known here", count.text);
+                        return self.fail("E0204", message, at, "the number of layers");
                     };
                     if path.repeat.is_some() {
                         let message = "a repeated block inside a repeated block is not supported";
@@ -156,33 +170,66 @@ impl Elaborator<'_> {
         }
     }
 
+    fn no_block<T>(&mut self, name: &ast::Name, module: usize) -> Eval<T> {
+        let program = self.program;
+        let names = program.modules[module].names.iter();
+        let blocks = names.filter(|(_, item)| block_decl(program, **item).is_some());
+        let message = format!("there is no block `{}`", name.text);
+        let here = "not defined or imported here";
+        let d = Diagnostic::error("E0201", message, name.span, here);
+        let near = nearest(&name.text, blocks.map(|(name, _)| name.as_str()));
+        self.sink.push(match (near, standard_home(program, &name.text)) {
+            (Some(near), _) => d.help(format!("write `{near}`")),
+            (None, Some(home)) => d.help(format!("import it: `use {home}.{}`", name.text)),
+            _ => d,
+        });
+        Err(Reported)
+    }
+
     fn holds(&mut self, condition: Option<&ast::Expr>, scope: &Scope) -> Eval<bool> {
         let Some(condition) = condition else { return Ok(true) };
         match self.expr(condition, scope)? {
             Val::Bool(b) => Ok(b),
             other => {
-                let message = format!("a condition is needed, and this is {}", other.kind());
-                self.fail("E0405", message, condition.span, "here")
+                let message = "a parameter is tied where a condition holds";
+                let here = format!("this is {}, not `true` or `false`", other.kind());
+                self.fail("E0405", message, condition.span, here)
             }
         }
     }
 
+    /// The parameter of another member, which must have the same axes.
     fn tie(
         &mut self,
         other: &ast::Name,
+        axes: &[SymAxis],
         above: &BTreeMap<String, MemberVal>,
         path: &Path,
+        at: Span,
     ) -> Eval<MemberVal> {
-        match above.get(&other.text) {
-            Some(MemberVal::Param(p)) => {
-                self.params[*p].param.also_stored.push(path.stored.clone());
-                Ok(MemberVal::Param(*p))
-            }
-            _ => {
-                let message = format!("there is no parameter `{}` above", other.text);
-                self.fail("E0207", message, other.span, "tied to this")
-            }
+        let Some(MemberVal::Param(p)) = above.get(&other.text) else {
+            let message = format!("there is no parameter `{}` above", other.text);
+            return self.fail("E0207", message, other.span, "tied to this");
+        };
+        let whole = &self.params[*p];
+        let theirs = &whole.axes[usize::from(whole.repeat.is_some())..];
+        let named = |axes: &[SymAxis]| {
+            let names: Vec<&str> = axes.iter().map(|a| a.name.as_str()).collect();
+            format!("[{}]", names.join(", "))
+        };
+        let (mine, other_type) = (named(axes), named(theirs));
+        if mine != other_type {
+            let message = format!("a parameter {mine} is tied to one that is {other_type}");
+            let d = Diagnostic::error("E0301", message, at, format!("this is {mine}"));
+            self.sink.push(d.label(whole.span, format!("`{}` is {other_type}", other.text)));
+            return Err(Reported);
         }
+        let differ = axes.iter().zip(theirs).find(|(a, b)| !a.size.same(&b.size));
+        if let Some((a, b)) = differ.map(|(a, b)| (a.clone(), b.clone())) {
+            return self.sizes_differ(&a, &b, at);
+        }
+        self.params[*p].param.also_stored.push(path.stored.clone());
+        Ok(MemberVal::Param(*p))
     }
 
     fn param_axes(&mut self, ty: &ast::TypeExpr, scope: &Scope) -> Eval<Vec<SymAxis>> {
@@ -195,29 +242,20 @@ impl Elaborator<'_> {
                 (Some(e), _) => size_of(self, e, scope)?,
                 (None, Some(AxisVal { size: Some(size), .. })) => size,
                 _ => {
-                    let message = format!("there is no axis `{}` here", axis.name.text);
-                    return self.fail("E0204", message, axis.name.span, "unknown axis");
+                    return self.no_axis(&axis.name.text, axis.name.span, scope, &[]);
                 }
             };
-            match size.value() {
-                Some(n) if (1..1 << 31).contains(&n) => {}
-                Some(_) => {
-                    let message = format!("axis `{name}` would be {}", size.explained());
-                    return self.fail("E0307", message, origin, "out of range");
-                }
-                None => {
-                    let message = format!("axis `{name}` would be {}", size.explained());
-                    return self.fail("E0407", message, origin, "leaves a remainder");
-                }
-            }
+            self.whole(&name, &size, origin)?;
             if axes.iter().any(|a| a.name == name) {
                 let message = format!("axis `{name}` stands twice in this type");
-                return self.fail("E0306", message, axis.name.span, "again here");
+                return self.fail("E0306", message, axis.name.span, "stands here again");
             }
             axes.push(SymAxis { name, size, origin });
         }
         if axes.len() + 1 > mdl_ir::infer::MAX_AXES {
-            return self.fail("E0305", "a parameter has at most 7 axes", ty.span, "here");
+            // A repeated block adds one.
+            let message = format!("a parameter has {} axes, and 7 is the most", axes.len());
+            return self.fail("E0305", message, ty.span, "merge some into one");
         }
         Ok(axes)
     }
@@ -229,16 +267,27 @@ impl Elaborator<'_> {
         init: Option<Body>,
         path: &Path,
     ) -> Eval<usize> {
-        if let Some(other) = self.params.iter().find(|p| p.param.stored == path.stored) {
+        if let Some(other) = self.stored.get(&path.stored).map(|p| &self.params[*p]) {
             let message = format!("two parameters are stored as `{}`", path.stored);
-            let d = Diagnostic::error("E0409", message, member.span, "this one");
-            let d = d.label(other.span, "and this one");
+            let d = match other.span == member.span {
+                true => {
+                    let here = "two instances of this block have one name";
+                    Diagnostic::error("E0409", message, member.span, here)
+                }
+                false => Diagnostic::error("E0409", message, member.span, "this one")
+                    .label(other.span, "and this one"),
+            };
             self.sink.push(d);
             return Err(Reported);
         }
         let mut repeats = None;
         if let Some((name, size)) = &path.repeat {
             repeats = size.value();
+            if axes.iter().any(|a| a.name == *name) {
+                let message = format!("axis `{name}` stands twice in this parameter");
+                let here = "the repeated block already stacks it along this axis";
+                return self.fail("E0306", message, member.span, here);
+            }
             let axis = SymAxis { name: name.clone(), size: size.clone(), origin: member.span };
             axes.insert(0, axis);
         }
@@ -246,7 +295,7 @@ impl Elaborator<'_> {
         let mut bytes: u64 = 4;
         for axis in &ty.axes {
             bytes = match bytes.checked_mul(axis.size) {
-                Some(b) if b <= 1 << 48 => b,
+                Some(b) if b <= MAX_TENSOR_BYTES => b,
                 _ => {
                     let message = format!("`{}` is larger than 2^48 bytes", member.name.text);
                     return self.fail("E0307", message, member.span, "this parameter");
@@ -262,6 +311,7 @@ impl Elaborator<'_> {
             init,
         };
         let repeat = path.repeat.as_ref().map(|(name, _)| name.clone());
+        self.stored.insert(path.stored.clone(), self.params.len());
         self.params.push(ParamInfo { param, axes, repeat, span: member.span });
         Ok(self.params.len() - 1)
     }
@@ -272,6 +322,19 @@ impl Elaborator<'_> {
         self.frames.push(Frame::new(FrameKind::Init(types.clone())));
         let result = self.expr(e, scope).and_then(|val| {
             let t = self.tensor(val, e.span)?;
+            if let Some(extra) = t.axes.iter().find(|a| !axes.iter().any(|b| b.name == a.name)) {
+                let message = format!("an initial value has the further axis `{}`", extra.name);
+                let here = format!("this is {}", t.show());
+                return self.fail("E0301", message, e.span, here);
+            }
+            // Random numbers know the axes by their numbers alone, so only those are compared.
+            for x in &t.axes {
+                let own = axes.iter().find(|a| a.name == x.name);
+                if let Some(own) = own.filter(|own| own.size.value() != x.size.value()) {
+                    return self.sizes_differ(own, x, e.span);
+                }
+            }
+            self.want(&t, DType::F32, e.span)?;
             self.op(Op::Broadcast { axes: types }, &[&t], axes, e.span)
         });
         let frame = self.frames.pop().expect("pushed above");
@@ -292,14 +355,10 @@ impl Elaborator<'_> {
             let message = format!("`{}` is no block", name.text);
             return self.fail("E0405", message, name.span, "used as one here");
         };
-        if axes.len() != decl.axes.len() || args.len() != decl.args.len() {
-            let message = format!(
-                "`{}` takes {} axes and {} arguments",
-                name.text,
-                decl.axes.len(),
-                decl.args.len()
-            );
-            let here = format!("{} and {} given", axes.len(), args.len());
+        if axes.len() != decl.axes.len() {
+            let wanted = count(decl.axes.len(), "axis", "axes");
+            let message = format!("`{}` takes {wanted} in brackets", name.text);
+            let here = format!("{} given", count(axes.len(), "axis is", "axes are"));
             let d = Diagnostic::error("E0208", message, name.span, here);
             self.sink.push(d.label(decl.name.span, "declared here"));
             return Err(Reported);
@@ -309,10 +368,14 @@ impl Elaborator<'_> {
             let axis = self.axis(&given.text, given.span, scope, &[])?;
             inner.axes.insert(own.text.clone(), axis);
         }
-        for (arg, given) in decl.args.iter().zip(args) {
-            let val = self.expr(&given.value, scope)?;
-            let given = Given { name: None, val, span: given.value.span };
-            self.bind_arg(arg, &given, &mut inner)?;
+        let mut given = Vec::new();
+        for arg in args {
+            let val = self.expr(&arg.value, scope)?;
+            given.push(Given { name: arg.name.clone(), val, span: arg.value.span });
+        }
+        let given = self.match_args(&decl.name, &decl.args, given, &inner, name.span)?;
+        for (arg, given) in decl.args.iter().zip(&given) {
+            self.bind_arg(arg, given, &mut inner)?;
             open_config(arg, &mut inner);
         }
         Ok(inner)
@@ -321,12 +384,20 @@ impl Elaborator<'_> {
     /// `block(x)`: its `forward`, once, or as a region that is repeated.
     pub fn call_block(&mut self, block: &Rc<BlockVal>, given: Vec<Given>, at: Span) -> Eval<Val> {
         let Some(forward) = method(self.program, block, "forward").cloned() else {
-            return self.fail("E0207", "this block has no `forward`", at, "called here");
+            let decl = item_name(self.program.item(block.item));
+            let name = decl.map_or("this block", |n| n.text.as_str());
+            let message = format!("`{name}` has no `forward`");
+            let d = Diagnostic::error("E0207", message, at, "called here");
+            self.sink.push(match decl {
+                Some(n) => d.label(n.span, "declared here"),
+                None => d,
+            });
+            return Err(Reported);
         };
         match &block.repeat {
             None => self.call_fn(&forward, method_scope(block), given, at),
             Some((axis, count)) => {
-                let count = count.value().expect("sizes of axes are whole");
+                let count = count.value().unwrap_or(1);
                 self.call_repeated(block, &forward, given, (axis, count), at)
             }
         }
@@ -352,7 +423,7 @@ impl Elaborator<'_> {
             Given { name: None, val: Val::Tensor(TensorVal { id, ..x.clone() }), span: first.span };
         let result = self.call_fn(forward, method_scope(block), vec![carried], at);
         let result = result.and_then(|val| self.tensor(val, at));
-        let result = result.and_then(|y| self.same_shape(&x, y, &ty, at));
+        let result = result.and_then(|y| self.same_shape(&x, y, &ty, (forward, at)));
         let frame = self.frames.pop().expect("pushed above");
         let y = result?;
         let (body, outer) = self.close_repeat(frame, y, x.id);
@@ -371,11 +442,26 @@ impl Elaborator<'_> {
     }
 
     /// The region must give back what it takes, in the same order of memory.
-    fn same_shape(&mut self, x: &TensorVal, y: TensorVal, ty: &Type, at: Span) -> Eval<ValueId> {
+    fn same_shape(
+        &mut self,
+        x: &TensorVal,
+        y: TensorVal,
+        ty: &Type,
+        (forward, at): (&ast::Fn, Span),
+    ) -> Eval<ValueId> {
+        self.agree(&[x, &y], at)?;
         let own = self.frame().builder.ty(y.id).clone();
-        if !own.same_axes(ty) {
-            let message = format!("a repeated block takes {} and gives {}", x.show(), y.show());
-            return self.fail("E0308", message, at, "each layer feeds the next");
+        if !own.same_axes(ty) || own.dtype != ty.dtype {
+            let (takes, gives) = (x.show(), y.show());
+            let message = format!("a repeated block takes {takes} and gives {gives}");
+            let here = format!("each layer feeds the next: the first one takes {takes}");
+            let declared = match forward.result.as_slice() {
+                [ty] => ty.span,
+                _ => forward.name.span,
+            };
+            let d = Diagnostic::error("E0308", message, at, here);
+            self.sink.push(d.label(declared, format!("it gives {gives}")));
+            return Err(Reported);
         }
         let axes = mdl_ir::build::axis_names(&ty.axes);
         self.op(Op::Reorder { axes }, &[&y], &[], at).map(|t| t.id)
@@ -418,7 +504,7 @@ pub fn open_config(arg: &ast::Arg, scope: &mut Scope) {
             let axis = AxisVal {
                 name: name.clone(),
                 size: Some(size.clone()),
-                origin: config.places[name],
+                origin: config.places.get(name).copied().unwrap_or(arg.name.span),
             };
             scope.axes.insert(name.clone(), axis);
         }

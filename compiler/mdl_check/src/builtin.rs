@@ -2,11 +2,13 @@
 
 use crate::elaborate::{Elaborator, concrete};
 use crate::frame::{FrameKind, Outside};
+use crate::nearest::nearest;
 use crate::size::Size;
-use crate::value::{AxisVal, Eval, Scope, SymAxis, TensorVal, Val};
+use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::tensor_type::{Axis, DType};
 use mdl_syntax::ast::{AxisArg, AxisChange, CallArg, Expr};
+use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
 
 /// Names that no model may give to something else.
@@ -45,24 +47,51 @@ pub struct BuiltinCall<'c> {
 
 impl Elaborator<'_> {
     pub fn builtin(&mut self, call: &BuiltinCall<'_>, scope: &Scope) -> Eval<Val> {
+        if let Some(named) = call.args.iter().find_map(|a| a.name.as_ref()) {
+            let message = format!("the arguments of `{}` have no names", call.name);
+            return self.fail("E0208", message, named.span, "give the value alone");
+        }
+        let takes_axes = match call.name {
+            "sum" | "size" | "position" | "document" | "gather" | "concat" => true,
+            "max" => call.args.len() == 1,
+            _ => false,
+        };
+        if let (false, Some(axis)) = (takes_axes, call.axes.first()) {
+            let message = format!("`{}` takes no axes in brackets", call.name);
+            return self.fail("E0208", message, axis.name.span, "given here");
+        }
+        if let (true, Some(AxisArg { name, old: Some(_) })) =
+            (call.name != "concat", call.axes.iter().find(|a| a.old.is_some()))
+        {
+            let message = format!("`{}` renames no axis", call.name);
+            return self.fail("E0208", message, name.span, "an axis by its name alone goes here");
+        }
         if let Some(unary) = Unary::from_name(call.name) {
             return self.unary_call(unary, call, scope);
         }
         let wanted = match call.name {
-            "sum" | "max" if !call.axes.is_empty() => 1,
+            "sum" => 1,
+            "max" if !call.axes.is_empty() => 1,
             "max" | "min" | "gather" | "concat" => 2,
             "where" => 3,
             "total" | "stop_gradient" | "uniform" => 1,
             _ => 0,
         };
         if call.args.len() != wanted {
-            let message = format!("`{}` takes {wanted} arguments", call.name);
+            let wanted = crate::call::count(wanted, "argument", "arguments");
+            let message = format!("`{}` takes {wanted}", call.name);
             return self.fail("E0208", message, call.at, format!("{} given", call.args.len()));
         }
         match call.name {
             "size" | "position" | "document" => self.of_axis(call, scope),
             "uniform" => self.uniform(call, scope),
             "concat" => self.concat(call, scope),
+            "sum" if call.axes.is_empty() => {
+                let message = "`sum` says the axes that it sums over";
+                let d = Diagnostic::error("E0208", message, call.at, "no axis is named here");
+                self.sink.push(d.help("write `sum[axis](x)`, or `total(x)` for all axes"));
+                Err(Reported)
+            }
             "sum" | "max" if !call.axes.is_empty() => self.reduce(call, scope),
             _ => self.on_tensors(call, scope),
         }
@@ -83,7 +112,8 @@ impl Elaborator<'_> {
             }
         };
         let folded = mdl_ir::interp::fold(&Op::Unary(op), &[number]);
-        Ok(Val::Real(folded.expect("every unary operation folds")))
+        // Every unary operation folds.
+        Ok(Val::Real(folded.unwrap_or(f64::NAN)))
     }
 
     fn arg(&mut self, arg: &CallArg, scope: &Scope) -> Eval<TensorVal> {
@@ -118,7 +148,11 @@ impl Elaborator<'_> {
                 let [axis] = call.axes else {
                     return self.fail("E0208", "`gather` takes one axis", call.at, "here");
                 };
-                let axis = self.axis(&axis.name.text, axis.name.span, scope, &[&args[0]])?.name;
+                let at = axis.name.span;
+                let axis = self.axis(&axis.name.text, at, scope, &[&args[0]])?.name;
+                if args[0].axis(&axis).is_none() {
+                    return self.lacks_axis(&args[0], &axis, at, span(0));
+                }
                 self.op(Op::Gather { axis }, &refs, &[], call.at)?
             }
             _ => self.op(Op::StopGradient, &refs, &[], call.at)?,
@@ -135,8 +169,13 @@ impl Elaborator<'_> {
         }
         for (name, a) in axes.iter().zip(call.axes) {
             if t.axis(name).is_none() {
-                let message = format!("the operand {} has no axis `{name}`", t.show());
-                return self.fail("E0301", message, a.name.span, "summed over here");
+                return self.lacks_axis(&t, name, a.name.span, call.args[0].value.span);
+            }
+        }
+        for (i, a) in call.axes.iter().enumerate() {
+            if axes[..i].contains(&axes[i]) {
+                let message = format!("axis `{}` is named twice", a.name.text);
+                return self.fail("E0306", message, a.name.span, "named again here");
             }
         }
         let kind = if call.name == "sum" { Reduction::Sum } else { Reduction::Max };
@@ -162,17 +201,43 @@ impl Elaborator<'_> {
         }
         match known {
             Some(known) => Ok(known),
-            None => {
-                let message = format!("there is no axis `{name}` here");
-                self.fail("E0204", message, at, "unknown axis")
-            }
+            None => self.no_axis(name, at, scope, among),
         }
+    }
+
+    pub fn no_axis<T>(
+        &mut self,
+        name: &str,
+        at: Span,
+        scope: &Scope,
+        among: &[&TensorVal],
+    ) -> Eval<T> {
+        if scope.failed.contains(name) {
+            return Err(Reported);
+        }
+        let own = among.iter().flat_map(|t| &t.axes).map(|a| a.name.as_str());
+        let near = nearest(name, own.chain(scope.axes.keys().map(String::as_str)));
+        let message = format!("there is no axis `{name}` here");
+        let mut d = Diagnostic::error("E0204", message, at, "unknown axis");
+        if let Some(near) = near {
+            d = d.help(format!("write `{near}`"));
+        }
+        self.sink.push(d);
+        Err(Reported)
+    }
+
+    fn lacks_axis<T>(&mut self, t: &TensorVal, name: &str, at: Span, operand: Span) -> Eval<T> {
+        let message = format!("an operand {} has no axis `{name}`", t.show());
+        let d = Diagnostic::error("E0301", message, at, format!("`{name}` is wanted here"));
+        self.sink.push(d.label(operand, format!("this is {}", t.show())));
+        Err(Reported)
     }
 
     fn sized(&mut self, call: &BuiltinCall<'_>, scope: &Scope) -> Eval<SymAxis> {
         let [axis] = call.axes else {
             let message = format!("`{}` takes one axis", call.name);
-            return self.fail("E0208", message, call.at, "in brackets");
+            let here = format!("write `{}[axis]()`", call.name);
+            return self.fail("E0208", message, call.at, here);
         };
         let found = self.axis(&axis.name.text, axis.name.span, scope, &[])?;
         match found.size {
@@ -198,8 +263,16 @@ impl Elaborator<'_> {
 
     /// Ids of the document at each position of a sequence axis, or of an axis renamed from it.
     fn document(&mut self, axis: &SymAxis, at: Span) -> Eval<Val> {
+        if let FrameKind::Init(_) = self.frame().kind {
+            let message = "documents belong to the sequences of a run";
+            return self.fail("E0405", message, at, "an initial value has none");
+        }
         if !self.documents {
             return Ok(Val::Tensor(self.constant(0.0, at)));
+        }
+        if !self.data.contains_key("documents") {
+            let message = "documents belong to the sequences of a run";
+            return self.fail("E0405", message, at, "there is no sequence here");
         }
         let base = self.outside(Outside::Data("documents".into()));
         if base.axis(&axis.name).is_some() {
@@ -226,7 +299,10 @@ impl Elaborator<'_> {
             let message = "random numbers belong to the initial values of parameters";
             return self.fail("E0405", message, call.at, "used elsewhere");
         };
-        let stream = stream.value().unwrap_or(0) as u32;
+        let Some(stream) = stream.value().and_then(|n| u32::try_from(n).ok()) else {
+            let at = call.args[0].value.span;
+            return self.fail("E0307", "a stream is a whole number", at, "out of range");
+        };
         self.op(Op::Random { stream, axes }, &[], &[], call.at).map(Val::Tensor)
     }
 
@@ -244,7 +320,7 @@ impl Elaborator<'_> {
         };
         let total = x.size.combine(mdl_syntax::ast::BinaryOp::Add, &y.size);
         let Some(total) = total else {
-            return self.fail("E0307", "this size is out of range", call.at, "here");
+            return self.fail("E0307", "this size is out of range", call.at, "concatenated here");
         };
         let size = into.size.unwrap_or_else(|| total.clone());
         if !size.same(&total) {
@@ -254,11 +330,41 @@ impl Elaborator<'_> {
                 size.explained(),
                 total.explained()
             );
-            return self.fail("E0304", message, call.at, "concatenated here");
+            let d = Diagnostic::error("E0304", message, call.at, "concatenated here");
+            let from = format!("`{}` has its size from here", into.name);
+            self.sink.push(d.label(into.origin, from));
+            return Err(Reported);
         }
+        self.whole(&into.name, &size, call.at)?;
+        let rest = |t: &TensorVal| t.axes.iter().filter(|o| o.name != old.name).count();
+        let same = |t: &TensorVal, u: &TensorVal| {
+            t.axes.iter().all(|o| o.name == old.name || u.axis(&o.name).is_some())
+        };
+        if rest(&a) != rest(&b) || !same(&a, &b) {
+            let message = "the parts of `concat` have the same further axes";
+            let here = format!("{} and {}", a.show(), b.show());
+            return self.fail("E0301", message, call.at, here);
+        }
+        let pair = TensorVal {
+            axes: b.axes.iter().filter(|o| o.name != old.name).cloned().collect(),
+            ..b.clone()
+        };
+        self.agree(&[&a, &pair], call.at)?;
+        self.want(&a, DType::F32, call.args[0].value.span)?;
+        self.want(&b, DType::F32, call.args[1].value.span)?;
+        let b = self.in_order(&b, a.axes.iter().map(|x| x.name.clone()).collect(), call.at)?;
         let into = SymAxis { name: into.name, size, origin: into.origin };
         let op = Op::Concat { axis: old.name, into: concrete(&into) };
-        self.op(op, &[&a, &b], &[into], call.at).map(Val::Tensor)
+        // The old axis may differ in size between the parts, which `op` does not accept.
+        self.unchecked(op, &[&a, &b], &[into], call.at).map(Val::Tensor)
+    }
+
+    /// The same tensor with its axes in this order, which means nothing but where they lie.
+    fn in_order(&mut self, t: &TensorVal, axes: Vec<String>, at: Span) -> Eval<TensorVal> {
+        if t.axes.iter().map(|a| &a.name).eq(&axes) {
+            return Ok(t.clone());
+        }
+        self.op(Op::Reorder { axes }, &[t], &[], at)
     }
 
     pub fn reaxis(&mut self, base: &Expr, changes: &[AxisChange], scope: &Scope) -> Eval<Val> {
@@ -277,13 +383,17 @@ impl Elaborator<'_> {
             match t.axis(&axis.name) {
                 Some(found) => old.push(found.clone()),
                 None => {
-                    let message = format!("{} has no axis `{}`", t.show(), name.text);
+                    let message = format!("a value {} has no axis `{}`", t.show(), name.text);
                     return self.fail("E0301", message, name.span, "no such axis");
                 }
             }
         }
         if let Some(start) = &change.start {
-            return self.slice(t, change, &old[0], start, scope);
+            let ([_], [from]) = (change.new.as_slice(), old.as_slice()) else {
+                let message = "a slice is cut from one axis and makes one";
+                return self.fail("E0304", message, change.span, "more are named here");
+            };
+            return self.slice(t, change, from, start, scope);
         }
         match (change.new.as_slice(), old.as_slice()) {
             ([new], [from]) => {
@@ -311,8 +421,10 @@ impl Elaborator<'_> {
             ([new], many) => {
                 let size = product(many.iter());
                 let Some(size) = size else {
-                    return self.fail("E0307", "this size is out of range", change.span, "here");
+                    let message = "a product of sizes is out of range";
+                    return self.fail("E0307", message, change.span, "merged here");
                 };
+                self.whole(&new.text, &size, change.span)?;
                 let into = match scope.axes.get(&new.text) {
                     Some(AxisVal { name, size: Some(s), origin }) => {
                         SymAxis { name: name.clone(), size: s.clone(), origin: *origin }
@@ -320,30 +432,47 @@ impl Elaborator<'_> {
                     _ => SymAxis { name: new.text.clone(), size, origin: change.span },
                 };
                 self.multiplies_out(&into, many, change.span)?;
-                let axes = many.iter().map(|a| a.name.clone()).collect();
-                let op = Op::Merge { axes, into: into.name.clone() };
-                self.op(op, &[t], &[into], change.span)
+                self.merge(t, many, into, change.span)
             }
             _ => self.fail("E0304", "one side of a change is a single axis", change.span, "here"),
         }
+    }
+
+    /// Axes that are merged must lie side by side, which is brought about here.
+    fn merge(
+        &mut self,
+        t: &TensorVal,
+        many: &[SymAxis],
+        into: SymAxis,
+        at: Span,
+    ) -> Eval<TensorVal> {
+        let axes: Vec<String> = many.iter().map(|a| a.name.clone()).collect();
+        if let Some(twice) = axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
+            let message = format!("axis `{}` is merged twice", twice.1);
+            return self.fail("E0306", message, at, "merged here");
+        }
+        let others = t.axes.iter().map(|a| &a.name).filter(|n| !axes.contains(n));
+        let first = t.axes.iter().position(|a| a.name == axes[0]).unwrap_or(0);
+        let before = t.axes[..first].iter().filter(|a| !axes.contains(&a.name)).count();
+        let mut order: Vec<String> = others.cloned().collect();
+        order.splice(before..before, axes.iter().cloned());
+        let t = &self.in_order(t, order, at)?;
+        let op = Op::Merge { axes, into: into.name.clone() };
+        self.op(op, &[t], &[into], at)
     }
 
     fn multiplies_out(&mut self, whole: &SymAxis, parts: &[SymAxis], at: Span) -> Eval<()> {
         match product(parts.iter()) {
             Some(size) if size.same(&whole.size) => Ok(()),
             Some(size) => {
-                let message = format!(
-                    "axis `{}` is {} and the product is {}",
-                    whole.name,
-                    whole.size.explained(),
-                    size.explained()
-                );
-                let d = mdl_syntax::diag::Diagnostic::error("E0304", message, at, "changed here");
-                let place = format!("`{}` has its size from here", whole.name);
+                let (own, product) = (whole.size.explained(), size.explained());
+                let message = format!("axes that multiply to {product} are no `{}`", whole.name);
+                let d = Diagnostic::error("E0304", message, at, format!("{product} here"));
+                let place = format!("{own} there");
                 self.sink.push(d.label(whole.origin, place));
-                Err(crate::value::Reported)
+                Err(Reported)
             }
-            None => self.fail("E0307", "this size is out of range", at, "here"),
+            None => self.fail("E0307", "a product of sizes is out of range", at, "this one"),
         }
     }
 
@@ -362,12 +491,17 @@ impl Elaborator<'_> {
             return self.fail("E0204", message, change.span, "here");
         };
         let (Some(first), Some(length)) = (from.value(), size.value()) else {
-            return self.fail("E0407", "a slice starts at a whole number", start.span, "here");
+            let here = format!("this is {}", from.explained());
+            return self.fail("E0407", "a slice starts at a whole number", start.span, here);
         };
-        if first + length > old.size.value().unwrap_or(0) {
-            let message = format!("the slice ends at {} of axis `{}`", first + length, old.name);
+        let end = first.saturating_add(length);
+        let made_up = self.sample && !(old.size.is_number() && size.is_number());
+        if end > old.size.value().unwrap_or(0) && !made_up {
+            let message = format!("a slice ends at {end} of axis `{}`", old.name);
             let here = format!("the axis has {}", old.size.explained());
-            return self.fail("E0304", message, change.span, here);
+            let d = Diagnostic::error("E0304", message, change.span, here);
+            self.sink.push(d.label(old.origin, format!("`{}` has its size from here", old.name)));
+            return Err(Reported);
         }
         let into = SymAxis { name: new.name, size, origin: new.origin };
         let op = Op::Slice { axis: old.name.clone(), start: first, into: concrete(&into) };

@@ -3,6 +3,7 @@
 use crate::builtin::{BUILTINS, BuiltinCall};
 use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, concrete, place};
 use crate::frame::{Frame, FrameKind};
+use crate::nearest::nearest;
 use crate::program::ItemRef;
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
@@ -32,7 +33,7 @@ impl Elaborator<'_> {
     ) -> Eval<Val> {
         if self.depth >= MAX_CALL_DEPTH {
             let message = format!("calls are nested more than {MAX_CALL_DEPTH} deep");
-            return self.fail("E0411", message, at, "this call");
+            return self.fail("E0411", message, at, "this call is one too deep");
         }
         self.depth += 1;
         let result = self.call_within(at, function, axes, args, scope);
@@ -67,12 +68,18 @@ impl Elaborator<'_> {
         match self.expr(function, scope)? {
             Val::Function(item) => self.call_item(item, axes, args, at, scope),
             Val::Block(block) => {
+                if let Some(first) = axes.first() {
+                    let message = "an instance of a block has its axes already";
+                    let span = first.name.span;
+                    return self.fail("E0208", message, span, "given again here");
+                }
                 let given = self.given(args, scope)?;
                 self.call_block(&block, given, at)
             }
             other => {
-                let message = format!("this is {}, and only functions are called", other.kind());
-                self.fail("E0405", message, function.span, "called here")
+                let message = "only functions and instances of blocks are called";
+                let here = format!("this is {}", other.kind());
+                self.fail("E0405", message, function.span, here)
             }
         }
     }
@@ -122,15 +129,21 @@ impl Elaborator<'_> {
         at: Span,
     ) -> Eval<Vec<(String, AxisVal)>> {
         if axes.len() != decl.axes.len() {
-            let message = format!(
-                "`{}` takes {} axes in brackets, and {} are given",
-                decl.name.text,
-                decl.axes.len(),
-                axes.len()
-            );
+            let name = &decl.name.text;
+            let wanted = count(decl.axes.len(), "axis", "axes");
+            let message = format!("`{name}` takes {wanted} in brackets, not {}", axes.len());
             let d = Diagnostic::error("E0208", message, at, "called here");
-            self.sink.push(d.label(decl.name.span, "declared here"));
+            let own: Vec<&str> = decl.axes.iter().map(|a| a.text.as_str()).collect();
+            let d = d.label(decl.name.span, "declared here");
+            self.sink.push(match own.as_slice() {
+                [] => d.help(format!("write `{name}(…)`")),
+                own => d.help(format!("write `{name}[{}](…)`, with your axes", own.join(", "))),
+            });
             return Err(Reported);
+        }
+        if let Some(AxisArg { name, old: Some(_) }) = axes.iter().find(|a| a.old.is_some()) {
+            let message = format!("`{}` renames no axis", decl.name.text);
+            return self.fail("E0208", message, name.span, "an axis by its name alone goes here");
         }
         let tensors: Vec<TensorVal> = given
             .iter()
@@ -144,6 +157,15 @@ impl Elaborator<'_> {
         let mut bound = Vec::new();
         for (own, arg) in decl.axes.iter().zip(axes) {
             let axis = self.axis(&arg.name.text, arg.name.span, scope, &refs)?;
+            if let Some((other, _)) =
+                bound.iter().find(|(_, b): &&(_, AxisVal)| b.name == axis.name)
+            {
+                let message = format!("`{other}` and `{}` are one axis", own.text);
+                let here = format!("`{}` stands here twice", axis.name);
+                let d = Diagnostic::error("E0306", message, arg.name.span, here);
+                self.sink.push(d.label(own.span, "two axes are declared here"));
+                return Err(Reported);
+            }
             bound.push((own.text.clone(), axis));
         }
         Ok(bound)
@@ -157,24 +179,49 @@ impl Elaborator<'_> {
         given: Vec<Given>,
         at: Span,
     ) -> Eval<Val> {
-        let vals = self.match_args(decl, given, &scope, at)?;
-        let mut fits = Ok(());
-        for (arg, given) in decl.args.iter().zip(&vals) {
-            let bound = self.bind_arg(arg, given, &mut scope);
-            fits = fits.and(bound);
+        // Copies of a scope are made below.
+        self.step(1 + (scope.values.len() + scope.axes.len()) / 4, at)?;
+        self.enter(&decl.name, at)?;
+        let result = self.match_args(&decl.name, &decl.args, given, &scope, at).and_then(|vals| {
+            let mut fits = Ok(());
+            for (arg, given) in decl.args.iter().zip(&vals) {
+                let bound = self.bind_arg(arg, given, &mut scope);
+                fits = fits.and(bound);
+            }
+            fits?;
+            self.run_or_keep(decl, scope, at)
+        });
+        self.open.pop();
+        result
+    }
+
+    /// Notes that something is being expanded; an error where it already is.
+    pub fn enter(&mut self, name: &ast::Name, at: Span) -> Eval<()> {
+        if self.open.contains(&name.span) {
+            let message = format!("`{}` uses itself", name.text);
+            let d = Diagnostic::error("E0412", message, at, "this leads back to it");
+            self.sink.push(d.label(name.span, "declared here"));
+            return Err(Reported);
         }
-        fits?;
-        let kernel = decl.kernel.as_ref().and_then(|k| Kernel::from_name(&k.text));
-        if let (Some(name), None) = (&decl.kernel, kernel) {
+        self.open.push(name.span);
+        self.work.reached.insert(name.span);
+        Ok(())
+    }
+
+    fn run_or_keep(&mut self, decl: &ast::Fn, scope: Scope, at: Span) -> Eval<Val> {
+        let Some(name) = &decl.kernel else { return self.run_fn(decl, scope) };
+        if !self.program.is_standard(scope.module) {
+            // The check of names says so.
+            return self.run_fn(decl, scope);
+        }
+        let Some(kernel) = Kernel::from_name(&name.text) else {
             let message = format!("there is no kernel `{}`", name.text);
             return self.fail("E0201", message, name.span, "unknown kernel");
-        }
-        match kernel {
-            // Within a kernel's body everything is plain: a kernel has no kernels inside.
-            Some(kernel) if !matches!(self.frame().kind, FrameKind::Call) => {
-                self.call_kernel(kernel, decl, scope, at)
-            }
-            _ => self.run_fn(decl, scope),
+        };
+        // Within a kernel's body everything is plain: a kernel has no kernels inside.
+        match self.frame().kind {
+            FrameKind::Call => self.run_fn(decl, scope),
+            _ => self.call_kernel(kernel, decl, scope, at),
         }
     }
 
@@ -194,9 +241,19 @@ impl Elaborator<'_> {
                 Ok(Val::Tensor(t))
             }
             types => {
-                let Val::Tuple(vals) = val else {
-                    let message = format!("{} values are declared", types.len());
-                    return self.fail("E0303", message, result_span, "one is given");
+                let given = match &val {
+                    Val::Tuple(vals) => vals.len(),
+                    _ => 1,
+                };
+                let vals = match val {
+                    Val::Tuple(vals) if vals.len() == types.len() => vals,
+                    _ => {
+                        let message = format!("{given} values are given for {}", types.len());
+                        let d = Diagnostic::error("E0303", message, result_span, "the result");
+                        let declared = types[0].span.to(types[types.len() - 1].span);
+                        self.sink.push(d.label(declared, "declared here"));
+                        return Err(Reported);
+                    }
                 };
                 let mut out = Vec::new();
                 for (val, ty) in vals.into_iter().zip(types) {
@@ -209,33 +266,51 @@ impl Elaborator<'_> {
         }
     }
 
-    fn match_args(
+    /// The arguments of a call or an instance, in the order in which they are declared.
+    pub fn match_args(
         &mut self,
-        decl: &ast::Fn,
+        owner: &ast::Name,
+        declared: &[ast::Arg],
         given: Vec<Given>,
         scope: &Scope,
         at: Span,
     ) -> Eval<Vec<Given>> {
-        let mut slots: Vec<Option<Given>> = vec![None; decl.args.len()];
+        let mut slots: Vec<Option<Given>> = vec![None; declared.len()];
         for (i, g) in given.into_iter().enumerate() {
             let slot = match &g.name {
                 None => i,
-                Some(n) => match decl.args.iter().position(|a| a.name.text == n.text) {
+                Some(n) => match declared.iter().position(|a| a.name.text == n.text) {
                     Some(slot) => slot,
                     None => {
-                        let message = format!("`{}` has no argument `{}`", decl.name.text, n.text);
-                        return self.fail("E0208", message, n.span, "unknown argument");
+                        let message = format!("`{}` has no argument `{}`", owner.text, n.text);
+                        let known = declared.iter().map(|a| a.name.text.as_str());
+                        let mut d = Diagnostic::error("E0208", message, n.span, "no such argument");
+                        d = d.label(owner.span, "declared here");
+                        if let Some(near) = nearest(&n.text, known) {
+                            d = d.help(format!("write `{near}:`"));
+                        }
+                        self.sink.push(d);
+                        return Err(Reported);
                     }
                 },
             };
-            if slot >= slots.len() || slots[slot].is_some() {
-                let message = format!("`{}` takes {} arguments", decl.name.text, decl.args.len());
-                return self.fail("E0208", message, g.span, "one too many");
+            let Some(place) = slots.get_mut(slot) else {
+                let wanted = count(declared.len(), "argument", "arguments");
+                let message = format!("`{}` takes {wanted}", owner.text);
+                let d = Diagnostic::error("E0208", message, g.span, "this is one too many");
+                self.sink.push(d.label(owner.span, "declared here"));
+                return Err(Reported);
+            };
+            if let Some(first) = place {
+                let message = format!("argument `{}` is given twice", declared[slot].name.text);
+                let d = Diagnostic::error("E0208", message, g.span, "given again here");
+                self.sink.push(d.label(first.span, "first given here"));
+                return Err(Reported);
             }
-            slots[slot] = Some(g);
+            *place = Some(g);
         }
         let mut out = Vec::new();
-        for (arg, slot) in decl.args.iter().zip(slots) {
+        for (arg, slot) in declared.iter().zip(slots) {
             match (slot, &arg.default) {
                 (Some(g), _) => out.push(g),
                 (None, Some(e)) => {
@@ -244,8 +319,8 @@ impl Elaborator<'_> {
                 }
                 (None, None) => {
                     let message =
-                        format!("`{}` needs the argument `{}`", decl.name.text, arg.name.text);
-                    let d = Diagnostic::error("E0208", message, at, "called here");
+                        format!("`{}` needs the argument `{}`", owner.text, arg.name.text);
+                    let d = Diagnostic::error("E0208", message, at, "not given here");
                     self.sink.push(d.label(arg.name.span, "declared here"));
                     return Err(Reported);
                 }
@@ -274,17 +349,53 @@ impl Elaborator<'_> {
             (ArgType::Real, Val::Size(s)) => Val::Real(s.as_f64()),
             (ArgType::Real, val @ Val::Real(_)) => val,
             (ArgType::Bool, val @ Val::Bool(_)) => val,
-            (ArgType::Function(_), val @ Val::Function(_)) => val,
-            (ArgType::Config(_), val @ Val::Config(_)) => val,
-            (_, other) => {
-                let message = format!("`{}` does not take {}", arg.name.text, other.kind());
-                let d = Diagnostic::error("E0405", message, given.span, "given here");
-                self.sink.push(d.label(arg.name.span, "declared here"));
+            (ArgType::Function(axes), Val::Function(item)) => {
+                self.fits_function(arg, axes, item, given.span)?;
+                Val::Function(item)
+            }
+            (ArgType::Config(n), val @ Val::Text(_)) if n.text == "text" => val,
+            (ArgType::Config(n), Val::Config(c))
+                if self.program.find(scope.module, &n.text) == Some(c.item) =>
+            {
+                Val::Config(c)
+            }
+            (ty, other) => {
+                let wanted = wanted(ty);
+                let message =
+                    format!("`{}` takes {wanted}, and this is {}", arg.name.text, shown(&other));
+                let d = Diagnostic::error("E0405", message, given.span, shown(&other));
+                self.sink.push(d.label(arg.name.span, format!("declared as {wanted}")));
                 return Err(Reported);
             }
         };
         scope.values.insert(arg.name.text.clone(), val);
         Ok(())
+    }
+
+    /// A function as an argument is called with these axes and nothing else.
+    fn fits_function(
+        &mut self,
+        arg: &ast::Arg,
+        axes: &[ast::Name],
+        item: ItemRef,
+        at: Span,
+    ) -> Eval<()> {
+        let program = self.program;
+        let ItemKind::Fn(decl) = &program.item(item).kind else { return Ok(()) };
+        let needed = decl.args.iter().filter(|a| a.default.is_none()).count();
+        if decl.axes.len() == axes.len() && needed == 0 {
+            return Ok(());
+        }
+        let wanted = count(axes.len(), "axis", "axes");
+        let name = &decl.name.text;
+        let message = format!("`{}` takes a function of {wanted} alone", arg.name.text);
+        let has = count(decl.axes.len(), "axis", "axes");
+        let here = format!("`{name}` has {has} and {}", count(needed, "argument", "arguments"));
+        let d = Diagnostic::error("E0405", message, at, here);
+        let d = d.label(decl.name.span, "declared here");
+        let help = format!("define a function of {wanted} that calls `{name}` with its arguments");
+        self.sink.push(d.help(help));
+        Err(Reported)
     }
 
     fn check_dtype(&mut self, t: &TensorVal, ty: &TypeExpr, at: Span) -> Eval<()> {
@@ -295,7 +406,8 @@ impl Elaborator<'_> {
             Some(other) => {
                 let message = format!("there is no element type `{other}`");
                 let span = ty.dtype.as_ref().map_or(at, |d| d.span);
-                return self.fail("E0401", message, span, "unknown");
+                let here = "element types are `f32`, `ids` and `bool`";
+                return self.fail("E0401", message, span, here);
             }
         };
         self.want(t, wanted, at)
@@ -304,9 +416,9 @@ impl Elaborator<'_> {
     fn check_arg(&mut self, t: &TensorVal, ty: &TypeExpr, scope: &Scope, at: Span) -> Eval<()> {
         self.check_dtype(t, ty, at)?;
         if let Some(fault) = axes_differ(t, ty, scope) {
-            let message = format!("this argument is {}: {fault}", t.show());
-            let d = Diagnostic::error("E0301", message, at, "given here");
-            self.sink.push(d.label(ty.span, "declared here"));
+            let message = format!("an argument {fault}");
+            let d = Diagnostic::error("E0301", message, at, format!("this is {}", t.show()));
+            self.sink.push(d.label(ty.span, "the type that is wanted"));
             return Err(Reported);
         }
         self.check_sizes(t, ty, scope, at)
@@ -315,9 +427,9 @@ impl Elaborator<'_> {
     fn check_result(&mut self, t: &TensorVal, ty: &TypeExpr, scope: &Scope, at: Span) -> Eval<()> {
         self.check_dtype(t, ty, at)?;
         if let Some(fault) = axes_differ(t, ty, scope) {
-            let message = format!("the result is {}: {fault}", t.show());
-            let d = Diagnostic::error("E0303", message, at, "this is the result");
-            self.sink.push(d.label(ty.span, "declared here"));
+            let message = format!("the result {fault}");
+            let d = Diagnostic::error("E0303", message, at, format!("this is {}", t.show()));
+            self.sink.push(d.label(ty.span, "the declared type"));
             return Err(Reported);
         }
         self.check_sizes(t, ty, scope, at)
@@ -329,10 +441,7 @@ impl Elaborator<'_> {
             let name = known.map_or(axis.name.text.as_str(), |k| k.name.as_str());
             let Some(found) = t.axis(name).cloned() else { continue };
             let declared = match &axis.size {
-                Some(e) => match self.expr(e, scope)? {
-                    Val::Size(size) => Some((size, e.span)),
-                    _ => return self.fail("E0405", "an axis takes a size", e.span, "this is none"),
-                },
+                Some(e) => Some((size_of(self, e, scope)?, e.span)),
                 None => known.and_then(|k| k.size.clone().map(|s| (s, k.origin))),
             };
             if let Some((size, origin)) = declared
@@ -410,7 +519,8 @@ fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
     let missing: Vec<String> =
         declared.iter().filter(|d| t.axis(d).is_none()).map(|d| format!("`{d}`")).collect();
     if !missing.is_empty() {
-        return Some(format!("it lacks {}", missing.join(" and ")));
+        let axes = if missing.len() == 1 { "axis" } else { "axes" };
+        return Some(format!("lacks the {axes} {}", missing.join(" and ")));
     }
     let extra: Vec<String> = t
         .axes
@@ -419,7 +529,8 @@ fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
         .map(|a| format!("`{}`", a.name))
         .collect();
     if !ty.open && !extra.is_empty() {
-        return Some(format!("it also has {}", extra.join(" and ")));
+        let axes = if extra.len() == 1 { "axis" } else { "axes" };
+        return Some(format!("has the further {axes} {}", extra.join(" and ")));
     }
     None
 }
@@ -428,6 +539,40 @@ fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
 pub fn size_of(e: &mut Elaborator<'_>, expr: &Expr, scope: &Scope) -> Eval<Size> {
     match e.expr(expr, scope)? {
         Val::Size(size) => Ok(size),
-        _ => e.fail("E0405", "a size is needed", expr.span, "this is none"),
+        other => {
+            let here = format!("this is {}", shown(&other));
+            e.fail("E0405", "an axis takes a size", expr.span, here)
+        }
+    }
+}
+
+/// A value for messages: its kind, and its name or type where it has one.
+fn shown(val: &Val) -> String {
+    match val {
+        Val::Tensor(t) => format!("the tensor {}", t.show()),
+        Val::Config(c) => format!("the configuration `{}`", c.name),
+        other => other.kind().to_string(),
+    }
+}
+
+/// What an argument takes, for messages.
+fn wanted(ty: &ArgType) -> String {
+    match ty {
+        ArgType::Tensor(_) => "a tensor".into(),
+        ArgType::Size => "a size".into(),
+        ArgType::Real => "a number".into(),
+        ArgType::Bool => "`true` or `false`".into(),
+        ArgType::Function(axes) => format!("a function of {}", count(axes.len(), "axis", "axes")),
+        ArgType::Config(n) if n.text == "text" => "a text".into(),
+        ArgType::Config(n) => format!("a `{}`", n.text),
+    }
+}
+
+/// `1 axis`, `2 axes`.
+pub fn count(n: usize, one: &str, many: &str) -> String {
+    match n {
+        0 => format!("no {many}"),
+        1 => format!("1 {one}"),
+        n => format!("{n} {many}"),
     }
 }

@@ -1,12 +1,20 @@
 //! Checks a whole program: every preset's configuration and assertions, every model with every
 //! preset.
 
+use crate::block::block_decl;
 use crate::config::{Config, Setting, Source, arithmetic, bind};
-use crate::entry::{EntryOptions, ModelRef, build, find_model, params};
-use crate::program::{ItemRef, Program};
-use mdl_syntax::ast::{Expr, ExprKind, ItemKind, Preset};
-use mdl_syntax::diag::{Diagnostic, Sink};
+use crate::entry::{EntryOptions, ModelRef, build_with, find_model, params, wanted_entry};
+use crate::names::check_names;
+use crate::nearest::nearest;
+use crate::program::{ItemRef, Program, item_name};
+use crate::sample::check_items;
+use crate::work::Work;
+use mdl_ir::graph::Body;
+use mdl_ir::op::Op;
+use mdl_syntax::ast::{Arg, ArgType, Expr, ExprKind, ItemKind, Name, Preset};
+use mdl_syntax::diag::{Diagnostic, Label, Sink};
 use mdl_syntax::span::Span;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Names of the root module's presets, in order.
@@ -28,9 +36,7 @@ fn preset_items(program: &Program) -> Vec<(ItemRef, &Preset)> {
 pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<Config>> {
     let (item, preset) = preset_items(program).into_iter().find(|(_, p)| p.name.text == name)?;
     let config = program.find(item.module, &preset.config.text).or_else(|| {
-        let message = format!("there is no configuration `{}`", preset.config.text);
-        let at = preset.config.span;
-        sink.push(Diagnostic::error("E0201", message, at, "not defined or imported here"));
+        unknown_config(program, item.module, &preset.config, sink);
         None
     })?;
     let source = Source::Preset(item.module, &preset.bindings);
@@ -39,70 +45,197 @@ pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<
 
 /// Everything that can be said about the program without running it.
 pub fn check(program: &Program, sink: &mut Sink) {
-    let Some(model) = find_model(program) else {
-        check_loose(program, sink);
+    check_names(program, sink);
+    if sink.has_errors() {
         return;
+    }
+    let mut work = Work::default();
+    let model = declared_model(program, sink);
+    if let Some(model) = &model {
+        check_presets(program, model, (sink, &mut work));
+    } else {
+        for (_, preset) in preset_items(program) {
+            if let Some(config) = bind_preset(program, &preset.name.text, sink) {
+                check_assertions(None, &config, preset, sink);
+            }
+        }
+    }
+    // What no preset's model has come by is checked on its own, with made-up sizes.
+    check_items(program, model.as_ref(), sink, &mut work);
+}
+
+/// The root module's first model, if its one argument is a configuration.
+fn declared_model(program: &Program, sink: &mut Sink) -> Option<ModelRef> {
+    let (item, decl) = program.root_items().find_map(|(item, it)| match &it.kind {
+        ItemKind::Model(decl) => Some((item, decl)),
+        _ => None,
+    })?;
+    let ([arg], []) = (decl.args.as_slice(), decl.axes.as_slice()) else {
+        let message = format!("model `{}` takes one argument, its configuration", decl.name.text);
+        let d = Diagnostic::error("E0208", message, decl.name.span, "declared with others");
+        sink.push(d.help(format!("write `model {}(c: Config)`", decl.name.text)));
+        return None;
     };
+    let ArgType::Config(name) = &arg.ty else {
+        let message = format!("model `{}` takes a configuration", decl.name.text);
+        sink.push(Diagnostic::error("E0405", message, arg.name.span, "this is another kind"));
+        return None;
+    };
+    let found = program.find(item.module, &name.text);
+    match found.map(|c| &program.item(c).kind) {
+        Some(ItemKind::Config(_)) => find_model(program),
+        _ => {
+            unknown_config(program, item.module, name, sink);
+            None
+        }
+    }
+}
+
+fn unknown_config(program: &Program, module: usize, name: &Name, sink: &mut Sink) {
+    let names = program.modules[module].names.iter();
+    let is_config = |item: &ItemRef| matches!(program.item(*item).kind, ItemKind::Config(_));
+    let known = names.filter(|(_, item)| is_config(item)).map(|(name, _)| name.as_str());
+    let message = format!("there is no configuration `{}`", name.text);
+    let d = Diagnostic::error("E0201", message, name.span, "not defined or imported here");
+    sink.push(match nearest(&name.text, known) {
+        Some(near) => d.help(format!("write `{near}`")),
+        None => d,
+    });
+}
+
+fn check_presets(program: &Program, model: &ModelRef, (sink, work): (&mut Sink, &mut Work)) {
     let presets = preset_items(program);
-    if presets.is_empty()
-        && let Some(config) = bind(program, model.config, &Source::Sample, Span::default(), sink)
-    {
-        check_model(program, &model, &config, sink);
-    }
+    let mut fits = true;
+    let mut tried = false;
     for (_, preset) in &presets {
-        if let Some(config) = bind_preset(program, &preset.name.text, sink) {
-            check_model(program, &model, &config, sink);
-            check_assertions(program, &model, &config, preset, sink);
+        let Some(config) = bind_preset(program, &preset.name.text, sink) else { continue };
+        // A model that fails with one preset fails with the next one in the same way.
+        if config.item != model.config || !fits {
+            continue;
         }
+        let before = sink.diagnostics.len();
+        tried = true;
+        fits = check_model(program, model, &config, (sink, work));
+        for diagnostic in &mut sink.diagnostics[before..] {
+            if matches!(diagnostic.code, "E0302" | "E0304" | "E0307" | "E0407") {
+                let text = "the numbers are those of this preset".to_string();
+                diagnostic.labels.push(Label { span: preset.name.span, text });
+            }
+        }
+        if fits {
+            let params = params(program, model, &config, sink);
+            let elements = params.iter().flatten().map(|(p, _)| p.ty.elements());
+            let count = elements.fold(0, u64::saturating_add);
+            check_assertions(Some(count), &config, preset, sink);
+        }
+    }
+    let at = item_name(program.item(model.item)).map_or(Span::default(), |n| n.span);
+    if !tried
+        && presets.is_empty()
+        && let Some(config) = bind(program, model.config, &Source::Sample, at, sink)
+    {
+        check_model(program, model, &config, (sink, work));
     }
 }
 
-/// A module without a model, such as one of the standard library: its configurations are bound.
-fn check_loose(program: &Program, sink: &mut Sink) {
-    for (item, it) in program.root_items() {
-        if matches!(it.kind, ItemKind::Config(_)) {
-            bind(program, item, &Source::Sample, it.span, sink);
-        }
-    }
-}
-
-fn check_model(program: &Program, model: &ModelRef, config: &Rc<Config>, sink: &mut Sink) {
+/// Builds both entries; gives whether that worked.
+fn check_model(
+    program: &Program,
+    model: &ModelRef,
+    config: &Rc<Config>,
+    (sink, work): (&mut Sink, &mut Work),
+) -> bool {
     let options = EntryOptions { sizes: vec![("B".into(), 2), ("T".into(), 3)], documents: true };
-    let mut used = std::collections::BTreeSet::new();
+    let mut used = BTreeSet::new();
     let mut built = true;
     for entry in ["logits", "loss"] {
-        match build(program, model, config, entry, &options, sink) {
-            Some(graph) => used.extend(graph.inputs.into_iter().filter_map(|r| match r {
-                mdl_ir::graph::InputRole::Param(p) => Some(p),
-                _ => None,
-            })),
+        let fits = check_entry(program, model, entry, sink);
+        match build_with(program, model, config, entry, &options, (sink, work)) {
+            Some(graph) => {
+                let live = live_inputs(&graph.body);
+                let inputs = graph.inputs.iter().zip(live).filter(|(_, live)| *live);
+                used.extend(inputs.filter_map(|(role, _)| match role {
+                    mdl_ir::graph::InputRole::Param(p) => Some(*p),
+                    _ => None,
+                }));
+                built &= fits;
+            }
             None => built = false,
         }
     }
     if !built {
-        return;
+        return false;
     }
     let all = params(program, model, config, sink).unwrap_or_default();
     for (i, (param, span)) in all.iter().enumerate() {
         if !used.contains(&i) {
-            let message = format!("parameter `{}` is never used", param.name);
-            sink.push(
-                Diagnostic::error("E0206", message, *span, "declared here")
-                    .help("use it in `forward`, or remove it"),
-            );
+            unused_param(&param.name, *span, sink);
         }
     }
+    true
 }
 
-fn check_assertions(
-    program: &Program,
-    model: &ModelRef,
-    config: &Rc<Config>,
-    preset: &Preset,
-    sink: &mut Sink,
-) {
-    let Some(params) = params(program, model, config, sink) else { return };
-    let count: u64 = params.iter().map(|(p, _)| p.ty.elements()).sum();
+pub fn unused_param(name: &str, span: Span, sink: &mut Sink) {
+    let message = format!("parameter `{name}` is never used");
+    let d = Diagnostic::error("E0206", message, span, "no result depends on it");
+    sink.push(d.help("use it in `forward`, or remove it"));
+}
+
+/// The run gives an entry what it declares, so it has to declare what a run has.
+fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink) -> bool {
+    let Some(decl) = block_decl(program, model.item) else { return false };
+    // `build` says that it is missing.
+    let Some(method) = decl.methods.iter().find(|m| m.name.text == entry) else { return true };
+    let names: &[&str] = if entry == "loss" { &["tokens", "targets"] } else { &["tokens"] };
+    let is_ids = |arg: &Arg| match &arg.ty {
+        ArgType::Tensor(ty) => {
+            let dtype = ty.dtype.as_ref().map(|d| d.text.as_str());
+            let axes: Vec<&str> = ty.axes.iter().map(|a| a.name.text.as_str()).collect();
+            matches!(dtype, Some("ids" | "i32")) && !ty.open && axes == ["B", "T"]
+        }
+        _ => false,
+    };
+    let wrong = method
+        .args
+        .iter()
+        .enumerate()
+        .find(|(i, arg)| names.get(*i) != Some(&arg.name.text.as_str()) || !is_ids(arg));
+    let (at, here) = match wrong {
+        Some((_, arg)) => (arg.name.span, "a run does not have this"),
+        None if method.args.len() < names.len() => (method.name.span, "an argument is missing"),
+        None if !method.axes.is_empty() => (method.axes[0].span, "a run does not name axes"),
+        None => return true,
+    };
+    let message = format!("`{entry}` of a model has other arguments than a run gives");
+    let d = Diagnostic::error("E0413", message, at, here);
+    sink.push(d.help(format!("declare `{}`", wanted_entry(entry))));
+    false
+}
+
+/// Which inputs of a body its outputs depend on.
+pub fn live_inputs(body: &Body) -> Vec<bool> {
+    let mut needed = vec![false; body.values.len()];
+    for output in &body.outputs {
+        needed[output.index()] = true;
+    }
+    for node in body.nodes.iter().rev() {
+        if !node.results.iter().any(|r| needed[r.index()]) {
+            continue;
+        }
+        let inner = match &node.op {
+            Op::Repeat { body, .. } | Op::Call { body, .. } => live_inputs(body),
+            _ => Vec::new(),
+        };
+        for (i, arg) in node.args.iter().enumerate() {
+            if inner.get(i).copied().unwrap_or(true) {
+                needed[arg.index()] = true;
+            }
+        }
+    }
+    body.inputs.iter().map(|i| needed[i.index()]).collect()
+}
+
+fn check_assertions(count: Option<u64>, config: &Config, preset: &Preset, sink: &mut Sink) {
     for assertion in &preset.asserts {
         let ExprKind::Binary(op, a, b) = &assertion.kind else {
             let message = "an assertion compares two numbers";
@@ -110,25 +243,30 @@ fn check_assertions(
             continue;
         };
         let (Some(x), Some(y)) = (number(a, config, count), number(b, config, count)) else {
-            let message = "an assertion is about `params` and the sizes of its preset";
-            sink.push(Diagnostic::error("E0405", message, assertion.span, "not known here"));
+            let message = "an assertion is about `params` and the numbers of its preset";
+            let at = if number(a, config, count).is_none() { a.span } else { b.span };
+            sink.push(Diagnostic::error("E0405", message, at, "this is neither"));
             continue;
         };
-        if let Some(Setting::Bool(false)) = arithmetic(*op, x, y) {
+        let holds = arithmetic(*op, x, y);
+        if !matches!(holds, Some(Setting::Bool(_))) {
+            let message = "an assertion compares two numbers";
+            sink.push(Diagnostic::error("E0405", message, assertion.span, "this does not"));
+        }
+        if let Some(Setting::Bool(false)) = holds {
             let message = format!("an assertion of preset `{}` fails", preset.name.text);
             sink.push(
-                Diagnostic::error("E0404", message, assertion.span, "this is false")
-                    .label(a.span, format!("{x} here"))
-                    .label(b.span, format!("{y} here")),
+                Diagnostic::error("E0404", message, a.span, format!("this is {x}"))
+                    .label(b.span, format!("this is {y}")),
             );
         }
     }
 }
 
-fn number(e: &Expr, config: &Config, count: u64) -> Option<f64> {
+fn number(e: &Expr, config: &Config, count: Option<u64>) -> Option<f64> {
     match &e.kind {
         ExprKind::Number(text) => text.parse().ok(),
-        ExprKind::Name(n) if n.text == "params" => Some(count as f64),
+        ExprKind::Name(n) if n.text == "params" => count.map(|n| n as f64),
         ExprKind::Name(n) => match config.fields.get(&n.text)? {
             Setting::Size(s) => Some(s.as_f64()),
             Setting::Real(x) => Some(*x),

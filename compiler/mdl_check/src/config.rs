@@ -1,7 +1,8 @@
 //! Configurations: the fields of a `config` item bound by a preset, by a `config.json`, or by
 //! made-up numbers.
 
-use crate::program::{ItemRef, Program};
+use crate::nearest::nearest;
+use crate::program::{ItemRef, Program, item_name, standard_home};
 use crate::size::Size;
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, FieldType, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
@@ -42,6 +43,9 @@ pub enum Source<'a> {
 /// A field's value while it is worked out; `None` is absent.
 type Partial = Option<Setting>;
 
+/// Fields of one configuration with all that are within it.
+const MAX_FIELDS: usize = 10_000;
+
 struct Binder<'a, 'b> {
     program: &'a Program,
     sink: &'b mut Sink,
@@ -49,6 +53,10 @@ struct Binder<'a, 'b> {
     sample: bool,
     /// Numbers handed out so far in a sample.
     handed: u64,
+    /// Configurations that are being bound, one within the other.
+    open: Vec<ItemRef>,
+    /// Fields bound so far: configurations within each other could double at each level.
+    fields: usize,
 }
 
 /// Binds the configuration `item`. Problems are reported; the result is None where a field has no
@@ -65,7 +73,7 @@ pub fn bind(
         Source::Preset(..) => (None, false),
         Source::Sample => (None, true),
     };
-    let mut binder = Binder { program, sink, json, sample, handed: 0 };
+    let mut binder = Binder { program, sink, json, sample, handed: 0, open: Vec::new(), fields: 0 };
     let given: Vec<(&ast::Name, &Expr)> = match source {
         Source::Preset(_, bindings) => bindings.iter().map(|(n, e)| (n, e)).collect(),
         _ => Vec::new(),
@@ -92,15 +100,45 @@ impl Binder<'_, '_> {
     ) -> Option<Rc<Config>> {
         let program = self.program;
         let ItemKind::Config(decl) = &program.item(item).kind else {
-            return self.fail("E0405", "this is no configuration".into(), at, "used as one here");
+            let name = item_name(program.item(item)).map_or("", |n| n.text.as_str());
+            let message = format!("`{name}` is no configuration");
+            return self.fail("E0405", message, at, "used as one here");
         };
+        if self.open.contains(&item) {
+            let message = format!("configuration `{}` holds itself", decl.name.text);
+            return self.fail("E0412", message, decl.name.span, "this one");
+        }
+        self.fields += decl.fields.len();
+        if self.fields > MAX_FIELDS {
+            let message = format!("a configuration has more than {MAX_FIELDS} fields");
+            return self.fail("E0411", message, decl.name.span, "with all that are within it");
+        }
+        self.open.push(item);
+        let bound = self.fields_of(item, decl, given, scope, at);
+        self.open.pop();
+        bound
+    }
+
+    fn fields_of(
+        &mut self,
+        item: ItemRef,
+        decl: &ast::Config,
+        given: &[(&ast::Name, &Expr)],
+        scope: usize,
+        at: Span,
+    ) -> Option<Rc<Config>> {
+        let mut unknown = false;
         for (name, _) in given {
             if !decl.fields.iter().any(|f| f.name.text == name.text) {
+                unknown = true;
                 let message = format!("`{}` has no field `{}`", decl.name.text, name.text);
-                self.sink.push(
-                    Diagnostic::error("E0403", message, name.span, "no such field")
-                        .label(decl.name.span, "declared here"),
-                );
+                let d = Diagnostic::error("E0403", message, name.span, "no such field")
+                    .label(decl.name.span, "declared here");
+                let known = decl.fields.iter().map(|f| f.name.text.as_str());
+                self.sink.push(match nearest(&name.text, known) {
+                    Some(near) => d.help(format!("write `{near}`")),
+                    None => d,
+                });
             }
         }
         let mut config = Config {
@@ -112,6 +150,11 @@ impl Binder<'_, '_> {
         let mut complete = true;
         for field in &decl.fields {
             let binding = given.iter().find(|(n, _)| n.text == field.name.text);
+            if unknown && binding.is_none() && field.default.is_none() {
+                // The unknown name may have been meant for this one.
+                complete = false;
+                continue;
+            }
             match self.field(field, binding.map(|(_, e)| *e), &config, scope, at) {
                 Some(setting) => {
                     config.places.insert(field.name.text.clone(), field.span);
@@ -124,16 +167,45 @@ impl Binder<'_, '_> {
             return None;
         }
         for assertion in &decl.asserts {
-            if let Some(Some(Setting::Bool(false))) = self.eval(assertion, &config) {
-                let message = format!("an assertion of `{}` fails", config.name);
-                self.sink.push(
-                    Diagnostic::error("E0404", message, assertion.span, "this is false")
-                        .label(at, "for the values given here"),
-                );
-                return None;
+            match self.eval(assertion, &config) {
+                Some(Some(Setting::Bool(true))) => {}
+                // Made-up numbers break promises between sizes.
+                Some(Some(Setting::Bool(false))) if self.sample => {}
+                Some(Some(Setting::Bool(false))) => {
+                    let message = format!("an assertion of `{}` fails", config.name);
+                    let here = format!("false for {}", self.bindings(assertion, &config));
+                    self.sink.push(
+                        Diagnostic::error("E0404", message, assertion.span, here)
+                            .label(at, "for the values given here"),
+                    );
+                    return None;
+                }
+                Some(_) => {
+                    let message = "an assertion is true or false".to_string();
+                    return self.fail("E0405", message, assertion.span, "this is neither");
+                }
+                None => return None,
             }
         }
         Some(Rc::new(config))
+    }
+
+    /// The fields that an expression names, with their values: `hidden = 64, heads = 3`.
+    fn bindings(&self, e: &Expr, config: &Config) -> String {
+        let mut names = Vec::new();
+        crate::names::each_name(e, &mut |n| names.push(n.text.clone()));
+        names.dedup();
+        let values = names.iter().filter_map(|n| {
+            let value = match config.fields.get(n)? {
+                Setting::Size(s) => s.as_f64().to_string(),
+                Setting::Real(x) => x.to_string(),
+                Setting::Bool(b) => b.to_string(),
+                Setting::Text(t) => format!("\"{}\"", t.chars().take(40).collect::<String>()),
+                Setting::Config(_) => return None,
+            };
+            Some(format!("{n} = {value}"))
+        });
+        values.collect::<Vec<_>>().join(", ")
     }
 
     fn field(
@@ -163,37 +235,68 @@ impl Binder<'_, '_> {
         };
         let Some(value) = value else {
             let code = if self.json.is_some() { "E0406" } else { "E0402" };
-            let message = format!("`{name}` has no value");
-            self.sink.push(
-                Diagnostic::error(code, message, at, "bound here")
-                    .label(field.span, "the field is declared here"),
-            );
+            let (message, here) = match self.json.is_some() {
+                true => (format!("config.json has no value for `{name}`"), "bound for this"),
+                false => (format!("field `{name}` has no value"), "not bound here"),
+            };
+            let d = Diagnostic::error(code, message, at, here);
+            let d = match at == field.span {
+                true => d,
+                false => d.label(field.span, "the field is declared here"),
+            };
+            let value = match &field.ty {
+                FieldType::Size => "64",
+                FieldType::Real => "1.0",
+                FieldType::Bool => "false",
+                _ => "\"\"",
+            };
+            self.sink.push(match self.json.is_some() {
+                true => d.help(format!("add a default: `else {value}`")),
+                false => d.help(format!("bind it, as in `{name} = {value}`")),
+            });
             return None;
         };
-        self.fit(field, value, place)
+        self.fit(field, value, place, at)
     }
 
     /// A value as the field's kind wants it; named sizes start their own polynomial here.
-    fn fit(&mut self, field: &ast::Field, value: Setting, place: Span) -> Option<Setting> {
+    fn fit(
+        &mut self,
+        field: &ast::Field,
+        value: Setting,
+        place: Span,
+        at: Span,
+    ) -> Option<Setting> {
         let name = &field.name.text;
         match (&field.ty, value) {
             (FieldType::Size, Setting::Size(size)) => match size.value() {
-                Some(n) if (1..1 << 31).contains(&n) => Some(Setting::Size(Size::named(name, n))),
-                Some(n) => {
-                    let message = format!("size `{name}` is {n}, and sizes are 1 to 2147483647");
-                    self.fail("E0307", message, place, "given here")
+                None if self.sample && !size.is_number() => {
+                    let Setting::Size(made_up) = self.made_up(&field.ty) else { return None };
+                    Some(Setting::Size(Size::named(name, made_up.value().unwrap_or(4))))
                 }
-                None => {
-                    let message = format!("size `{name}` is {}, no whole number", size.as_f64());
-                    self.fail("E0407", message, place, "this division leaves a remainder")
+                Some(n) if (1..1 << 31).contains(&n) => Some(Setting::Size(Size::named(name, n))),
+                None if size.is_fraction() => {
+                    let message = format!("size `{name}` would be {}", size.explained());
+                    let here = "this division leaves a remainder";
+                    let d = Diagnostic::error("E0407", message, place, here);
+                    self.sink.push(d.label(at, "for the values given here"));
+                    None
+                }
+                _ => {
+                    let message = format!("size `{name}` would be {}", size.explained());
+                    self.fail("E0307", message, place, "sizes are 1 to 2147483647")
                 }
             },
             (FieldType::Real, Setting::Size(size)) => Some(Setting::Real(size.as_f64())),
-            (FieldType::Real, v @ Setting::Real(_)) => Some(v),
+            (FieldType::Real, Setting::Real(x)) if x.is_finite() => Some(Setting::Real(x)),
+            (FieldType::Real, Setting::Real(x)) => {
+                let message = format!("`{name}` would be {x}, which is no number");
+                self.fail("E0307", message, place, "out of range")
+            }
             (FieldType::Bool, v @ Setting::Bool(_)) => Some(v),
             (FieldType::Text, v @ Setting::Text(_)) => Some(v),
             (FieldType::Config(_), v @ Setting::Config(_)) => Some(v),
-            (ty, _) => {
+            (ty, value) => {
                 let wanted = match ty {
                     FieldType::Size => "a size",
                     FieldType::Real => "a number",
@@ -201,7 +304,16 @@ impl Binder<'_, '_> {
                     FieldType::Text => "a text",
                     FieldType::Config(_) => "a configuration",
                 };
-                self.fail("E0405", format!("`{name}` takes {wanted}"), place, "this is none")
+                let message = format!("`{name}` takes {wanted}");
+                // With a `config.json` the value is not in the text; the code says where to look.
+                let code = if self.json.is_some() { "E0406" } else { "E0405" };
+                let d =
+                    Diagnostic::error(code, message, place, format!("this is {}", kind(&value)));
+                self.sink.push(match place == field.span {
+                    true => d,
+                    false => d.label(field.span, "the field is declared here"),
+                });
+                None
             }
         }
     }
@@ -220,7 +332,11 @@ impl Binder<'_, '_> {
         let ExprKind::Name(name) = &function.kind else {
             return self.fail("E0405", "a configuration is named here".into(), given.span, "here");
         };
-        let item = self.lookup(scope, name).or_else(|| self.lookup(so_far.item.module, ty))?;
+        let item = self.lookup(scope, name)?;
+        if self.program.find(so_far.item.module, &ty.text) != Some(item) {
+            let message = format!("this field takes `{}(…)`", ty.text);
+            return self.fail("E0405", message, name.span, "this is another configuration");
+        }
         let mut bindings = Vec::new();
         for arg in args {
             match &arg.name {
@@ -239,19 +355,25 @@ impl Binder<'_, '_> {
             Some(item) => Some(item),
             None => {
                 let message = format!("there is no `{}`", name.text);
-                self.fail("E0201", message, name.span, "not defined or imported here")
+                let d =
+                    Diagnostic::error("E0201", message, name.span, "not defined or imported here");
+                let known = self.program.modules[module].names.keys().map(String::as_str);
+                let near = nearest(&name.text, known);
+                self.sink.push(match (near, standard_home(self.program, &name.text)) {
+                    (Some(near), _) => d.help(format!("write `{near}`")),
+                    (None, Some(home)) => d.help(format!("import it: `use {home}.{}`", name.text)),
+                    _ => d,
+                });
+                None
             }
         }
     }
 
     fn made_up(&mut self, ty: &FieldType) -> Setting {
-        // Small multiples of four by distinct primes: halves are whole and no two sizes agree by
-        // accident.
-        const PRIMES: [u64; 12] = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41];
         match ty {
             FieldType::Size => {
                 self.handed += 1;
-                Setting::Size(Size::number(4 * PRIMES[(self.handed as usize - 1) % PRIMES.len()]))
+                Setting::Size(Size::number(made_up_size(self.handed as usize - 1)))
             }
             FieldType::Bool => Setting::Bool(false),
             FieldType::Text => Setting::Text(String::new()),
@@ -269,7 +391,13 @@ impl Binder<'_, '_> {
                 Some(setting) => Some(Some(setting.clone())),
                 None => {
                     let message = format!("there is no field `{}` above", n.text);
-                    self.fail("E0201", message, n.span, "unknown here")
+                    let d = Diagnostic::error("E0201", message, n.span, "unknown here");
+                    let known = so_far.fields.keys().map(String::as_str);
+                    self.sink.push(match nearest(&n.text, known) {
+                        Some(near) => d.help(format!("write `{near}`")),
+                        None => d,
+                    });
+                    None
                 }
             },
             ExprKind::Unary(UnaryOp::Neg, inner) => match self.eval(inner, so_far)? {
@@ -312,6 +440,11 @@ impl Binder<'_, '_> {
     }
 
     fn binary(&mut self, op: BinaryOp, x: Setting, y: Setting, at: Span) -> Option<Setting> {
+        if let (BinaryOp::Div, Setting::Size(zero)) = (op, &y)
+            && zero.value() == Some(0)
+        {
+            return self.fail("E0307", "a division by zero".into(), at, "the right side is 0");
+        }
         let number = |s: &Setting| match s {
             Setting::Size(s) => Some(s.as_f64()),
             Setting::Real(x) => Some(*x),
@@ -333,7 +466,11 @@ impl Binder<'_, '_> {
         };
         match result {
             Some(value) => Some(value),
-            None => self.fail("E0405", "these two do not go together".into(), at, "here"),
+            None => {
+                let message = "the two sides of an operator do not go together".to_string();
+                let here = format!("{} and {}", kind(&x), kind(&y));
+                self.fail("E0405", message, at, &here)
+            }
         }
     }
 
@@ -359,6 +496,22 @@ impl Binder<'_, '_> {
                 self.fail("E0406", message, at, "read here")
             }
         }
+    }
+}
+
+/// The number of the n-th size of a sample. Sizes are compared by their symbols, so that numbers
+/// may agree; powers of two that fall let most divisions leave no remainder.
+pub fn made_up_size(n: usize) -> u64 {
+    4 << 6usize.saturating_sub(n)
+}
+
+fn kind(value: &Setting) -> &'static str {
+    match value {
+        Setting::Size(_) => "a size",
+        Setting::Real(_) => "a number with a fraction",
+        Setting::Bool(_) => "a truth value",
+        Setting::Text(_) => "a text",
+        Setting::Config(_) => "a configuration",
     }
 }
 
@@ -396,7 +549,8 @@ fn write_json(
 ) {
     let ItemKind::Config(decl) = &program.item(config.item).kind else { return };
     for field in &decl.fields {
-        let value = match &config.fields[&field.name.text] {
+        let Some(setting) = config.fields.get(&field.name.text) else { continue };
+        let value = match setting {
             Setting::Config(inner) => {
                 write_json(program, inner, out);
                 continue;

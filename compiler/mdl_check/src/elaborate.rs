@@ -1,24 +1,30 @@
 //! The walk that checks and builds: expressions of a scope become values of the innermost frame's
 //! body.
 
+use crate::builtin::BUILTINS;
 use crate::config::{Setting, arithmetic};
 use crate::frame::{Frame, FrameKind, Outside};
-use crate::program::Program;
+use crate::nearest::nearest;
+use crate::program::{Program, item_name, standard_home};
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::work::{OPERATION, Spent, Work};
 use mdl_ir::graph::{Param, ValueId};
+use mdl_ir::infer::MAX_AXES;
 use mdl_ir::op::{Binary, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-/// Calls within calls.
+/// Calls within calls, and blocks within blocks.
 pub const MAX_CALL_DEPTH: usize = 64;
-/// Operations of one entry, all regions together.
-pub const MAX_OPERATIONS: usize = 10_000_000;
+/// Bytes of one tensor.
+pub const MAX_TENSOR_BYTES: u64 = 1 << 48;
+/// Expressions within expressions, through all calls: elaboration recurses along them.
+pub const MAX_NESTING: usize = 1000;
 
 /// A parameter with what elaboration needs to know of it beyond the graph.
 #[derive(Clone, Debug)]
@@ -42,7 +48,16 @@ pub struct Elaborator<'a> {
     pub data: BTreeMap<String, Vec<SymAxis>>,
     /// Is there a `documents` input?
     pub documents: bool,
+    /// Are the sizes made up? Then their numbers are no facts.
+    pub sample: bool,
     pub depth: usize,
+    /// Expressions that are being worked out, one within the other.
+    pub nesting: usize,
+    /// Names of the functions and blocks that are being expanded, one within the other.
+    pub open: Vec<Span>,
+    /// Parameters by their name in checkpoints.
+    pub stored: HashMap<String, usize>,
+    pub work: &'a mut Work,
 }
 
 pub fn place(span: Span) -> Place {
@@ -61,6 +76,23 @@ impl Elaborator<'_> {
         Err(Reported)
     }
 
+    /// Counts work that is about to be done; an error where it would be too much.
+    pub fn step(&mut self, cost: usize, at: Span) -> Eval<()> {
+        if self.sink.diagnostics.len() >= mdl_syntax::diag::MAX_DIAGNOSTICS {
+            return Err(Reported);
+        }
+        match self.work.spend(cost) {
+            Spent::Yes => Ok(()),
+            Spent::Over => Err(Reported),
+            Spent::Last => {
+                let message = "this model expands to more than 10,000,000 steps";
+                let d = Diagnostic::error("E0411", message, at, "the last step was here");
+                self.sink.push(d.help("repeat a block with `* count` instead of nesting calls"));
+                Err(Reported)
+            }
+        }
+    }
+
     pub fn frame(&mut self) -> &mut Frame {
         self.frames.last_mut().expect("elaboration has a frame")
     }
@@ -74,30 +106,61 @@ impl Elaborator<'_> {
         at: Span,
     ) -> Eval<TensorVal> {
         self.agree(args, at)?;
+        self.unchecked(op, args, new, at)
+    }
+
+    /// As `op`, where arguments may share an axis of different sizes.
+    pub fn unchecked(
+        &mut self,
+        op: Op,
+        args: &[&TensorVal],
+        new: &[SymAxis],
+        at: Span,
+    ) -> Eval<TensorVal> {
+        self.step(OPERATION, at)?;
         let ids: Vec<ValueId> = args.iter().map(|t| t.id).collect();
         let pushed = self.frame().builder.push(op, &ids, place(at));
         let id = match pushed {
             Ok(id) => id,
             Err(fault) => {
-                let code = if fault.contains("is the most") { "E0305" } else { "E0301" };
+                let code = match fault.as_str() {
+                    f if f.contains("is the most") => "E0305",
+                    f if f.contains("stands twice") => "E0306",
+                    _ => "E0301",
+                };
                 return self.fail(code, fault, at, "in this operation");
             }
         };
-        if self.frame().builder.body.nodes.len() > MAX_OPERATIONS {
-            return self.fail("E0411", "the model has more than 10 million operations", at, "here");
-        }
         let ty = self.frame().builder.ty(id).clone();
         let known: Vec<&SymAxis> = new.iter().chain(args.iter().flat_map(|t| &t.axes)).collect();
-        let axes = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
-        self.limits(&ty, at)?;
-        Ok(TensorVal { id, dtype: ty.dtype, axes })
+        let axes: Vec<SymAxis> = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
+        let made = TensorVal { id, dtype: ty.dtype, axes };
+        self.limits(&ty, &made, at)?;
+        Ok(made)
     }
 
-    fn limits(&mut self, ty: &Type, at: Span) -> Eval<()> {
+    /// What every tensor has to be: few axes, each with a name of its own, and not too large.
+    fn limits(&mut self, ty: &Type, made: &TensorVal, at: Span) -> Eval<()> {
+        if ty.axes.len() > MAX_AXES {
+            let message =
+                format!("a tensor has {} axes, and {MAX_AXES} is the most", ty.axes.len());
+            return self.fail("E0305", message, at, format!("this makes {}", made.show()));
+        }
+        for (i, axis) in ty.axes.iter().enumerate() {
+            if ty.axes[..i].iter().any(|other| other.name == axis.name) {
+                let message = format!("axis `{}` stands twice in a tensor", axis.name);
+                let here = format!("this makes {}", made.show());
+                let d = Diagnostic::error("E0306", message, at, here);
+                let help = format!("rename one of them first, as in `x[other = {}]`", axis.name);
+                self.sink.push(d.help(help));
+                return Err(Reported);
+            }
+        }
         let mut bytes = ty.dtype.bytes();
         for axis in &ty.axes {
             bytes = match bytes.checked_mul(axis.size) {
-                Some(b) if b <= 1 << 48 => b,
+                Some(b) if b <= MAX_TENSOR_BYTES => b,
+                _ if self.sample => return Ok(()),
                 _ => {
                     let message = format!("a tensor {ty} is larger than 2^48 bytes");
                     return self.fail("E0307", message, at, "made here");
@@ -109,7 +172,7 @@ impl Elaborator<'_> {
 
     /// Sizes of axes with one name are compared as polynomials, with both places shown where they
     /// differ.
-    fn agree(&mut self, args: &[&TensorVal], at: Span) -> Eval<()> {
+    pub fn agree(&mut self, args: &[&TensorVal], at: Span) -> Eval<()> {
         for (i, a) in args.iter().enumerate() {
             for b in &args[i + 1..] {
                 for x in &a.axes {
@@ -125,16 +188,16 @@ impl Elaborator<'_> {
     }
 
     pub fn sizes_differ<T>(&mut self, x: &SymAxis, y: &SymAxis, at: Span) -> Eval<T> {
-        let message = format!(
-            "axis `{}` has two sizes: {} and {}",
-            x.name,
-            x.size.explained(),
-            y.size.explained()
-        );
-        let mut diagnostic = Diagnostic::error("E0302", message, at, "these must agree");
-        diagnostic = diagnostic.label(x.origin, format!("{} here", x.size.explained()));
+        let (one, two) = (x.size.explained(), y.size.explained());
+        let message = format!("axis `{}` has two sizes: {one} and {two}", x.name);
+        let here = match x.size.value() == y.size.value() {
+            true => "equal by accident: other bindings would differ".to_string(),
+            false => format!("`{}` must have one size here", x.name),
+        };
+        let mut diagnostic = Diagnostic::error("E0302", message, at, here);
+        diagnostic = diagnostic.label(x.origin, format!("{one} comes from here"));
         if x.origin != y.origin {
-            diagnostic = diagnostic.label(y.origin, format!("{} here", y.size.explained()));
+            diagnostic = diagnostic.label(y.origin, format!("{two} comes from here"));
         }
         self.sink.push(diagnostic);
         Err(Reported)
@@ -146,7 +209,7 @@ impl Elaborator<'_> {
         let known = self.frames[depth].captures.iter().find(|(w, _, _)| w == what);
         let (axes, dtype) = match what {
             Outside::Param(p) => (self.params[*p].axes.clone(), DType::F32),
-            Outside::Data(name) => (self.data[name].clone(), DType::I32),
+            Outside::Data(name) => (self.data.get(name).cloned().unwrap_or_default(), DType::I32),
         };
         let stacked_by = match what {
             Outside::Param(p) => self.params[*p].repeat.clone(),
@@ -200,6 +263,18 @@ impl Elaborator<'_> {
     }
 
     pub fn expr(&mut self, e: &Expr, scope: &Scope) -> Eval<Val> {
+        self.step(1, e.span)?;
+        if self.nesting >= MAX_NESTING {
+            let message = format!("expressions are nested more than {MAX_NESTING} deep");
+            return self.fail("E0411", message, e.span, "through all calls, as far as here");
+        }
+        self.nesting += 1;
+        let result = self.expr_within(e, scope);
+        self.nesting -= 1;
+        result
+    }
+
+    fn expr_within(&mut self, e: &Expr, scope: &Scope) -> Eval<Val> {
         match &e.kind {
             ExprKind::Number(text) => self.number(text, e.span),
             ExprKind::Text(t) => Ok(Val::Text(t.clone())),
@@ -217,11 +292,11 @@ impl Elaborator<'_> {
                 Val::Bool(true) => self.body(yes, scope.clone()),
                 Val::Bool(false) => self.body(no, scope.clone()),
                 other => {
-                    let message = format!(
-                        "the condition of `if` is known at compile time, and this is {}",
-                        other.kind()
-                    );
-                    self.fail("E0405", message, condition.span, "use `where` on tensors")
+                    let message = "the condition of `if` has to be known when compiling";
+                    let here = format!("this is {}", other.kind());
+                    let d = Diagnostic::error("E0405", message, condition.span, here);
+                    self.sink.push(d.help("choose between tensors with `where(condition, a, b)`"));
+                    Err(Reported)
                 }
             },
             ExprKind::Tuple(items) => {
@@ -252,17 +327,45 @@ impl Elaborator<'_> {
         if let Some(AxisVal { size: Some(size), .. }) = scope.axes.get(&name.text) {
             return Ok(Val::Size(size.clone()));
         }
-        if let Some(item) = self.program.find(scope.module, &name.text)
-            && matches!(self.program.item(item).kind, ItemKind::Fn(_))
-        {
-            return Ok(Val::Function(item));
+        if let Some(item) = self.program.find(scope.module, &name.text) {
+            return match self.program.item(item).kind {
+                ItemKind::Fn(_) => Ok(Val::Function(item)),
+                _ => {
+                    let message = format!("`{}` is no value", name.text);
+                    let here = "a block is made as a member, not in an expression";
+                    self.fail("E0405", message, name.span, here)
+                }
+            };
         }
+        if scope.axes.contains_key(&name.text) {
+            let message = format!("axis `{}` is no value", name.text);
+            let d = Diagnostic::error("E0405", message, name.span, "used as a value here");
+            let help = format!("write `size[{0}]()` or `position[{0}]()`", name.text);
+            self.sink.push(d.help(help));
+            return Err(Reported);
+        }
+        self.unknown_name(name, scope)
+    }
+
+    fn unknown_name<T>(&mut self, name: &ast::Name, scope: &Scope) -> Eval<T> {
+        if scope.failed.contains(&name.text) {
+            return Err(Reported);
+        }
+        let program = self.program;
+        let names = program.modules[scope.module].names.iter();
+        let functions = names
+            .filter(|(_, item)| matches!(program.item(**item).kind, ItemKind::Fn(_)))
+            .map(|(name, _)| name.as_str());
+        let methods = scope.owner.as_ref().and_then(|o| crate::block::block_decl(program, o.item));
+        let methods = methods.into_iter().flat_map(|b| &b.methods).map(|m| m.name.text.as_str());
         let known = scope.values.keys().chain(scope.axes.keys()).map(String::as_str);
-        let near = nearest(&name.text, known);
+        let known = known.chain(functions).chain(methods).chain(BUILTINS.iter().copied());
         let message = format!("there is no `{}` here", name.text);
         let mut diagnostic = Diagnostic::error("E0201", message, name.span, "unknown name");
-        if let Some(near) = near {
-            diagnostic = diagnostic.help(format!("there is `{near}`"));
+        if let Some(near) = nearest(&name.text, known) {
+            diagnostic = diagnostic.help(format!("write `{near}`"));
+        } else if let Some(module) = standard_home(program, &name.text) {
+            diagnostic = diagnostic.help(format!("import it: `use {module}.{}`", name.text));
         }
         self.sink.push(diagnostic);
         Err(Reported)
@@ -274,8 +377,10 @@ impl Elaborator<'_> {
             return match config.fields.get(&name.text) {
                 Some(setting) => Ok(from_setting(setting)),
                 None => {
-                    let message = format!("`{}` has no field `{}`", config.name, name.text);
-                    self.fail("E0207", message, name.span, "no such field")
+                    let near = nearest(&name.text, config.fields.keys().map(String::as_str));
+                    let place = item_name(self.program.item(config.item)).map(|n| n.span);
+                    let what = format!("`{}` has no field `{}`", config.name, name.text);
+                    self.no_member(what, name.span, place, near)
                 }
             };
         }
@@ -283,20 +388,42 @@ impl Elaborator<'_> {
             return match block.members.get(&name.text) {
                 Some(member) => Ok(crate::block::member_value(member)),
                 None => {
-                    let message = format!("this block has no member `{}`", name.text);
-                    self.fail("E0207", message, name.span, "no such member")
+                    let near = nearest(&name.text, block.members.keys().map(String::as_str));
+                    let place = item_name(self.program.item(block.item));
+                    let owner = place.map_or("this block", |n| n.text.as_str());
+                    let what = format!("`{owner}` has no member `{}`", name.text);
+                    self.no_member(what, name.span, place.map(|n| n.span), near)
                 }
             };
         }
         let Some(dtype) = DType::from_name(&name.text) else {
             let message = format!("{} has no member `{}`", val.kind(), name.text);
-            return self.fail("E0207", message, name.span, "no such member");
+            let near = nearest(&name.text, DType::ALL.iter().map(|d| d.name()));
+            return self.no_member(message, name.span, None, near);
         };
         let tensor = self.tensor(val, base.span)?;
         if tensor.dtype == dtype {
             return Ok(Val::Tensor(tensor));
         }
         self.op(Op::Cast(dtype), &[&tensor], &[], name.span).map(Val::Tensor)
+    }
+
+    fn no_member<T>(
+        &mut self,
+        message: String,
+        at: Span,
+        owner: Option<Span>,
+        near: Option<&str>,
+    ) -> Eval<T> {
+        let mut d = Diagnostic::error("E0207", message, at, "no such member");
+        if let Some(owner) = owner {
+            d = d.label(owner, "declared here");
+        }
+        if let Some(near) = near {
+            d = d.help(format!("write `{near}`"));
+        }
+        self.sink.push(d);
+        Err(Reported)
     }
 
     fn unary(&mut self, op: UnaryOp, inner: &Expr, at: Span, scope: &Scope) -> Eval<Val> {
@@ -327,14 +454,26 @@ impl Elaborator<'_> {
             DType::Bool => "truth values",
         };
         let message = format!("{} are needed, and these are {}", name(wanted), name(tensor.dtype));
-        self.fail("E0401", message, at, name(tensor.dtype))
+        let here = format!("these are {}", name(tensor.dtype));
+        let d = Diagnostic::error("E0401", message, at, here);
+        let help = match (wanted, tensor.dtype) {
+            (DType::F32, DType::Bool) => Some("choose numbers with `where(condition, 1, 0)`"),
+            (DType::F32, DType::I32) => Some("cast them with `.f32`"),
+            (DType::Bool, _) => Some("compare them with something, as in `x > 0`"),
+            _ => None,
+        };
+        self.sink.push(match help {
+            Some(help) => d.help(help),
+            None => d,
+        });
+        Err(Reported)
     }
 
     fn binary(&mut self, op: BinaryOp, a: &Expr, b: &Expr, at: Span, scope: &Scope) -> Eval<Val> {
         // Both sides are looked at, so that two mistakes are two messages.
         let (x, y) = (self.expr(a, scope), self.expr(b, scope));
         let (x, y) = (x?, y?);
-        if let Some(known) = self.known_binary(op, &x, &y) {
+        if let Some(known) = self.known_binary(op, &x, &y, at)? {
             return Ok(known);
         }
         let (x, y) = (self.tensor(x, a.span)?, self.tensor(y, b.span)?);
@@ -371,60 +510,54 @@ impl Elaborator<'_> {
         Ok(Val::Tensor(result))
     }
 
-    /// Arithmetic on what is known at compile time.
-    fn known_binary(&mut self, op: BinaryOp, x: &Val, y: &Val) -> Option<Val> {
-        let number = |v: &Val| match v {
-            Val::Size(s) => Some(s.as_f64()),
-            Val::Real(x) => Some(*x),
-            _ => None,
-        };
-        match (x, y) {
-            (Val::Size(a), Val::Size(b)) if a.combine(op, b).is_some() => {
-                a.combine(op, b).map(Val::Size)
-            }
-            (Val::Text(a), Val::Text(b)) if op == BinaryOp::Eq => Some(Val::Bool(a == b)),
-            (Val::Text(a), Val::Text(b)) if op == BinaryOp::Ne => Some(Val::Bool(a != b)),
-            (Val::Bool(a), Val::Bool(b)) => match op {
-                BinaryOp::And => Some(Val::Bool(*a && *b)),
-                BinaryOp::Or => Some(Val::Bool(*a || *b)),
-                BinaryOp::Eq => Some(Val::Bool(a == b)),
-                BinaryOp::Ne => Some(Val::Bool(a != b)),
-                _ => None,
-            },
-            _ => arithmetic(op, number(x)?, number(y)?).map(|s| from_setting(&s)),
+    fn known_binary(&mut self, op: BinaryOp, x: &Val, y: &Val, at: Span) -> Eval<Option<Val>> {
+        if let (Val::Size(a), Val::Size(b)) = (x, y)
+            && matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul)
+            && a.combine(op, b).is_none()
+        {
+            let message = "the arithmetic of these sizes is out of range";
+            let here = format!("{} and {}", a.explained(), b.explained());
+            return self.fail("E0307", message, at, here);
         }
+        Ok(known_value(op, x, y))
     }
 
     /// Runs a body's statements and gives its result.
     pub fn body(&mut self, body: &ast::Body, mut scope: Scope) -> Eval<Val> {
         let mut failed = false;
         for statement in &body.lets {
-            failed |= self.statement(statement, &mut scope).is_err();
+            if self.statement(statement, &mut scope).is_err() {
+                failed = true;
+                let names = match statement {
+                    ast::Let::Value { names, .. } => names.iter(),
+                    ast::Let::Axis { name, .. } => std::slice::from_ref(name).iter(),
+                };
+                scope.failed.extend(names.map(|n| n.text.clone()));
+            }
         }
         // After a failure the names that it would have made are unknown; saying so again helps
         // nobody.
         if failed { Err(Reported) } else { self.expr(&body.result, &scope) }
     }
 
+    /// The size of an axis has to be a whole number in range.
+    pub fn whole(&mut self, name: &str, size: &Size, at: Span) -> Eval<()> {
+        let message = format!("axis `{name}` would be {}", size.explained());
+        match size.value() {
+            Some(n) if in_range(n) => Ok(()),
+            None if size.is_fraction() && self.sample && !size.is_number() => Err(Reported),
+            None if size.is_fraction() => {
+                self.fail("E0407", message, at, "this division leaves a remainder")
+            }
+            _ => self.fail("E0307", message, at, "sizes are 1 to 2147483647"),
+        }
+    }
+
     fn statement(&mut self, statement: &ast::Let, scope: &mut Scope) -> Eval<()> {
         match statement {
             ast::Let::Axis { name, size } => {
-                let Val::Size(value) = self.expr(size, scope)? else {
-                    return self.fail("E0405", "an axis takes a size", size.span, "this is none");
-                };
-                let message = |s: &Size| format!("axis `{}` would be {}", name.text, s.explained());
-                match value.value() {
-                    Some(n) if (1..1 << 31).contains(&n) => {}
-                    Some(_) => return self.fail("E0307", message(&value), size.span, "here"),
-                    None => {
-                        return self.fail(
-                            "E0407",
-                            message(&value),
-                            size.span,
-                            "leaves a remainder",
-                        );
-                    }
-                }
+                let value = crate::call::size_of(self, size, scope)?;
+                self.whole(&name.text, &value, size.span)?;
                 let axis =
                     AxisVal { name: name.text.clone(), size: Some(value), origin: size.span };
                 scope.axes.insert(name.text.clone(), axis);
@@ -442,9 +575,13 @@ impl Elaborator<'_> {
                         let names = many.iter().map(|n| n.text.clone());
                         scope.values.extend(names.zip(vals));
                     }
-                    (many, _) => {
-                        let message = format!("{} names and another number of values", many.len());
-                        return self.fail("E0208", message, value.span, "this value");
+                    (many, other) => {
+                        let message = format!("{} names are given one value each", many.len());
+                        let here = match other {
+                            Val::Tuple(vals) => format!("these are {} values", vals.len()),
+                            other => format!("this is {}", other.kind()),
+                        };
+                        return self.fail("E0208", message, value.span, here);
                     }
                 }
             }
@@ -462,6 +599,11 @@ fn symbolic(axis: &Axis, known: &[&SymAxis], at: Span) -> SymAxis {
     }
 }
 
+/// Can an axis have this size?
+pub fn in_range(n: u64) -> bool {
+    (1..1 << 31).contains(&n)
+}
+
 pub fn concrete(axis: &SymAxis) -> Axis {
     Axis::new(&axis.name, axis.size.value().expect("axes have whole sizes"))
 }
@@ -476,26 +618,26 @@ pub fn from_setting(setting: &Setting) -> Val {
     }
 }
 
-/// The known name that differs least, if it differs little.
-pub fn nearest<'s>(name: &str, known: impl Iterator<Item = &'s str>) -> Option<&'s str> {
-    let limit = (name.chars().count() / 3).max(1);
-    known
-        .map(|k| (distance(name, k), k))
-        .filter(|(d, _)| *d <= limit)
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, k)| k)
-}
-
-/// Edit distance (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
+/// Arithmetic on what is known at compile time.
+fn known_value(op: BinaryOp, x: &Val, y: &Val) -> Option<Val> {
+    let number = |v: &Val| match v {
+        Val::Size(s) => Some(s.as_f64()),
+        Val::Real(x) => Some(*x),
+        _ => None,
+    };
+    match (x, y) {
+        (Val::Size(a), Val::Size(b)) if a.combine(op, b).is_some() => {
+            a.combine(op, b).map(Val::Size)
         }
+        (Val::Text(a), Val::Text(b)) if op == BinaryOp::Eq => Some(Val::Bool(a == b)),
+        (Val::Text(a), Val::Text(b)) if op == BinaryOp::Ne => Some(Val::Bool(a != b)),
+        (Val::Bool(a), Val::Bool(b)) => match op {
+            BinaryOp::And => Some(Val::Bool(*a && *b)),
+            BinaryOp::Or => Some(Val::Bool(*a || *b)),
+            BinaryOp::Eq => Some(Val::Bool(a == b)),
+            BinaryOp::Ne => Some(Val::Bool(a != b)),
+            _ => None,
+        },
+        _ => arithmetic(op, number(x)?, number(y)?).map(|s| from_setting(&s)),
     }
-    row[b.len()]
 }

@@ -8,13 +8,14 @@ use crate::elaborate::Elaborator;
 use crate::frame::{Frame, FrameKind, Outside};
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
-use crate::value::{BlockVal, Eval, Scope, SymAxis, TensorVal, Val};
+use crate::value::{BlockVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::work::Work;
 use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, Stage};
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_syntax::ast::{ArgType, ItemKind};
-use mdl_syntax::diag::Sink;
+use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 /// What a run decides about an entry.
@@ -47,7 +48,12 @@ pub fn find_model(program: &Program) -> Option<ModelRef> {
     })
 }
 
-fn elaborator<'a>(program: &'a Program, sink: &'a mut Sink, documents: bool) -> Elaborator<'a> {
+pub(crate) fn elaborator<'a>(
+    program: &'a Program,
+    sink: &'a mut Sink,
+    work: &'a mut Work,
+    documents: bool,
+) -> Elaborator<'a> {
     Elaborator {
         program,
         sink,
@@ -56,13 +62,18 @@ fn elaborator<'a>(program: &'a Program, sink: &'a mut Sink, documents: bool) -> 
         origins: BTreeMap::new(),
         data: BTreeMap::new(),
         documents,
+        sample: false,
         depth: 0,
+        nesting: 0,
+        open: Vec::new(),
+        stored: HashMap::new(),
+        work,
     }
 }
 
 fn instance(e: &mut Elaborator<'_>, model: &ModelRef, config: &Rc<Config>) -> Eval<Rc<BlockVal>> {
     let program = e.program;
-    let decl = block_decl(program, model.item).expect("a model is a block");
+    let Some(decl) = block_decl(program, model.item) else { return Err(Reported) };
     let mut scope = Scope { module: model.item.module, ..Scope::default() };
     let given = Given { name: None, val: Val::Config(config.clone()), span: decl.name.span };
     for arg in decl.args.iter().take(1) {
@@ -79,7 +90,8 @@ pub fn params(
     config: &Rc<Config>,
     sink: &mut Sink,
 ) -> Option<Vec<(Param, Span)>> {
-    let mut e = elaborator(program, sink, false);
+    let mut work = Work::default();
+    let mut e = elaborator(program, sink, &mut work, false);
     instance(&mut e, model, config).ok()?;
     Some(e.params.into_iter().map(|p| (p.param, p.span)).collect())
 }
@@ -93,19 +105,33 @@ pub fn build(
     options: &EntryOptions,
     sink: &mut Sink,
 ) -> Option<Graph> {
-    let mut e = elaborator(program, sink, options.documents);
+    build_with(program, model, config, entry, options, (sink, &mut Work::default()))
+}
+
+/// As `build`, as a part of some work.
+pub(crate) fn build_with(
+    program: &Program,
+    model: &ModelRef,
+    config: &Rc<Config>,
+    entry: &str,
+    options: &EntryOptions,
+    (sink, work): (&mut Sink, &mut Work),
+) -> Option<Graph> {
+    let mut e = elaborator(program, sink, work, options.documents);
     let block = instance(&mut e, model, config).ok()?;
-    let decl = block_decl(program, model.item).expect("a model is a block");
+    let decl = block_decl(program, model.item)?;
     let Some(function) = method(program, &block, entry).cloned() else {
         let message = format!("`{}` has no `{entry}`", model.name);
-        let _: Eval<()> = e.fail("E0410", message, decl.name.span, "this model");
+        let d = Diagnostic::error("E0410", message, decl.name.span, "this model");
+        e.sink.push(d.help(format!("add `{}`", wanted_entry(entry))));
         return None;
     };
     let mut given = Vec::new();
     for arg in &function.args {
         let ArgType::Tensor(ty) = &arg.ty else {
-            let message = "an entry of a model takes tensors";
-            let _: Eval<()> = e.fail("E0405", message, arg.name.span, "this is none");
+            let message = format!("`{entry}` of a model takes tensors alone");
+            let d = Diagnostic::error("E0413", message, arg.name.span, "this is none");
+            e.sink.push(d.help(format!("declare `{}`", wanted_entry(entry))));
             return None;
         };
         let axes = ty.axes.iter().map(|a| run_axis(&a.name.text, a.name.span, options)).collect();
@@ -120,6 +146,14 @@ pub fn build(
     Some(finish(e, model, entry, &result))
 }
 
+/// How an entry is declared.
+pub fn wanted_entry(entry: &str) -> &'static str {
+    match entry {
+        "loss" => "fn loss(tokens: ids[B, T], targets: ids[B, T]) -> f32[]",
+        _ => "fn logits(tokens: ids[B, T]) -> [B, T, vocab]",
+    }
+}
+
 /// An axis of the run; axes that the run does not give a size are small.
 fn run_axis(name: &str, origin: Span, options: &EntryOptions) -> SymAxis {
     let given = options.sizes.iter().find(|(n, _)| n == name);
@@ -128,7 +162,7 @@ fn run_axis(name: &str, origin: Span, options: &EntryOptions) -> SymAxis {
 }
 
 fn finish(mut e: Elaborator<'_>, model: &ModelRef, entry: &str, result: &TensorVal) -> Graph {
-    let frame = e.frames.pop().expect("the graph's frame");
+    let frame = e.frames.pop().unwrap_or_else(|| Frame::new(FrameKind::Graph));
     let inputs = frame
         .captures
         .iter()
@@ -159,7 +193,8 @@ pub fn function(
 ) -> Option<Body> {
     let item = program.find_in(path, name)?;
     let ItemKind::Fn(decl) = &program.item(item).kind else { return None };
-    let mut e = elaborator(program, sink, false);
+    let mut work = Work::default();
+    let mut e = elaborator(program, sink, &mut work, false);
     e.frames = vec![Frame::new(FrameKind::Call)];
     let mut given = Vec::new();
     let mut types = tensors.iter();
@@ -188,6 +223,6 @@ pub fn function(
     };
     let ids: Eval<Vec<_>> =
         outputs.into_iter().map(|v| e.tensor(v, decl.span).map(|t| t.id)).collect();
-    let frame = e.frames.pop().expect("the function's frame");
+    let frame = e.frames.pop()?;
     Some(frame.builder.finish(ids.ok()?))
 }

@@ -54,12 +54,34 @@ impl Program {
         self.find(module, name)
     }
 
+    /// May this module pair functions with kernels? Standard modules may, and files of a folder
+    /// `stdlib` that are checked on their own, which is how the standard library is worked on.
+    pub fn is_standard(&self, module: usize) -> bool {
+        let path = &self.modules[module].path;
+        if module != self.root() {
+            return path.starts_with("std.");
+        }
+        let items = &self.modules[module].ast.items;
+        let folder = path.replace('\\', "/");
+        folder.split('/').rev().nth(1) == Some("stdlib")
+            && !items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)))
+    }
+
     /// The items of the root module, in order.
     pub fn root_items(&self) -> impl Iterator<Item = (ItemRef, &Item)> {
         let module = self.root();
         let items = self.modules[module].ast.items.iter().enumerate();
         items.map(move |(item, it)| (ItemRef { module, item }, it))
     }
+}
+
+/// The standard module that has an item of this name, among those that are loaded.
+pub fn standard_home<'p>(program: &'p Program, name: &str) -> Option<&'p str> {
+    let defines = |m: &&LoadedModule| {
+        let mut items = m.ast.items.iter().filter_map(item_name);
+        m.path.starts_with("std.") && items.any(|n| n.text == name)
+    };
+    program.modules.iter().find(defines).map(|m| m.path.as_str())
 }
 
 /// The name that an item defines.
@@ -107,7 +129,9 @@ impl Loader<'_> {
         self.bytes += text.len();
         let file = self.sources.add(name, text);
         let ast = mdl_syntax::parse(file, text, self.sink);
-        self.open.push(path.to_string());
+        // The root is known by the name of its file, imports by their paths.
+        let file_name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+        self.open.push(file_name.strip_suffix(".mdl").unwrap_or(path).to_string());
         let mut names: BTreeMap<String, ItemRef> = BTreeMap::new();
         let mut places: BTreeMap<String, Span> = BTreeMap::new();
         for item in &ast.items {

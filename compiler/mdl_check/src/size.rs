@@ -21,9 +21,9 @@ impl Ratio {
         if den == 0 {
             return None;
         }
-        let g = gcd(num.unsigned_abs(), den.unsigned_abs()).max(1) as i128;
+        let g = i128::try_from(gcd(num.unsigned_abs(), den.unsigned_abs())).ok()?.max(1);
         let sign = if den < 0 { -1 } else { 1 };
-        Some(Ratio { num: sign * num / g, den: sign * den / g })
+        Some(Ratio { num: (num / g).checked_mul(sign)?, den: (den / g).checked_mul(sign)? })
     }
 
     pub fn whole(n: i128) -> Ratio {
@@ -74,6 +74,11 @@ impl Size {
         (self.value.den == 1).then(|| u64::try_from(self.value.num).ok()).flatten()
     }
 
+    /// Is it no whole number?
+    pub fn is_fraction(&self) -> bool {
+        self.value.den != 1
+    }
+
     pub fn as_f64(&self) -> f64 {
         self.value.num as f64 / self.value.den as f64
     }
@@ -111,7 +116,7 @@ impl Size {
         let mut terms = Vec::new();
         for (a, x) in &self.terms {
             for (b, y) in &other.terms {
-                enter(&mut terms, joined(a, b, 1), x.mul(*y)?)?;
+                enter(&mut terms, joined(a, b, 1)?, x.mul(*y)?)?;
             }
         }
         Some(normal(terms, self.value.mul(other.value)?))
@@ -124,19 +129,27 @@ impl Size {
         };
         let mut terms = Vec::new();
         for (a, x) in &self.terms {
-            enter(&mut terms, joined(a, m, -1), x.div(*c)?)?;
+            enter(&mut terms, joined(a, m, -1)?, x.div(*c)?)?;
         }
         Some(normal(terms, value))
     }
 }
 
-fn joined(a: &Monomial, b: &Monomial, sign: i32) -> Monomial {
+/// Terms of a polynomial, and the power of a name in one: more are no size of a model.
+const MAX_TERMS: usize = 64;
+const MAX_POWER: i32 = 64;
+
+fn joined(a: &Monomial, b: &Monomial, sign: i32) -> Option<Monomial> {
     let mut out = a.clone();
     for (name, power) in b {
-        *out.entry(name.clone()).or_insert(0) += sign * power;
+        let sum = out.entry(name.clone()).or_insert(0);
+        *sum += sign * power;
+        if sum.abs() > MAX_POWER {
+            return None;
+        }
     }
     out.retain(|_, power| *power != 0);
-    out
+    (out.len() <= MAX_TERMS).then_some(out)
 }
 
 fn enter(terms: &mut Vec<(Monomial, Ratio)>, m: Monomial, c: Ratio) -> Option<()> {
@@ -144,7 +157,7 @@ fn enter(terms: &mut Vec<(Monomial, Ratio)>, m: Monomial, c: Ratio) -> Option<()
         Some((_, old)) => *old = old.add(c)?,
         None => terms.push((m, c)),
     }
-    Some(())
+    (terms.len() <= MAX_TERMS).then_some(())
 }
 
 fn normal(mut terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
@@ -156,12 +169,16 @@ fn normal(mut terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (monomial, c)) in self.terms.iter().enumerate() {
-            if i > 0 {
-                write!(f, " + ")?;
+            let sign = if c.num < 0 { "-" } else { "+" };
+            match (i, c.num < 0) {
+                (0, false) => {}
+                (0, true) => write!(f, "-")?,
+                _ => write!(f, " {sign} ")?,
             }
+            let num = c.num.unsigned_abs();
             let mut parts = Vec::new();
-            if c.num != 1 || monomial.is_empty() {
-                parts.push(c.num.to_string());
+            if num != 1 || monomial.is_empty() {
+                parts.push(num.to_string());
             }
             for (name, power) in monomial.iter().filter(|(_, p)| **p > 0) {
                 parts.extend(std::iter::repeat_n(name.clone(), *power as usize));

@@ -6,7 +6,7 @@ use crate::size::Size;
 use mdl_ir::graph::ValueId;
 use mdl_ir::tensor_type::DType;
 use mdl_syntax::span::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// An axis of a tensor: its name, its size in symbols, and where the size was said.
@@ -102,6 +102,8 @@ pub struct Scope {
     pub module: usize,
     pub values: BTreeMap<String, Val>,
     pub axes: BTreeMap<String, AxisVal>,
+    /// Names whose statement had a mistake: that they are unknown is no news.
+    pub failed: BTreeSet<String>,
     /// The block whose method this is.
     pub owner: Option<Rc<BlockVal>>,
 }

@@ -106,7 +106,14 @@ fn emit_group(
         users[r.index()].iter().any(|u| !members.contains(u)) || body.outputs.contains(r)
     };
     let made = group.nodes.iter().flat_map(|n| &body.nodes[*n].results);
-    let out: Vec<ValueId> = made.filter(|r| leaves(r)).copied().collect();
+    let leaving: Vec<ValueId> = made.filter(|r| leaves(r)).copied().collect();
+    // Values that turn out to be the same inside leave once.
+    let mut out: Vec<ValueId> = Vec::new();
+    for r in &leaving {
+        if out.iter().all(|o| inside[o] != inside[r]) {
+            out.push(*r);
+        }
+    }
     let results = out.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
     let call = Op::Call {
         kernel: if group.kind == Kind::Contraction { Kernel::Contraction } else { Kernel::Region },
@@ -115,7 +122,10 @@ fn emit_group(
     };
     let span = body.nodes[group.nodes[0]].span;
     let ids = b.node(call, args, results, span);
-    map.extend(out.into_iter().zip(ids));
+    for r in &leaving {
+        let same = out.iter().position(|o| inside[o] == inside[r]);
+        map.insert(*r, ids[same.ok_or("every value that leaves is a result")?]);
+    }
     Ok(())
 }
 

@@ -176,7 +176,6 @@ impl Writer<'_> {
 
     fn walk_part(&mut self, p: usize, made: &[ValueId], phase: &mut Phase) -> Result<(), String> {
         let mut regs: HashMap<ValueId, u16> = HashMap::new();
-        let mut done: Vec<ValueId> = Vec::new();
         for id in made {
             let Some(node) = self.node(*id).cloned() else {
                 continue;
@@ -197,10 +196,9 @@ impl Writer<'_> {
         for (i, id) in self.body.outputs.clone().into_iter().enumerate() {
             let ty = self.body.ty(id).clone();
             let walked = !self.space.is_row(&ty) || self.whole(&ty);
-            if walked && self.level(id) == p && !done.contains(&id) {
+            if walked && self.level(id) == p {
                 let a = self.col_value(id, &mut regs, phase)?;
                 phase.cols.push(instr(InstrOp::Store(i as u16), 0, [a, 0, 0]));
-                done.push(id);
             }
         }
         Ok(())

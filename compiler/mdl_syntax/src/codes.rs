@@ -1,7 +1,7 @@
 //! The table of error codes: one row and one page each. A code is never used for something else.
 //!
 //! `E00xx` lexing and limits, `E01xx` syntax, `E02xx` names and imports, `E03xx` shapes, `E04xx`
-//! element types and configurations.
+//! element types and configurations, `E09xx` what a run meets: data, checkpoints, flags, devices.
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,7 @@ pub const CODES: &[Code] = &[
     code!("E0106", "brackets after a value hold changes of axes"),
     code!("E0107", "the only annotation is `@kernel(name)`"),
     code!("E0108", "a doc comment documents nothing"),
+    code!("E0109", "kernels belong to the standard library"),
     code!("E0201", "unknown name"),
     code!("E0202", "a name is defined twice"),
     code!("E0203", "an import is not found"),
@@ -45,6 +46,7 @@ pub const CODES: &[Code] = &[
     code!("E0206", "a parameter is never used"),
     code!("E0207", "unknown member"),
     code!("E0208", "a call has other arguments than its function"),
+    code!("E0209", "a name is never used"),
     code!("E0301", "an operand has no such axis"),
     code!("E0302", "the sizes of one axis disagree"),
     code!("E0303", "the result differs from the declared type"),
@@ -65,6 +67,24 @@ pub const CODES: &[Code] = &[
     code!("E0410", "a model lacks `loss` or `logits`"),
     code!("E0411", "a model expands to too much"),
     code!("E0412", "a function calls itself"),
+    code!("E0413", "`loss` or `logits` has other arguments than a run gives"),
+    code!("E0901", "data file is not found or cannot be read"),
+    code!("E0902", "line is not a JSON object with a text field"),
+    code!("E0903", "data file is not UTF-8"),
+    code!("E0904", "data set is too short"),
+    code!("E0905", "form of the data file is not read"),
+    code!("E0911", "tokenizer file cannot be read"),
+    code!("E0912", "token id is at or above the model's vocabulary"),
+    code!("E0921", "checkpoint is not found"),
+    code!("E0922", "checkpoint file is damaged"),
+    code!("E0923", "tensor is missing, extra, or of another shape or type"),
+    code!("E0924", "checkpoint cannot be written"),
+    code!("E0925", "checkpoint is of another model"),
+    code!("E0931", "log file cannot be used"),
+    code!("E0932", "loss curve cannot be drawn"),
+    code!("E0941", "this command line does not go together"),
+    code!("E0951", "loss is not finite"),
+    code!("E0952", "device cannot run this"),
 ];
 
 /// The row of a code such as `E0301`.

@@ -1,6 +1,8 @@
-//! Where gradients are compared with differences: samples of every operation, and bodies that join several.
+//! Where gradients are compared with differences: samples of every operation, and bodies that join
+//! several.
 //!
-//! Points are chosen so that nothing that has a corner (`abs`, `min`, `max`, comparisons) lies near one.
+//! Points are chosen so that nothing that has a corner (`abs`, `min`, `max`, comparisons) lies near
+//! one.
 
 use crate::tensors::{axis, bools, ids, names, some, ty};
 use crate::{Sample, parameter};
@@ -27,6 +29,7 @@ fn sample(op: &Op, args: Vec<Tensor>) -> Sample {
     Sample { op: op.clone(), args }
 }
 
+// tidy: table
 pub fn of(kind: &Op) -> Gradient {
     let x = |axes: &str| some(axes, SIGNED, 1);
     let y = |axes: &str| some(axes, SIGNED, 2);
@@ -172,8 +175,8 @@ fn contract() -> Vec<Sample> {
     ]
 }
 
-/// Two carries, one of which becomes the sine of the other; an active and an idle const; stacked parameters; and
-/// stacked results that also depend on everything.
+/// Two carries, one of which becomes the sine of the other; an active and an idle const; stacked
+/// parameters; and stacked results that also depend on everything.
 fn repeat(reverse: bool) -> Sample {
     let mut b = Builder::default();
     let at = Place::default();
@@ -220,7 +223,8 @@ fn ok<T>(f: impl FnOnce() -> Result<T, String>) -> T {
     f().expect("the body is well typed")
 }
 
-/// Kernels with a gradient are checked on bodies that are simpler than the functions of the standard library.
+/// Kernels with a gradient are checked on bodies that are simpler than the functions of the
+/// standard library.
 fn call(kernel: Kernel) -> Gradient {
     let at = Place::default();
     let mut b = Builder::default();
@@ -299,9 +303,12 @@ fn finished((b, roles, inputs): Written, loss: ValueId) -> (Graph, Vec<Tensor>) 
     (Graph { name, stage: Stage::Forward, params, inputs: roles, outputs, body }, inputs)
 }
 
+/// Writes a body and gives the values that go into it.
+type Make = fn() -> (Graph, Vec<Tensor>);
+
 /// Bodies of several operations, each for something that single operations do not show.
 pub fn bodies() -> Vec<(&'static str, Graph, Vec<Tensor>)> {
-    let all: [(&'static str, fn() -> (Graph, Vec<Tensor>)); 5] = [
+    let all: [(&'static str, Make); 5] = [
         ("a table that is gathered and contracted", tied),
         ("a parameter that nothing uses, and a stopped one", unused),
         ("a softmax with its maximum taken out", softmax),
@@ -402,7 +409,8 @@ fn half_used() -> (Graph, Vec<Tensor>) {
     finished(w, loss)
 }
 
-/// h ← tanh(h·w) emits h; a second region sums c·h over what the first one emitted, last slice first.
+/// h ← tanh(h·w) emits h; a second region sums c·h over what the first one emitted, last slice
+/// first.
 fn regions() -> (Graph, Vec<Tensor>) {
     let at = Place::default();
     let mut first = Builder::default();

@@ -8,6 +8,7 @@ use mdl_ir::op::{Binary, Kernel, Op, Reduction, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
+use std::f64::consts::{FRAC_1_SQRT_2, LN_2, SQRT_2};
 
 type Known = Vec<(Sample, Vec<Tensor>)>;
 
@@ -18,6 +19,7 @@ fn one(op: &Op, args: Vec<Tensor>, result: Tensor) -> (Sample, Vec<Tensor>) {
 const INF: f64 = f64::INFINITY;
 
 /// Examples of this kind of operation with their results.
+// tidy: table
 pub fn known(kind: &Op) -> Known {
     let number = |x: f64| f32s("", &[x]);
     let matrix = || f32s("A=2 B=3", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
@@ -112,9 +114,9 @@ fn unary(op: Unary) -> Known {
     let y = match op {
         Unary::Neg => [-0.25, -2.0],
         Unary::Exp => [1.2840254167, 7.3890560989],
-        Unary::Log => [-1.3862943611, 0.6931471806],
-        Unary::Sqrt => [0.5, 1.4142135624],
-        Unary::Rsqrt => [2.0, 0.7071067812],
+        Unary::Log => [-1.3862943611, LN_2],
+        Unary::Sqrt => [0.5, SQRT_2],
+        Unary::Rsqrt => [2.0, FRAC_1_SQRT_2],
         Unary::Sigmoid => [0.5621765009, 0.8807970780],
         Unary::Sin => [0.2474039593, 0.9092974268],
         Unary::Cos => [0.9689124217, -0.4161468365],
@@ -202,7 +204,8 @@ fn scatter() -> Known {
     ]
 }
 
-/// carry ← carry · const + slice, emitting what went in: 1 → 1·10 + 2 = 12 → 12·10 + 3 = 123, or the other way round.
+/// carry ← carry · const + slice, emitting what went in: 1 → 1·10 + 2 = 12 → 12·10 + 3 = 123, or
+/// the other way round.
 fn repeat(reverse: bool) -> (Sample, Vec<Tensor>) {
     let mut b = Builder::default();
     let scalar = Type::scalar(DType::F32);

@@ -34,8 +34,8 @@ pub fn names(axes: &[&str]) -> Vec<String> {
     axes.iter().map(|a| a.to_string()).collect()
 }
 
-/// Numbers between `low` and `high` that are at least a hundredth of the range's share of one element apart, so that a
-/// small step never changes their order.
+/// Numbers between `low` and `high` that are at least a hundredth of the range's share of one
+/// element apart, so that a small step never changes their order.
 pub fn spread(ty: &Type, (low, high): (f64, f64), seed: u64) -> Tensor {
     let n = ty.elements();
     let mut places: Vec<u64> = (0..n).collect();

@@ -1,0 +1,313 @@
+//! What can be said about the names of a module without elaborating it: names that stand twice,
+//! types with too many axes, annotations out of place, and names that nothing uses.
+
+use crate::builtin::BUILTINS;
+use crate::elaborate::in_range;
+use crate::program::{ItemRef, Program};
+use mdl_ir::infer::MAX_AXES;
+use mdl_syntax::ast::{self, *};
+use mdl_syntax::diag::{Diagnostic, Sink};
+use std::collections::{HashMap, HashSet};
+
+/// Looks at every module that is not part of the standard library.
+pub fn check_names(program: &Program, sink: &mut Sink) {
+    for (module, m) in program.modules.iter().enumerate() {
+        if module != program.root() && m.path.starts_with("std.") {
+            continue;
+        }
+        for (item, it) in m.ast.items.iter().enumerate() {
+            check_item(program, ItemRef { module, item }, it, sink);
+        }
+    }
+    check_unused(program, sink);
+}
+
+fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
+    match &item.kind {
+        ItemKind::Config(c) => {
+            once(c.fields.iter().map(|f| &f.name), "field", sink);
+        }
+        ItemKind::Fn(f) => {
+            own_name(&f.name, sink);
+            check_fn(f, program.is_standard(at.module), sink);
+        }
+        ItemKind::Block(b) | ItemKind::Model(b) => {
+            own_name(&b.name, sink);
+            once(b.axes.iter(), "axis", sink);
+            once(b.args.iter().map(|a| &a.name), "argument", sink);
+            let members = b.members.iter().map(|m| &m.name);
+            once(members.chain(b.methods.iter().map(|m| &m.name)), "member", sink);
+            for member in &b.members {
+                if let MemberKind::Param { ty, .. } = &member.kind {
+                    check_type(ty, sink);
+                }
+            }
+            for method in &b.methods {
+                check_fn(method, false, sink);
+            }
+        }
+        ItemKind::Preset(p) => once(p.bindings.iter().map(|(name, _)| name), "field", sink),
+        ItemKind::Use(_) | ItemKind::Error => {}
+    }
+}
+
+/// The functions of the language cannot be defined anew.
+fn own_name(name: &Name, sink: &mut Sink) {
+    if BUILTINS.contains(&name.text.as_str()) {
+        let message = format!("`{}` is a function of the language", name.text);
+        sink.push(Diagnostic::error("E0202", message, name.span, "defined again here"));
+    }
+}
+
+fn once<'n>(names: impl Iterator<Item = &'n Name>, what: &str, sink: &mut Sink) {
+    let mut seen: HashMap<&str, &Name> = HashMap::new();
+    for name in names {
+        if let Some(first) = seen.insert(&name.text, name) {
+            let message = format!("{what} `{}` is defined twice", name.text);
+            let d = Diagnostic::error("E0202", message, name.span, "defined again here");
+            sink.push(d.label(first.span, "first defined here"));
+        }
+    }
+}
+
+fn check_fn(f: &ast::Fn, kernels: bool, sink: &mut Sink) {
+    if let (false, Some(kernel)) = (kernels, &f.kernel) {
+        let message = "kernels belong to functions of the standard library";
+        let here = format!("`{}` is not one of them", f.name.text);
+        let d = Diagnostic::error("E0109", message, kernel.span, here);
+        let help = "remove the annotation, or call the standard function that has this kernel";
+        sink.push(d.help(help));
+    }
+    once(f.axes.iter(), "axis", sink);
+    once(f.args.iter().map(|a| &a.name), "argument", sink);
+    for arg in &f.args {
+        if let ArgType::Tensor(ty) = &arg.ty {
+            check_type(ty, sink);
+        }
+    }
+    for ty in &f.result {
+        check_type(ty, sink);
+    }
+    check_body(&f.body, sink);
+}
+
+fn check_type(ty: &TypeExpr, sink: &mut Sink) {
+    if ty.axes.len() > MAX_AXES {
+        let message = format!("a tensor has {} axes, and {MAX_AXES} is the most", ty.axes.len());
+        let d = Diagnostic::error("E0305", message, ty.span, "this type");
+        sink.push(d.help("merge some, as in `x[merged = a * b]`"));
+    }
+    let mut seen: HashMap<&str, &Name> = HashMap::new();
+    for axis in &ty.axes {
+        if let Some(first) = seen.insert(&axis.name.text, &axis.name) {
+            let message = format!("axis `{}` stands twice in a type", axis.name.text);
+            let d = Diagnostic::error("E0306", message, axis.name.span, "stands here again");
+            sink.push(d.label(first.span, "and here first"));
+        }
+        let Some(Expr { kind: ExprKind::Number(text), span }) = &axis.size else { continue };
+        if !text.parse::<u64>().is_ok_and(in_range) {
+            let message = format!("axis `{}` would be {text}", axis.name.text);
+            sink.push(Diagnostic::error("E0307", message, *span, "sizes are 1 to 2147483647"));
+        }
+    }
+}
+
+/// Statements of one body have names of their own.
+fn check_body(body: &Body, sink: &mut Sink) {
+    let names = body.lets.iter().flat_map(|l| match l {
+        Let::Value { names, .. } => names.iter(),
+        Let::Axis { name, .. } => std::slice::from_ref(name).iter(),
+    });
+    once(names, "name", sink);
+    each_body(body, &mut |inner| check_body(inner, sink));
+}
+
+/// The bodies of the `if`s in a body.
+fn each_body(body: &Body, found: &mut dyn FnMut(&Body)) {
+    for l in &body.lets {
+        if let Let::Value { value, .. } = l {
+            branches(value, found);
+        }
+    }
+    branches(&body.result, found);
+}
+
+fn branches(e: &Expr, found: &mut dyn FnMut(&Body)) {
+    if let ExprKind::If(_, yes, no) = &e.kind {
+        found(yes);
+        found(no);
+    }
+}
+
+/// Every name that an expression mentions as a value, a function or an axis.
+pub fn each_name(e: &Expr, found: &mut dyn FnMut(&Name)) {
+    match &e.kind {
+        ExprKind::Name(n) => found(n),
+        ExprKind::Member(inner, n) => {
+            each_name(inner, found);
+            found(n);
+        }
+        ExprKind::Call { function, axes, args } => {
+            each_name(function, found);
+            for axis in axes {
+                found(&axis.name);
+                axis.old.iter().for_each(&mut *found);
+            }
+            args.iter().for_each(|a| each_name(&a.value, found));
+        }
+        ExprKind::Reaxis(inner, changes) => {
+            each_name(inner, found);
+            for change in changes {
+                change.new.iter().chain(&change.old).for_each(&mut *found);
+                change.start.iter().for_each(|s| each_name(s, found));
+            }
+        }
+        ExprKind::Unary(_, a) => each_name(a, found),
+        ExprKind::Binary(_, a, b) | ExprKind::Else(a, b) => {
+            each_name(a, found);
+            each_name(b, found);
+        }
+        ExprKind::If(condition, yes, no) => {
+            each_name(condition, found);
+            names_of_body(yes, found);
+            names_of_body(no, found);
+        }
+        ExprKind::Tuple(items) => items.iter().for_each(|i| each_name(i, found)),
+        ExprKind::Number(_)
+        | ExprKind::Text(_)
+        | ExprKind::Bool(_)
+        | ExprKind::Infinity
+        | ExprKind::Error => {}
+    }
+}
+
+fn names_of_body(body: &Body, found: &mut dyn FnMut(&Name)) {
+    for l in &body.lets {
+        match l {
+            Let::Value { value, .. } => each_name(value, found),
+            Let::Axis { size, .. } => each_name(size, found),
+        }
+    }
+    each_name(&body.result, found);
+}
+
+fn names_of_type(ty: &TypeExpr, found: &mut dyn FnMut(&Name)) {
+    for axis in &ty.axes {
+        found(&axis.name);
+        axis.size.iter().for_each(|e| each_name(e, found));
+    }
+}
+
+fn names_of_args(args: &[Arg], found: &mut dyn FnMut(&Name)) {
+    for arg in args {
+        match &arg.ty {
+            ArgType::Tensor(ty) => names_of_type(ty, found),
+            ArgType::Config(n) => found(n),
+            _ => {}
+        }
+        arg.default.iter().for_each(|e| each_name(e, found));
+    }
+}
+
+fn names_of_fn(f: &ast::Fn, found: &mut dyn FnMut(&Name)) {
+    names_of_args(&f.args, found);
+    f.result.iter().for_each(|ty| names_of_type(ty, found));
+    names_of_body(&f.body, found);
+}
+
+fn names_of_member(member: &Member, found: &mut dyn FnMut(&Name)) {
+    match &member.kind {
+        MemberKind::Param { ty, init, tied } => {
+            names_of_type(ty, found);
+            init.iter().for_each(|e| each_name(e, found));
+            if let Some((other, condition)) = tied {
+                found(other);
+                condition.iter().for_each(|e| each_name(e, found));
+            }
+        }
+        MemberKind::Instance { block, axes, args, count } => {
+            found(block);
+            axes.iter().chain(count).for_each(&mut *found);
+            args.iter().for_each(|a| each_name(&a.value, found));
+        }
+    }
+}
+
+fn names_of_item(item: &Item, found: &mut dyn FnMut(&Name)) {
+    match &item.kind {
+        ItemKind::Config(c) => {
+            for field in &c.fields {
+                if let FieldType::Config(n) = &field.ty {
+                    found(n);
+                }
+                field.default.iter().for_each(|e| each_name(e, found));
+            }
+            // An assertion alone does not make a field of use.
+        }
+        ItemKind::Fn(f) => names_of_fn(f, found),
+        ItemKind::Block(b) | ItemKind::Model(b) => {
+            names_of_args(&b.args, found);
+            b.members.iter().for_each(|m| names_of_member(m, found));
+            b.methods.iter().for_each(|m| names_of_fn(m, found));
+        }
+        ItemKind::Preset(p) => {
+            found(&p.config);
+            p.bindings.iter().for_each(|(_, e)| each_name(e, found));
+        }
+        ItemKind::Use(_) | ItemKind::Error => {}
+    }
+}
+
+/// Imports, fields and `let`s of the root module that nothing mentions: a mistake, or left over.
+fn check_unused(program: &Program, sink: &mut Sink) {
+    let items = &program.modules[program.root()].ast.items;
+    let mut used: HashSet<String> = HashSet::new();
+    for item in items {
+        names_of_item(item, &mut |n| {
+            used.insert(n.text.clone());
+        });
+    }
+    let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
+    let unused = |name: &Name, what: &str, sink: &mut Sink| {
+        if !used.contains(&name.text) {
+            let message = format!("{what} `{}` is never used", name.text);
+            sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
+        }
+    };
+    for item in items {
+        match &item.kind {
+            ItemKind::Use(u) => u.names.iter().for_each(|n| unused(n, "import", sink)),
+            ItemKind::Config(c) if has_model => {
+                c.fields.iter().for_each(|f| unused(&f.name, "field", sink));
+            }
+            ItemKind::Fn(f) => unused_in_fn(f, sink),
+            ItemKind::Block(b) | ItemKind::Model(b) => {
+                b.methods.iter().for_each(|m| unused_in_fn(m, sink));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
+/// functions with one signature are chosen from.
+fn unused_in_fn(f: &ast::Fn, sink: &mut Sink) {
+    let mut used: HashSet<String> = HashSet::new();
+    names_of_fn(f, &mut |n| {
+        used.insert(n.text.clone());
+    });
+    let unused = |name: &Name, what: &str, sink: &mut Sink| {
+        if !used.contains(&name.text) {
+            let message = format!("{what} `{}` is never used", name.text);
+            sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
+        }
+    };
+    f.axes.iter().for_each(|axis| unused(axis, "axis", sink));
+    for l in &f.body.lets {
+        match l {
+            Let::Value { names, .. } if names.len() == 1 => unused(&names[0], "value", sink),
+            Let::Value { .. } => {}
+            Let::Axis { name, .. } => unused(name, "axis", sink),
+        }
+    }
+}

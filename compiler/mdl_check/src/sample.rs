@@ -1,0 +1,227 @@
+//! Functions, blocks and configurations on their own, with made-up sizes: what no preset's model
+//! has come by, such as every item of a module without a model.
+
+use crate::block::{Path, block_decl, method_scope, open_config};
+use crate::call::{Given, size_of};
+use crate::check::{live_inputs, unused_param};
+use crate::config::{Source, bind, made_up_size};
+use crate::elaborate::Elaborator;
+use crate::entry::{ModelRef, elaborator};
+use crate::frame::{Frame, FrameKind, Outside};
+use crate::program::{ItemRef, Program};
+use crate::size::Size;
+use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::work::Work;
+use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
+use mdl_syntax::diag::Sink;
+use mdl_syntax::span::Span;
+
+/// The axis that stands for those which `..` leaves open.
+const OPEN: &str = "..";
+
+pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink, work: &mut Work) {
+    for (item, it) in program.root_items() {
+        match &it.kind {
+            ItemKind::Config(decl) if !is_bound(program, model, item, decl) => {
+                bind(program, item, &Source::Sample, decl.name.span, sink);
+            }
+            ItemKind::Fn(decl) if !work.reached.contains(&decl.name.span) => {
+                let mut e = elaborator(program, sink, work, false);
+                e.sample = true;
+                let _: Eval<()> = function(&mut e, item, decl);
+            }
+            ItemKind::Block(decl) | ItemKind::Model(decl) => {
+                let names = std::iter::once(&decl.name).chain(decl.methods.iter().map(|m| &m.name));
+                // After a mistake in the model, a block that it has come to is not looked at again.
+                if sink.has_errors() && work.reached.contains(&decl.name.span) {
+                    continue;
+                }
+                if names.into_iter().all(|n| work.reached.contains(&n.span)) {
+                    continue;
+                }
+                let mut e = elaborator(program, sink, work, false);
+                e.sample = true;
+                let _: Eval<()> = block(&mut e, item, decl);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Is this configuration bound somewhere else, so that what is wrong with it is said there?
+fn is_bound(
+    program: &Program,
+    model: Option<&ModelRef>,
+    item: ItemRef,
+    decl: &ast::Config,
+) -> bool {
+    let by_preset = |it: &ast::Item| match &it.kind {
+        ItemKind::Preset(p) => p.config.text == decl.name.text,
+        _ => false,
+    };
+    model.is_some_and(|m| m.config == item) || program.root_items().any(|(_, it)| by_preset(it))
+}
+
+/// Calls a function with made-up arguments.
+fn function(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Fn) -> Eval<()> {
+    let plain = |a: &ast::Arg| !matches!(a.ty, ArgType::Tensor(_));
+    let open = decl.result.first().is_some_and(|ty| ty.open);
+    if decl.axes.is_empty() && open && decl.args.iter().all(plain) {
+        // Such a function gives the initial values of a parameter.
+        let axes = vec![Axis::new(OPEN, made_up_size(0))];
+        e.frames = vec![Frame::new(FrameKind::Init(axes))];
+    }
+    let scope = Scope { module: item.module, ..Scope::default() };
+    call(e, decl, scope).map(|_| ())
+}
+
+fn call(e: &mut Elaborator<'_>, decl: &ast::Fn, mut scope: Scope) -> Eval<Val> {
+    for (i, axis) in decl.axes.iter().enumerate() {
+        scope.axes.insert(axis.text.clone(), made_up_axis(axis, i));
+    }
+    let given = arguments(e, &decl.args, &mut scope.clone())?;
+    e.call_fn(decl, scope, given, decl.name.span)
+}
+
+fn made_up_axis(name: &ast::Name, n: usize) -> AxisVal {
+    let size = Size::named(&name.text, made_up_size(n));
+    AxisVal { name: name.text.clone(), size: Some(size), origin: name.span }
+}
+
+/// Arguments that are what their declarations say. `scope` learns the axes on the way.
+fn arguments(e: &mut Elaborator<'_>, args: &[ast::Arg], scope: &mut Scope) -> Eval<Vec<Given>> {
+    let mut given = Vec::new();
+    for arg in args {
+        let val = match &arg.ty {
+            ArgType::Tensor(ty) => Val::Tensor(tensor(e, &arg.name.text, ty, scope)?),
+            ArgType::Size => Val::Size(Size::named(&arg.name.text, made_up_size(given.len()))),
+            ArgType::Real => Val::Real(2.0),
+            ArgType::Bool => Val::Bool(true),
+            ArgType::Function(axes) => mask(e.program, axes.len())?,
+            ArgType::Config(name) if name.text == "text" => Val::Text(String::new()),
+            ArgType::Config(name) => config(e, name, scope.module)?,
+        };
+        let known = Given { name: None, val, span: arg.name.span };
+        scope.values.insert(arg.name.text.clone(), known.val.clone());
+        given.push(known);
+    }
+    Ok(given)
+}
+
+fn config(e: &mut Elaborator<'_>, name: &ast::Name, module: usize) -> Eval<Val> {
+    let program = e.program;
+    let item = program.find(module, &name.text);
+    let is_config = |item: &ItemRef| matches!(program.item(*item).kind, ItemKind::Config(_));
+    let Some(item) = item.filter(is_config) else {
+        let message = format!("there is no configuration `{}`", name.text);
+        return e.fail("E0201", message, name.span, "not defined or imported here");
+    };
+    let bound = bind(program, item, &Source::Sample, name.span, e.sink);
+    bound.map(Val::Config).ok_or(Reported)
+}
+
+/// Some function over this many axes; without one, what takes it is not looked into.
+fn mask(program: &Program, axes: usize) -> Eval<Val> {
+    let modules = program.modules.iter().enumerate().rev();
+    let items = modules.flat_map(|(module, m)| {
+        let refs = (0..m.ast.items.len()).map(move |item| ItemRef { module, item });
+        refs.zip(&m.ast.items)
+    });
+    let fits = |it: &ast::Item| match &it.kind {
+        ItemKind::Fn(f) => f.axes.len() == axes && f.args.is_empty(),
+        _ => false,
+    };
+    let found = items.into_iter().find(|(_, it)| fits(it));
+    found.map(|(item, _)| Val::Function(item)).ok_or(Reported)
+}
+
+fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) -> Eval<TensorVal> {
+    let mut axes: Vec<SymAxis> = Vec::new();
+    if ty.open {
+        let size = Size::named(OPEN, made_up_size(3));
+        axes.push(SymAxis { name: OPEN.into(), size, origin: ty.span });
+    }
+    for axis in &ty.axes {
+        let known = scope.axes.get(&axis.name.text).cloned();
+        let val = match (&axis.size, known) {
+            (Some(size), _) => {
+                let origin = size.span;
+                let size = size_of(e, size, scope)?;
+                AxisVal { name: axis.name.text.clone(), size: Some(size), origin }
+            }
+            (None, Some(known)) => known,
+            (None, None) => made_up_axis(&axis.name, scope.axes.len()),
+        };
+        let size = val.size.clone().unwrap_or(Size::number(1));
+        e.whole(&axis.name.text, &size, val.origin)?;
+        axes.push(SymAxis { name: val.name.clone(), size, origin: val.origin });
+        scope.axes.entry(axis.name.text.clone()).or_insert(val);
+    }
+    let dtype = match ty.dtype.as_ref().map(|d| d.text.as_str()) {
+        Some("ids" | "i32") => DType::I32,
+        Some("bool") => DType::Bool,
+        _ => DType::F32,
+    };
+    let known = axes.iter().map(|a| Axis::new(&a.name, a.size.value().unwrap_or(1))).collect();
+    let id = e.frame().builder.input(name, Type::new(dtype, known));
+    Ok(TensorVal { id, dtype, axes })
+}
+
+/// Makes an instance and calls its methods.
+fn block(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Block) -> Eval<()> {
+    let mut scope = Scope { module: item.module, ..Scope::default() };
+    for (i, axis) in decl.axes.iter().enumerate() {
+        scope.axes.insert(axis.text.clone(), made_up_axis(axis, i));
+    }
+    let given = arguments(e, &decl.args, &mut scope.clone())?;
+    for (arg, given) in decl.args.iter().zip(&given) {
+        e.bind_arg(arg, given, &mut scope)?;
+        open_config(arg, &mut scope);
+    }
+    let instance = e.instantiate(item, scope, &Path::default(), decl.name.span)?;
+    let mut results = Vec::new();
+    let mut whole = !decl.methods.is_empty();
+    for method in &decl.methods {
+        match call(e, method, method_scope(&instance)) {
+            Ok(val) => whole &= keep(e, val, method.name.span, &mut results).is_ok(),
+            Err(Reported) => whole = false,
+        }
+    }
+    let Some(frame) = e.frames.pop() else { return Ok(()) };
+    if !whole || block_decl(e.program, item).is_none() {
+        return Ok(());
+    }
+    let inputs = frame.builder.body.inputs.clone();
+    let live = live_inputs(&frame.builder.finish(results));
+    let used = |p: usize| {
+        let input = frame.captures.iter().find(|(what, _, _)| *what == Outside::Param(p));
+        let at = input.and_then(|(_, id, _)| inputs.iter().position(|i| i == id));
+        at.is_some_and(|at| live[at])
+    };
+    for p in (0..e.params.len()).filter(|p| !used(*p)) {
+        let (name, span) = (e.params[p].param.name.clone(), e.params[p].span);
+        unused_param(&name, span, e.sink);
+    }
+    Ok(())
+}
+
+fn keep(
+    e: &mut Elaborator<'_>,
+    val: Val,
+    at: Span,
+    results: &mut Vec<mdl_ir::graph::ValueId>,
+) -> Eval<()> {
+    match val {
+        Val::Tuple(vals) => vals.into_iter().try_for_each(|v| keep(e, v, at, results)),
+        Val::Tensor(t) => {
+            results.push(t.id);
+            Ok(())
+        }
+        Val::Param(_) => {
+            results.push(e.tensor(val, at)?.id);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
