@@ -1,6 +1,8 @@
-//! The compiler and its kernels against exact answers of an independent implementation, where those are at hand.
+//! The compiler and its kernels against exact answers of an independent implementation, where those
+//! are at hand.
 //!
-//! The reference models and the pretrained one lie beside the repository; where they are absent the tests say so.
+//! The reference models and the pretrained one lie beside the repository; where they are absent the
+//! tests say so.
 
 use mdl_train::compare::compare;
 use std::path::{Path, PathBuf};

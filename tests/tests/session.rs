@@ -87,7 +87,8 @@ fn resuming_rejoins_the_curve_bit_for_bit() {
     std::fs::remove_dir_all(&dir).expect("written above");
 }
 
-/// Sums in another order: attention over a cache and matrix–vector products against whole contractions, f32.
+/// Sums in another order: attention over a cache and matrix–vector products against whole
+/// contractions, f32.
 const TOLERANCE_INCREMENTAL: f64 = 2e-5;
 
 #[test]

@@ -41,6 +41,12 @@ pub struct Pass {
 
 pub const PIPELINE: &[Pass] = &[
     Pass {
+        name: "unfold",
+        why: "calls that no kernel computes become their bodies, while those have no gradient yet",
+        leaves: Stage::Forward,
+        run: unfold,
+    },
+    Pass {
         name: "differentiate",
         why: "gradients exist as nodes before anything decides about memory or kernels",
         leaves: Stage::Training,
@@ -65,6 +71,10 @@ pub const PIPELINE: &[Pass] = &[
         run: fuse,
     },
 ];
+
+fn unfold(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
+    mdl_passes::unfold::unfold(graph)
+}
 
 fn differentiate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     match input.purpose {
@@ -99,7 +109,11 @@ pub struct Bug {
 
 impl std::fmt::Display for Bug {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the compiler has a bug in pass `{}`: {}", self.pass, self.faults.join("; "))
+        let faults = self.faults.join("; ");
+        if self.pass == "plan" {
+            return write!(f, "error[E0952]: no kernel of this device does this: {faults}");
+        }
+        write!(f, "the compiler has a bug in pass `{}`: {faults}", self.pass)
     }
 }
 

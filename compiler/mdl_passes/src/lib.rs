@@ -17,3 +17,4 @@ pub mod optimise;
 pub mod plan;
 pub mod region;
 mod specs;
+pub mod unfold;

@@ -29,7 +29,7 @@ impl Generator {
     ) -> Result<Generator, ModelError> {
         let sizes = vec![("B".to_string(), 1), ("T".to_string(), 1)];
         let graph = model.graph("logits", &EntryOptions { sizes, documents: false })?;
-        let graph = incremental(&graph, "T", capacity.max(1)).map_err(ModelError::Form)?;
+        let graph = incremental(&graph, "T", capacity.max(1)).map_err(ModelError::Asked)?;
         let trace = run(graph, &mut model.front, &Purpose::Forward)?;
         let state = state_layout(trace.last(), &Purpose::Forward);
         let executable = finish(trace.last(), &state, device.units())?;

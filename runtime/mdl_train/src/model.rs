@@ -23,6 +23,11 @@ pub enum ModelError {
     File(PathBuf, std::io::Error),
     #[error("error[E0921]: {0}")]
     Form(String),
+    /// What was asked for does not go together.
+    #[error("error[E0941]: {0}")]
+    Asked(String),
+    #[error("error[E0923]: {0}")]
+    Shape(String),
     #[error("error[{code}]: {0}", code = .0.code())]
     Weights(#[from] WeightsError),
     #[error("error[{code}]: {0}", code = .0.code())]
@@ -56,7 +61,7 @@ pub fn source(file: &str) -> Result<(String, String), ModelError> {
             let known: Vec<&str> = embedded::MODELS.iter().map(|(n, _)| *n).collect();
             let known = known.join(", ");
             let message = format!("there is no file `{file}`, and embedded models are: {known}");
-            Err(ModelError::Form(message))
+            Err(ModelError::Asked(message))
         }
     }
 }
@@ -83,7 +88,7 @@ impl Model {
             (None, [one]) => one.clone(),
             (None, many) => {
                 let message = format!("choose one of `{name}`: --preset {}", many.join(" | "));
-                return Err(ModelError::Form(message));
+                return Err(ModelError::Asked(message));
             }
         };
         let config = if front.failed() { None } else { front.preset(&preset) };
@@ -187,7 +192,7 @@ pub fn read_param(weights: &Weights, param: &Param) -> Result<Vec<f32>, ModelErr
         let ty = param.slice_type();
         if !shapes_agree(shape, &ty) {
             let message = format!("`{name}` has shape {shape:?}, the model wants {ty}");
-            return Err(ModelError::Form(message.replace("E0921", "E0923")));
+            return Err(ModelError::Shape(message));
         }
         out.extend(weights.read_f32(&name)?);
     }

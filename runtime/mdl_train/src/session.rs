@@ -72,7 +72,7 @@ impl Schedule {
         });
         let Some(body) = body.flatten() else {
             let message = format!("--lr_decay_style is one of {}", known.join(", "));
-            return Err(ModelError::Form(message));
+            return Err(ModelError::Asked(message));
         };
         let steps = settings.lr_decay_iters as f64;
         let warm = (settings.warmup * steps).round();
