@@ -247,8 +247,9 @@ fn check_codes_are_emitted(tree: &Tree, out: &mut Vec<Violation>) {
         let page = tree.file(&format!("{CODE_PAGES}{}.md", code.id));
         let is_retired = page.is_some_and(|page| page.text.starts_with("No longer emitted."));
         // Literals are blanked in `code`, and the text also has comments; a quoted id is neither.
-        let quoted = format!("\"{}\"", code.id);
-        if !is_retired && !emitters.iter().any(|file| file.text.contains(&quoted)) {
+        let (quoted, shown) = (format!("\"{}\"", code.id), format!("error[{}]", code.id));
+        let names = |file: &&Source| file.text.contains(&quoted) || file.text.contains(&shown);
+        if !is_retired && !emitters.iter().any(names) {
             out.push(table.at(code.line, format!("{} is emitted nowhere", code.id)));
         }
     }

@@ -25,8 +25,8 @@ const TRAIN: &str = "train llama --preset bytes_small --tokenizer bytes \
     --dataset target/demo/text.txt --validation_split 0.1 --max_context_width 256 \
     --train_batch_size 8 --max_steps 300 --lr 2e-3 --warmup 0.05 --validation_freq 100 \
     --checkpoint_dir target/demo/checkpoints --log_json target/demo/log.jsonl";
-const EVALUATE: &str = "eval target/demo/checkpoints --dataset target/demo/text.txt --validation_split 0.1 \
-    --max_context_width 256";
+const EVALUATE: &str = "eval target/demo/checkpoints \
+    --dataset target/demo/text.txt --validation_split 0.1 --max_context_width 256";
 const GENERATE: &str =
     "generate target/demo/checkpoints --max_tokens 200 --temperature 0.8 --seed 1";
 

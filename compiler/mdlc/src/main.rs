@@ -14,7 +14,7 @@ use std::process::ExitCode;
     after_help = "FILE is a path or the name of an embedded model, such as `llama`.\n\
                   In names of flags, dashes and underscores are the same.\n\n\
                   Train a small Llama on a text and let it write:\n  \
-                  mdlc train llama --preset bytes_small --tokenizer bytes --dataset book.txt \\\n       \
+                  mdlc train llama --preset bytes_small --dataset book.txt \\\n       \
                   --validation_split 0.1 --max_context_width 256 --train_batch_size 8 \\\n       \
                   --max_steps 500 --lr 2e-3 --checkpoint_dir run\n  \
                   mdlc generate run --prompt \"Once\" --max_tokens 200 --temperature 0.8"
