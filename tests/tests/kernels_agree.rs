@@ -64,7 +64,7 @@ fn weights(ty: &Type, repeated: bool, seed: u64) -> Tensor {
 fn data(name: &str, ty: &Type, vocab: u64) -> Tensor {
     let value = |i: u64| match name {
         "documents" => ((i % T) / (5 + 7 * (i / T))) as f64,
-        "targets" if mix(i) % 7 == 0 => -1.0,
+        "targets" if mix(i).is_multiple_of(7) => -1.0,
         _ => (mix(i ^ 0xda7a) % vocab) as f64,
     };
     Tensor::new(ty.clone(), (0..ty.elements()).map(value).collect())
