@@ -204,10 +204,15 @@ fn every_page_has_its_headings_and_examples_that_parse() {
             "{}",
             code.id
         );
+        // Pages of run-time codes show commands instead of modules.
+        if code.id >= "E0900" {
+            continue;
+        }
         let blocks = blocks(code.page);
         assert_eq!(blocks.len(), 2, "{}", code.id);
         assert_eq!(faults(blocks[1]), [], "{}", code.id);
-        if code.id < "E0200" && !blocks[0].starts_with("// limit:") {
+        // E0109 is about where a module lies, which only the checker knows.
+        if code.id < "E0109" && !blocks[0].starts_with("// limit:") {
             assert_eq!(codes(blocks[0]), [code.id]);
         } else {
             assert_eq!(faults(blocks[0]), [], "{}", code.id);

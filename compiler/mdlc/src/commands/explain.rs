@@ -21,7 +21,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         Some(id) => match find(&id.to_uppercase()) {
             Some(code) => {
-                say(&format!("# {}: {}\n\n{}", code.id, code.title, code.page));
+                say(code.page);
                 Ok(())
             }
             None => {
