@@ -18,7 +18,8 @@ fn settings() -> Settings {
         lr_decay_style: "wsd".into(),
         lr_decay_iters: 8,
         warmup: 0.25,
-        weight_decay: 0.1,
+        // A factor of one disappears from the formula that the kernel's numbers are read from.
+        weight_decay: 1.0,
         matrices_only: false,
         beta1: 0.9,
         beta2: 0.95,

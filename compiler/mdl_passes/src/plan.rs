@@ -259,10 +259,17 @@ pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> 
         made.args.get(which).copied()
     };
     let factor = |id: ValueId| -> Option<f32> {
-        node(id)?.args.iter().find_map(|a| match node(*a)?.op {
+        let product = node(id).filter(|n| n.op == Op::Binary(Binary::Mul));
+        // A factor of one leaves no product behind.
+        let Some(product) = product else { return Some(1.0) };
+        product.args.iter().find_map(|a| match node(*a)?.op {
             Op::Const(c) => Some(c as f32),
             _ => None,
         })
+    };
+    let constant = |id: ValueId| match node(id)?.op {
+        Op::Const(c) => Some(c as f32),
+        _ => None,
     };
     let add = Op::Binary(Binary::Add);
     let step = || arg(body.outputs[0], &Op::Binary(Binary::Sub), 1);
@@ -271,9 +278,10 @@ pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> 
         "beta1" => arg(body.outputs[n], &add, 0).and_then(factor),
         "beta2" => arg(body.outputs[2 * n], &add, 0).and_then(factor),
         "decay" => direction().and_then(|d| factor(arg(d, &add, 0)?)),
-        "eps" => {
-            direction().and_then(|d| factor(arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?))
-        }
+        "eps" => direction().and_then(|d| {
+            let below = arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?;
+            arg(below, &add, 1).map_or(Some(0.0), constant)
+        }),
         _ => None,
     };
     found.ok_or_else(|| format!("the AdamW kernel does not find `{name}` in this formula"))
