@@ -249,6 +249,24 @@ impl Builder {
         Ok(())
     }
 
+    /// Copies a repeated region with another body of the same inputs and outputs.
+    pub fn copy_region(
+        &mut self,
+        outer: &Body,
+        node: &Node,
+        inner: Body,
+        map: &mut HashMap<ValueId, ValueId>,
+    ) -> Result<(), String> {
+        let mut op = node.op.clone();
+        let Op::Repeat { body, .. } = &mut op else { return Err("a repeated region".into()) };
+        **body = inner;
+        let args = node.args.iter().map(|a| map[a]).collect();
+        let results = node.results.iter().map(|r| outer.values[r.index()].clone());
+        let ids = self.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
+        map.extend(node.results.iter().copied().zip(ids));
+        Ok(())
+    }
+
     /// The finished body with these outputs and without nodes that no output needs.
     pub fn finish(mut self, outputs: Vec<ValueId>) -> Body {
         self.body.outputs = outputs;

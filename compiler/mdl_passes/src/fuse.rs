@@ -52,22 +52,10 @@ fn emit_node(
     node: &Node,
     map: &mut HashMap<ValueId, ValueId>,
 ) -> Result<(), String> {
-    let Op::Repeat { axis, count, reverse, carries, consts, body: inner } = &node.op else {
-        return b.copy_node(body, node, map);
-    };
-    let op = Op::Repeat {
-        axis: axis.clone(),
-        count: *count,
-        reverse: *reverse,
-        carries: *carries,
-        consts: *consts,
-        body: Box::new(fuse_body(inner)?),
-    };
-    let args = node.args.iter().map(|a| map[a]).collect();
-    let results = node.results.iter().map(|r| body.values[r.index()].clone());
-    let ids = b.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
-    map.extend(node.results.iter().copied().zip(ids));
-    Ok(())
+    match &node.op {
+        Op::Repeat { body: inner, .. } => b.copy_region(body, node, fuse_body(inner)?, map),
+        _ => b.copy_node(body, node, map),
+    }
 }
 
 /// Writes a group as a call whose body holds its nodes, with the sources that they use.

@@ -6,7 +6,7 @@
 
 use crate::specs;
 use mdl_ir::build::Builder;
-use mdl_ir::graph::{Body, Graph, Node, ValueId};
+use mdl_ir::graph::{Body, Graph, ValueId};
 use mdl_ir::op::{Kernel, Op};
 use std::collections::HashMap;
 
@@ -27,7 +27,9 @@ fn unfold_body(body: &Body) -> Result<Body, String> {
                 let results = b.inline(inner, &args)?;
                 map.extend(node.results.iter().copied().zip(results));
             }
-            Op::Repeat { .. } => repeat(&mut b, body, node, &mut map)?,
+            Op::Repeat { body: inner, .. } => {
+                b.copy_region(body, node, unfold_body(inner)?, &mut map)?;
+            }
             _ => b.copy_node(body, node, &mut map)?,
         }
     }
@@ -44,28 +46,4 @@ fn computes(kernel: Kernel, axes: &[String], body: &Body) -> bool {
         }
         Kernel::SumOfSquares | Kernel::AdamW | Kernel::Contraction | Kernel::Region => true,
     }
-}
-
-fn repeat(
-    b: &mut Builder,
-    outer: &Body,
-    node: &Node,
-    map: &mut HashMap<ValueId, ValueId>,
-) -> Result<(), String> {
-    let Op::Repeat { axis, count, reverse, carries, consts, body } = &node.op else {
-        return Err("a repeated region".into());
-    };
-    let op = Op::Repeat {
-        axis: axis.clone(),
-        count: *count,
-        reverse: *reverse,
-        carries: *carries,
-        consts: *consts,
-        body: Box::new(unfold_body(body)?),
-    };
-    let args = node.args.iter().map(|a| map[a]).collect();
-    let results = node.results.iter().map(|r| outer.values[r.index()].clone());
-    let ids = b.node(op, args, results.map(|v| (v.name, v.ty)).collect(), node.span);
-    map.extend(node.results.iter().copied().zip(ids));
-    Ok(())
 }
