@@ -23,8 +23,8 @@ const SOURCES: [(&str, &str); 9] = [
 
 const TRAIN: &str = "train llama --preset bytes_small --tokenizer bytes \
     --dataset target/demo/text.txt --validation_split 0.1 --max_context_width 256 \
-    --train_batch_size 8 --max_steps 300 --lr 2e-3 --warmup 0.05 --validation_freq 100 \
-    --checkpoint_dir target/demo/checkpoints --log_json target/demo/log.jsonl";
+    --train_batch_size 8 --max_steps 800 --lr 2e-3 --warmup 0.05 --validation_freq 200 \
+    --logging_freq 20 --checkpoint_dir target/demo/checkpoints --log_json target/demo/log.jsonl";
 const EVALUATE: &str = "eval target/demo/checkpoints \
     --dataset target/demo/text.txt --validation_split 0.1 --max_context_width 256";
 const GENERATE: &str =
