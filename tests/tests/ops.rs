@@ -49,7 +49,9 @@ fn after(op: &Op) -> Option<Op> {
         Op::Binary(_) => Op::Select,
         Op::Select => Op::Reduce { kind: Reduction::Sum, axes: vec![] },
         Op::Reduce { .. } => Op::Contract { axes: vec![] },
-        Op::Contract { .. } => Op::Broadcast { axes: vec![] },
+        Op::Contract { .. } => Op::GroupedContract { axis: axis(), axes: vec![] },
+        Op::GroupedContract { .. } => Op::GroupedOuter { axis: own(2) },
+        Op::GroupedOuter { .. } => Op::Broadcast { axes: vec![] },
         Op::Broadcast { .. } => Op::Reorder { axes: vec![] },
         Op::Reorder { .. } => Op::Cast(DType::F32),
         Op::Cast(_) => Op::Rename { from: axis(), to: axis() },
@@ -214,6 +216,7 @@ fn parameter(name: &str, ty: &Type) -> Param {
         also_stored: vec!["tied \"name\"".into()],
         ty: ty.clone(),
         repeats: None,
+        parts: None,
         init: None,
     }
 }

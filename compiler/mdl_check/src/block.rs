@@ -308,6 +308,7 @@ impl Elaborator<'_> {
             also_stored: Vec::new(),
             ty,
             repeats,
+            parts: None,
             init,
         };
         let repeat = path.repeat.as_ref().map(|(name, _)| name.clone());

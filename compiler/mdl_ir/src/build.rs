@@ -75,7 +75,13 @@ impl Builder {
         }
         let key = format!("{op:?}{args:?}");
         let pure = !matches!(op.class(), Class::Kernel | Class::Repeat)
-            || matches!(op, Op::Contract { .. } | Op::Gather { .. });
+            || matches!(
+                op,
+                Op::Contract { .. }
+                    | Op::Gather { .. }
+                    | Op::GroupedContract { .. }
+                    | Op::GroupedOuter { .. }
+            );
         if pure && let Some(id) = self.known.get(&key) {
             return Ok(*id);
         }
@@ -183,6 +189,9 @@ impl Builder {
         let own = |x: &Type, y: &Type| x.axes.iter().any(|axis| !y.has(&axis.name));
         if !both || !own(ta, tb) || !own(tb, ta) {
             return None;
+        }
+        if let Some(grouped) = self.grouped(a, b, axes, span) {
+            return Some(grouped);
         }
         self.push(Op::Contract { axes: axes.to_vec() }, &[a, b], span).ok()
     }

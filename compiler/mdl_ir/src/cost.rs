@@ -18,6 +18,13 @@ pub fn node_flops(body: &Body, node: &Node) -> u64 {
             let k: u64 = axes.iter().filter_map(|x| a.axis(x)).map(|x| x.size).product();
             2 * out * k
         }
+        Op::GroupedContract { axes, .. } => {
+            let a = body.ty(node.args[0]);
+            let k: u64 = axes.iter().filter_map(|x| a.axis(x)).map(|x| x.size).product();
+            2 * out * k
+        }
+        // Every row is in one group: the result's size without the groups, once for each row.
+        Op::GroupedOuter { axis } => 2 * out / axis.size * body.ty(node.args[2]).elements(),
         Op::Reduce { .. } => body.ty(node.args[0]).elements(),
         Op::Repeat { count, body, .. } => count * flops(body),
         Op::Call { body, .. } => flops(body),

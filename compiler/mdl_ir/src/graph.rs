@@ -106,15 +106,18 @@ impl Stage {
 pub struct Param {
     /// Path of members, `stack.attend.wq`.
     pub name: String,
-    /// Name in checkpoints, with `{}` where the index of a repeated block goes.
+    /// Name in checkpoints, with `{}` where the index of a repeated block goes, and the next one
+    /// where the index of a part goes.
     pub stored: String,
     /// Names of other members that are this same weight.
     pub also_stored: Vec<String>,
     /// Stacked along the repeat's axis where the block is repeated.
     pub ty: Type,
-    /// How many indices the stored name takes (0 or 1).
+    /// Iterations of the repeated block that it belongs to.
     pub repeats: Option<u64>,
-    /// Initial values of one (unstacked) tensor.
+    /// A checkpoint has the outermost axis of an iteration's slice as this many tensors: experts.
+    pub parts: Option<u64>,
+    /// Initial values of one stored tensor.
     pub init: Option<Body>,
 }
 
@@ -122,21 +125,29 @@ impl Param {
     /// The tensors that a checkpoint has for this weight: name and element range within the stacked
     /// tensor.
     pub fn stored_tensors(&self) -> Vec<(String, std::ops::Range<u64>)> {
-        let total = self.ty.elements();
-        match self.repeats {
-            None => vec![(self.stored.clone(), 0..total)],
-            Some(count) => {
-                let each = total / count;
-                let name = |i: u64| self.stored.replacen("{}", &i.to_string(), 1);
-                (0..count).map(|i| (name(i), i * each..(i + 1) * each)).collect()
-            }
+        let mut names = vec![self.stored.clone()];
+        for count in [self.repeats, self.parts].into_iter().flatten() {
+            let numbered =
+                |name: String| (0..count).map(move |i| name.replacen("{}", &i.to_string(), 1));
+            names = names.into_iter().flat_map(numbered).collect();
         }
+        let each = self.ty.elements() / names.len() as u64;
+        let range = |i: u64| i * each..(i + 1) * each;
+        names.into_iter().enumerate().map(|(i, name)| (name, range(i as u64))).collect()
+    }
+
+    /// What one iteration of the repeated block sees.
+    pub fn slice_type(&self) -> Type {
+        self.inner_type(usize::from(self.repeats.is_some()))
     }
 
     /// Shape of one stored tensor, with the axes that a checkpoint merges into one dimension left
     /// apart.
-    pub fn slice_type(&self) -> Type {
-        let skip = usize::from(self.repeats.is_some());
+    pub fn tensor_type(&self) -> Type {
+        self.inner_type(usize::from(self.repeats.is_some()) + usize::from(self.parts.is_some()))
+    }
+
+    fn inner_type(&self, skip: usize) -> Type {
         Type::new(self.ty.dtype, self.ty.axes[skip..].to_vec())
     }
 }

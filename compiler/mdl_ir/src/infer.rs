@@ -23,6 +23,8 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             one(args[0].without(axes))
         }
         Op::Contract { axes } => one(contract(args[0], args[1], axes)?),
+        Op::GroupedContract { axis, axes } => one(grouped_contract(args, axis, axes)?),
+        Op::GroupedOuter { axis } => one(grouped_outer(args, axis)?),
         Op::Broadcast { axes } => {
             let missing = args[0].axes.iter().find(|a| !axes.contains(a));
             match missing {
@@ -77,6 +79,7 @@ fn check_count(op: &Op, count: usize) -> Result<(), String> {
         Op::Const(_) | Op::Position(_) | Op::Random { .. } => count == 0,
         Op::Binary(_) | Op::Contract { .. } | Op::Gather { .. } => count == 2,
         Op::Select | Op::CacheWrite { .. } => count == 3,
+        Op::GroupedContract { .. } | Op::GroupedOuter { .. } => count == 3,
         Op::ScatterAdd { .. } => count == 2 || count == 3,
         Op::Concat { .. } => count >= 1,
         Op::Repeat { body, .. } => count == body.inputs.len(),
@@ -132,6 +135,50 @@ fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
     let only_a = a.axes.iter().filter(kept).filter(|x| !b.has(&x.name));
     let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(&x.name));
     let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).cloned().collect();
+    Ok(Type::new(DType::F32, axes))
+}
+
+fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type, String> {
+    let (a, table, ids) = (args[0], args[1], args[2]);
+    need_axes(a, over)?;
+    need_axes(table, over)?;
+    union(&[a, table])?;
+    rows_of(a, ids, over)?;
+    find(table, axis)?;
+    let kept = |x: &&Axis| x.name != axis && !over.contains(&x.name);
+    let own: Vec<Axis> = table.axes.iter().filter(kept).cloned().collect();
+    if let Some(twice) = own.iter().find(|x| ids.has(&x.name)) {
+        return Err(format!("axis `{}` is of the rows and of the groups", twice.name));
+    }
+    Ok(Type::new(DType::F32, ids.axes.iter().cloned().chain(own).collect()))
+}
+
+/// A grouped operand has rows and the axes `others`, and nothing else.
+fn rows_of(ty: &Type, ids: &Type, others: &[String]) -> Result<(), String> {
+    union(&[ty, ids])?;
+    match ty.axes.iter().find(|x| !ids.has(&x.name) && !others.contains(&x.name)) {
+        Some(x) => Err(format!("axis `{}` is neither of the rows nor summed", x.name)),
+        None => Ok(()),
+    }
+}
+
+fn grouped_outer(args: &[&Type], axis: &Axis) -> Result<Type, String> {
+    let (a, b, ids) = (args[0], args[1], args[2]);
+    let own = |ty: &Type| -> Vec<Axis> {
+        ty.axes.iter().filter(|x| !ids.has(&x.name)).cloned().collect()
+    };
+    rows_of(a, ids, &crate::build::axis_names(&own(a)))?;
+    rows_of(b, ids, &crate::build::axis_names(&own(b)))?;
+    let mut axes = vec![axis.clone()];
+    for x in own(a).into_iter().chain(own(b)) {
+        if axes.iter().any(|y| y.name == x.name) {
+            return Err(format!("axis `{}` would stand twice", x.name));
+        }
+        axes.push(x);
+    }
+    if axes.len() > MAX_AXES {
+        return Err(format!("a tensor with {} axes, and {MAX_AXES} is the most", axes.len()));
+    }
     Ok(Type::new(DType::F32, axes))
 }
 

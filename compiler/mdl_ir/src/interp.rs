@@ -89,6 +89,8 @@ fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
         }
         Op::Reduce { kind, .. } => reduce(*kind, args[0], ty),
         Op::Contract { axes } => contract(args[0], args[1], axes, ty),
+        Op::GroupedContract { axis, axes } => grouped_contract(args, axis, axes, ty),
+        Op::GroupedOuter { .. } => grouped_outer(args, ty),
         Op::Slice { axis, start, into } => shift(args[0], ty, axis, &into.name, *start, false),
         Op::Pad { axis, start, into } => shift(args[0], ty, axis, &into.name, *start, true),
         Op::Concat { axis, into } => concat(args, ty, axis, &into.name),
@@ -182,6 +184,44 @@ fn contract(a: &Tensor, b: &Tensor, over: &[String], ty: Type) -> Tensor {
     let axes = out.ty.axes.clone();
     walk(&axes, [&sa, &sb], |i, [x, y]| {
         out.data[i] = pairs.iter().map(|(p, q)| a.data[x + p] * b.data[y + q]).sum();
+    });
+    out
+}
+
+fn grouped_contract(args: &[&Tensor], axis: &str, over: &[String], ty: Type) -> Tensor {
+    let (a, table, ids) = (args[0], args[1], args[2]);
+    let at = table.ty.index_of(axis).expect("verified");
+    let (stride, groups) = (table.ty.strides()[at] as usize, table.ty.axes[at].size as f64);
+    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
+    let mut pairs = Vec::new();
+    let (ka, kb) = (a.strides_along(&summed), table.strides_along(&summed));
+    walk(&summed, [&ka, &kb], |_, [x, y]| pairs.push((x, y)));
+    let strides = args.iter().map(|t| t.strides_along(&ty.axes)).collect::<Vec<_>>();
+    let mut out = Tensor::zeros(ty);
+    let axes = out.ty.axes.clone();
+    walk(&axes, [&strides[0], &strides[1], &strides[2]], |i, [x, y, k]| {
+        let id = ids.data[k];
+        if (0.0..groups).contains(&id) {
+            let y = y + id as usize * stride;
+            out.data[i] = pairs.iter().map(|(p, q)| a.data[x + p] * table.data[y + q]).sum();
+        }
+    });
+    out
+}
+
+fn grouped_outer(args: &[&Tensor], ty: Type) -> Tensor {
+    let (a, b, ids) = (args[0], args[1], args[2]);
+    let (stride, groups) = (ty.strides()[0] as usize, ty.axes[0].size as f64);
+    let mut out = Tensor::zeros(ty);
+    let own: Vec<Axis> = out.ty.axes[1..].to_vec();
+    let (oa, ob) = (a.strides_along(&own), b.strides_along(&own));
+    let rows = ids.ty.axes.clone();
+    walk(&rows, [&a.strides_along(&rows), &b.strides_along(&rows)], |r, [x, y]| {
+        let id = ids.data[r];
+        if (0.0..groups).contains(&id) {
+            let to = &mut out.data[id as usize * stride..][..stride];
+            walk(&own, [&oa, &ob], |i, [p, q]| to[i] += a.data[x + p] * b.data[y + q]);
+        }
     });
     out
 }

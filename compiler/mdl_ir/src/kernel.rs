@@ -6,6 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod grouped;
+
+use grouped::{GroupedContractSpec, GroupedOuterSpec};
+
 /// One launch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum KernelSpec {
@@ -16,6 +20,8 @@ pub enum KernelSpec {
     LinearCrossEntropy(LinearCrossEntropySpec),
     Gather(GatherSpec),
     ScatterAdd(ScatterAddSpec),
+    GroupedContract(GroupedContractSpec),
+    GroupedOuter(GroupedOuterSpec),
     CacheWrite(CacheWriteSpec),
     SumOfSquares(SumOfSquaresSpec),
     AdamW(AdamWSpec),
@@ -466,6 +472,8 @@ pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
         KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
         KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),
         KernelSpec::AttentionGrad(spec) => AttentionBlocks::of(spec).grad_bytes(spec, units),
+        KernelSpec::GroupedContract(spec) => spec.workspace_bytes(units),
+        KernelSpec::GroupedOuter(spec) => spec.workspace_bytes(units),
         _ => 0,
     }
 }

@@ -8,6 +8,7 @@
 pub mod build;
 pub mod cost;
 pub mod graph;
+mod grouped;
 pub mod infer;
 pub mod interp;
 pub mod kernel;

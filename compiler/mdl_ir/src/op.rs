@@ -30,6 +30,20 @@ pub enum Op {
     Contract {
         axes: Vec<String>,
     },
+    /// Each row with the matrix of its group: Σ over `axes` of `args[0]` times the slice of
+    /// `args[1]` along `axis` that the row's id in `args[2]` says. Ids' axes are the rows, and
+    /// `args[0]` may lack the innermost of them. The result has the ids' axes, then what only
+    /// `args[1]` has; a row whose id names no group is zero.
+    GroupedContract {
+        axis: String,
+        axes: Vec<String>,
+    },
+    /// For each group, Σ over its rows of `args[0] · args[1]`, where the ids `args[2]` say which
+    /// rows those are. The result has `axis`, then the axes of `args[0]` that are no rows, then
+    /// those of `args[1]`.
+    GroupedOuter {
+        axis: Axis,
+    },
     /// The argument repeated along what it lacks, laid out as these axes.
     Broadcast {
         axes: Vec<Axis>,
@@ -226,6 +240,7 @@ impl Op {
             Op::Contract { .. } | Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Pad { .. } => {
                 Class::Kernel
             }
+            Op::GroupedContract { .. } | Op::GroupedOuter { .. } => Class::Kernel,
             Op::CacheWrite { .. } | Op::Call { .. } => Class::Kernel,
             Op::Repeat { .. } => Class::Repeat,
         }
@@ -243,6 +258,8 @@ impl Op {
             Op::Reduce { kind: Reduction::Sum, .. } => "reduce_sum",
             Op::Reduce { kind: Reduction::Max, .. } => "reduce_max",
             Op::Contract { .. } => "contract",
+            Op::GroupedContract { .. } => "grouped_contract",
+            Op::GroupedOuter { .. } => "grouped_outer",
             Op::Broadcast { .. } => "broadcast",
             Op::Reorder { .. } => "reorder",
             Op::Cast(_) => "cast",

@@ -29,7 +29,8 @@ pub fn print(graph: &Graph) -> String {
         let stored = std::iter::once(&param.stored).chain(&param.also_stored);
         let stored: Vec<String> = stored.map(|s| format!("{s:?}")).collect();
         let repeats = param.repeats.map_or(String::new(), |n| format!(" x{n}"));
-        let left = format!("param {}{repeats} {}", param.name, stored.join(" "));
+        let parts = param.parts.map_or(String::new(), |n| format!(" by {n}"));
+        let left = format!("param {}{repeats}{parts} {}", param.name, stored.join(" "));
         line(&mut out, 0, &left, &param.ty);
     }
     let names = Names::of(&graph.body);
@@ -173,7 +174,8 @@ pub fn attributes(op: &Op) -> String {
         }
         Op::Concat { axis, into } => format!("{axis}; {}", axes(std::slice::from_ref(into))),
         Op::Gather { axis } | Op::CacheWrite { axis } => axis.clone(),
-        Op::ScatterAdd { axis } => axes(std::slice::from_ref(axis)),
+        Op::GroupedContract { axis, axes } => format!("{axis}; {}", axes.join(", ")),
+        Op::ScatterAdd { axis } | Op::GroupedOuter { axis } => axes(std::slice::from_ref(axis)),
         Op::Repeat { axis, count, reverse, carries, consts, .. } => {
             let order = if *reverse { " reverse" } else { "" };
             format!("{axis}={count}{order}; {carries} carried, {consts} const")

@@ -244,11 +244,16 @@ fn tensor_type(text: &Option<String>) -> Result<Type, String> {
     Ok(Type::new(DType::from_name(dtype).ok_or_else(fault)?, axes(inner)?))
 }
 
-/// `name x2 "stored" "also stored"`.
+/// `name x2 by 8 "stored" "also stored"`.
 fn param(text: &str, ty: Type) -> Result<Param, String> {
     let (head, rest) = text.split_once(" \"").ok_or("a parameter has a stored name")?;
+    let count = |text: &str| number(text).map(Some);
+    let (head, parts) = match head.split_once(" by ") {
+        Some((head, n)) => (head, count(n)?),
+        None => (head, None),
+    };
     let (name, repeats) = match head.split_once(" x") {
-        Some((name, count)) => (name, Some(number(count)?)),
+        Some((name, n)) => (name, count(n)?),
         None => (head, None),
     };
     let body = rest.strip_suffix('"').ok_or("a stored name ends with a quote")?;
@@ -259,6 +264,7 @@ fn param(text: &str, ty: Type) -> Result<Param, String> {
         also_stored: stored.collect(),
         ty,
         repeats,
+        parts,
         init: None,
     })
 }
@@ -352,6 +358,11 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
             Op::Concat { axis: name.to_string(), into: axis(into)? }
         }
         "gather" => Op::Gather { axis: attrs.to_string() },
+        "grouped_contract" => {
+            let (axis, over) = halves(attrs, "; ")?;
+            Op::GroupedContract { axis: axis.to_string(), axes: texts(over) }
+        }
+        "grouped_outer" => Op::GroupedOuter { axis: axis(attrs)? },
         "scatter_add" => Op::ScatterAdd { axis: axis(attrs)? },
         "stop_gradient" => Op::StopGradient,
         "cache_write" => Op::CacheWrite { axis: attrs.to_string() },

@@ -54,6 +54,7 @@ pub fn adjoint(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_
         Op::Broadcast { .. } => Ok(vec![Some(sum_to(b, g, p, 0)?)]),
         Op::Reorder { .. } => Ok(vec![Some(g)]),
         Op::Cast(_) => Ok(vec![(p.arg_types[0].dtype == DType::F32).then_some(g)]),
+        Op::GroupedContract { .. } | Op::GroupedOuter { .. } => grouped(b, p, g, fetch),
         Op::Gather { .. } | Op::ScatterAdd { .. } => indexed(b, p, g, fetch),
         Op::StopGradient | Op::Const(_) | Op::Position(_) | Op::Random { .. } => {
             Ok(vec![None; p.node.args.len()])
@@ -172,6 +173,42 @@ fn indexed(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// Both grouped contractions have each other for gradients, by the same ids.
+fn grouped(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -> Grads {
+    let at = p.node.span;
+    let g = full(b, g, p.result_type, at)?;
+    let (x, y, ids) = (fetch(b, Ok(0))?, fetch(b, Ok(1))?, fetch(b, Ok(2))?);
+    let [tx, ty, rows] = p.arg_types else { return Err("three arguments".into()) };
+    let own = |t: &Type| -> Vec<String> {
+        axis_names(&t.axes).into_iter().filter(|a| !rows.has(a)).collect()
+    };
+    let (dx, dy) = match &p.node.op {
+        Op::GroupedContract { axis, axes } => {
+            let groups = ty.axis(axis).expect("verified");
+            let kept: Vec<String> =
+                own(ty).into_iter().filter(|a| a != axis && !axes.contains(a)).collect();
+            let dx = b.grouped_contract(g, y, ids, (axis, &kept), at)?;
+            let table = b.grouped_outer(g, x, ids, groups, at)?;
+            (dx, b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[table], at)?)
+        }
+        Op::GroupedOuter { axis } => {
+            let dx = b.grouped_contract(y, g, ids, (&axis.name, &own(ty)), at)?;
+            let dy = b.grouped_contract(x, g, ids, (&axis.name, &own(tx)), at)?;
+            let dy = b.sum(dy, &missing(rows, ty), at)?;
+            (dx, b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[dy], at)?)
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let dx = b.sum(dx, &missing(rows, tx), at)?;
+    let dx = b.push(Op::Reorder { axes: axis_names(&tx.axes) }, &[dx], at)?;
+    Ok(vec![Some(dx), Some(dy), None])
+}
+
+/// The axes of `all` that `ty` lacks.
+fn missing(all: &Type, ty: &Type) -> Vec<String> {
+    axis_names(&all.axes).into_iter().filter(|a| !ty.has(a)).collect()
 }
 
 fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {

@@ -17,4 +17,5 @@ pub mod optimise;
 pub mod plan;
 pub mod region;
 mod specs;
+mod specs_grouped;
 pub mod unfold;

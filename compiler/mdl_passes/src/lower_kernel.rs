@@ -80,6 +80,12 @@ impl Lowering {
                 KernelSpec::Region(source_region(node, body, results)?)
             }
             Op::Gather { axis } => KernelSpec::Gather(gather(body, node, axis)?),
+            Op::GroupedContract { axis, .. } => {
+                KernelSpec::GroupedContract(crate::specs_grouped::contract(body, node, axis))
+            }
+            Op::GroupedOuter { .. } => {
+                KernelSpec::GroupedOuter(crate::specs_grouped::outer(body, node))
+            }
             Op::ScatterAdd { .. } => {
                 let (spec, base) = scatter(body, node);
                 if base && full[2] != *to {

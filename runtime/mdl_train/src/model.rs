@@ -189,7 +189,7 @@ pub fn read_param(weights: &Weights, param: &Param) -> Result<Vec<f32>, ModelErr
             other.cloned().unwrap_or(name)
         };
         let shape = weights.shape(&name)?;
-        let ty = param.slice_type();
+        let ty = param.tensor_type();
         if !shapes_agree(shape, &ty) {
             let message = format!("`{name}` has shape {shape:?}, the model wants {ty}");
             return Err(ModelError::Shape(message));
@@ -220,7 +220,7 @@ pub fn shapes_agree(shape: &[usize], ty: &Type) -> bool {
 /// The shape under which a parameter's tensors are stored: the first axes that make up the outer
 /// dimension merged, then the others. Weights have two dimensions at most in this form: [out, in].
 pub fn stored_shape(param: &Param, input_axes: usize) -> Vec<usize> {
-    let sizes: Vec<usize> = param.slice_type().axes.iter().map(|a| a.size as usize).collect();
+    let sizes: Vec<usize> = param.tensor_type().axes.iter().map(|a| a.size as usize).collect();
     if sizes.len() <= 1 {
         return sizes;
     }
@@ -231,7 +231,7 @@ pub fn stored_shape(param: &Param, input_axes: usize) -> Vec<usize> {
 /// Initial values of a parameter: a function of the seed, the stored name and the element alone.
 pub fn initial(param: &Param, seed: u64) -> Vec<f32> {
     let mut out = Vec::with_capacity(param.ty.elements() as usize);
-    let zeros = param.slice_type().elements() as usize;
+    let zeros = param.tensor_type().elements() as usize;
     for (name, _) in param.stored_tensors() {
         let Some(body) = &param.init else {
             out.extend(std::iter::repeat_n(0.0f32, zeros));

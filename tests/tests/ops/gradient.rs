@@ -88,6 +88,23 @@ pub fn of(kind: &Op) -> Gradient {
                 sample(&outer, vec![x("D=2 V=3"), at]),
             ]
         }
+        Op::GroupedContract { .. } => {
+            // Group 1 has no row, and one row is in no group.
+            let at = ids("T=2 C=2", &[2.0, 0.0, 2.0, 7.0]);
+            let op = Op::GroupedContract { axis: "E".into(), axes: names(&["K"]) };
+            vec![
+                sample(&op, vec![x("T=2 K=3"), y("E=3 N=2 K=3"), at.clone()]),
+                sample(&op, vec![x("T=2 C=2 K=3"), y("E=3 K=3 N=2"), at]),
+            ]
+        }
+        Op::GroupedOuter { .. } => {
+            let at = ids("T=2 C=2", &[2.0, 0.0, 2.0, 7.0]);
+            let op = Op::GroupedOuter { axis: axis("E", 3) };
+            vec![
+                sample(&op, vec![x("T=2 M=3"), y("T=2 C=2 N=2"), at.clone()]),
+                sample(&op, vec![x("T=2 C=2 M=3"), y("T=2 N=2"), at]),
+            ]
+        }
         Op::ScatterAdd { .. } => {
             let op = Op::ScatterAdd { axis: axis("V", 5) };
             let at = ids("B=2 T=3", &[2.0, 0.0, 2.0, 1.0, 4.0, 1.0]);

@@ -88,6 +88,25 @@ pub fn known(kind: &Op) -> Known {
                 f32s("T=1 A=2", &[3.0, 6.0]),
             ),
         ],
+        Op::GroupedContract { .. } => {
+            let op = Op::GroupedContract { axis: "E".into(), axes: names(&["K"]) };
+            let table = f32s("E=2 N=1 K=2", &[1.0, 2.0, 3.0, 4.0]);
+            let args = vec![
+                f32s("T=2 K=2", &[1.0, 10.0, 2.0, 20.0]),
+                table,
+                ids("T=2 C=2", &[1.0, 0.0, 5.0, 1.0]),
+            ];
+            vec![one(&op, args, f32s("T=2 C=2 N=1", &[43.0, 21.0, 0.0, 86.0]))]
+        }
+        Op::GroupedOuter { .. } => {
+            let op = Op::GroupedOuter { axis: axis("E", 3) };
+            let args = vec![
+                f32s("T=2 M=2", &[1.0, 10.0, 2.0, 20.0]),
+                f32s("T=2 N=1", &[3.0, 5.0]),
+                ids("T=2", &[2.0, 2.0]),
+            ];
+            vec![one(&op, args, f32s("E=3 M=2 N=1", &[0.0, 0.0, 0.0, 0.0, 13.0, 130.0]))]
+        }
         Op::ScatterAdd { .. } => scatter(),
         Op::StopGradient => vec![one(kind, vec![matrix()], matrix())],
         Op::CacheWrite { .. } => {
