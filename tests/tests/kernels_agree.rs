@@ -156,7 +156,7 @@ fn compare(
     let config = if front.failed() { None } else { front.preset(preset) };
     let config = config.ok_or_else(|| front.report(false))?;
     let sizes = vec![("B".into(), B), ("T".into(), T)];
-    let graph = front.build(&config, entry, &EntryOptions { sizes, documents });
+    let graph = front.build(&config, entry, &EntryOptions { sizes, documents, auxiliary: true });
     let graph = graph.ok_or_else(|| front.report(false))?;
     if graph.param_count() > SMALL {
         return Ok((0.0, String::from("nothing")));

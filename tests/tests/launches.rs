@@ -27,7 +27,11 @@ fn planned(preset: &str) -> Executable {
     let text = embedded::model("llama").expect("llama is part of the compiler");
     let mut front = Front::load("models/llama.mdl", text, &|_| None);
     let config = front.preset(preset).expect("the preset binds");
-    let options = EntryOptions { sizes: vec![("B".into(), B), ("T".into(), T)], documents: true };
+    let options = EntryOptions {
+        sizes: vec![("B".into(), B), ("T".into(), T)],
+        documents: true,
+        auxiliary: true,
+    };
     let graph = front.build(&config, "loss", &options).expect("the loss can be built");
     let purpose = Purpose::Training(Optimizer {
         beta1: 0.9,

@@ -62,7 +62,11 @@ fn is_gain(graph: &Graph, param: usize) -> bool {
 fn loss(file: &str, text: &str, preset: &str) -> (Graph, Vec<Tensor>) {
     let mut front = Front::load(file, text, &|_| None);
     let config = front.preset(preset).unwrap_or_else(|| panic!("{}", front.report(false)));
-    let options = EntryOptions { sizes: vec![("B".into(), B), ("T".into(), T)], documents: true };
+    let options = EntryOptions {
+        sizes: vec![("B".into(), B), ("T".into(), T)],
+        documents: true,
+        auxiliary: true,
+    };
     let graph = front.build(&config, "loss", &options);
     let graph = graph.unwrap_or_else(|| panic!("{}", front.report(false)));
     let roles = graph.body.inputs.iter().zip(&graph.inputs);

@@ -104,7 +104,7 @@ fn generation_with_caches_is_the_full_forward_pass() {
     let mut generator =
         Generator::open(&mut model, &weights, 23, device.clone()).expect("has a step");
     let sizes = vec![("B".to_string(), 1), ("T".to_string(), 23)];
-    let options = EntryOptions { sizes, documents: false };
+    let options = EntryOptions { sizes, documents: false, auxiliary: true };
     let trace = model.compile("logits", &options, &Purpose::Forward).expect("compiles");
     let state = state_layout(trace.last(), &Purpose::Forward);
     let executable = finish(trace.last(), &state, device.units()).expect("plans");

@@ -1,5 +1,6 @@
 //! Blocks: instances with their weights, and their calls, repeated ones as one region.
 
+use crate::auxiliary::{Named, lay_out};
 use crate::call::{Given, count, size_of};
 use crate::elaborate::{Elaborator, MAX_TENSOR_BYTES, ParamInfo, concrete, place};
 use crate::frame::{Frame, FrameKind};
@@ -52,6 +53,8 @@ pub struct Path {
     pub stored: String,
     /// The repeat that the instance is inside of.
     pub repeat: Option<(String, Size)>,
+    /// The axis of which a checkpoint has one tensor for each index.
+    pub part: Option<String>,
 }
 
 impl Path {
@@ -62,12 +65,24 @@ impl Path {
             _ => format!("{a}.{b}"),
         };
         let stored = member.stored.as_ref().map_or(member.name.text.as_str(), |(s, _)| s.as_str());
+        let (stored, part) = numbered(stored);
         Path {
             members: dot(&self.members, &member.name.text),
-            stored: dot(&self.stored, stored),
+            stored: dot(&self.stored, &stored),
             repeat: self.repeat.clone(),
+            part,
         }
     }
+}
+
+/// `experts.{experts}.w1.weight` names a tensor for each index of an axis: the name with `{}` for
+/// the index, and the axis.
+fn numbered(stored: &str) -> (String, Option<String>) {
+    let parts = stored.split_once('{').and_then(|(before, rest)| {
+        let (axis, after) = rest.split_once('}')?;
+        Some((format!("{before}{{}}{after}"), axis.to_string()))
+    });
+    parts.map_or((stored.to_string(), None), |(name, axis)| (name, Some(axis)))
 }
 
 impl Elaborator<'_> {
@@ -134,13 +149,16 @@ impl Elaborator<'_> {
                 {
                     return self.tie(other, &axes, above, path, member.span);
                 }
+                self.check_part(member, &axes, path)?;
+                let whole = usize::from(path.part.is_some());
                 let init = match init {
-                    Some(e) => Some(self.init(e, &axes, scope)?),
+                    Some(e) => Some(self.init(e, &axes[whole..], scope)?),
                     None => None,
                 };
                 Ok(MemberVal::Param(self.add_param(member, axes, init, path)?))
             }
             MemberKind::Instance { block, axes, args, count } => {
+                self.check_part(member, &[], path)?;
                 let Some(item) = self.program.find(scope.module, &block.text) else {
                     return self.no_block(block, scope.module);
                 };
@@ -166,6 +184,24 @@ impl Elaborator<'_> {
                 let instance = self.instantiate(item, inner, &path, member.span)?;
                 let instance = BlockVal { repeat, ..(*instance).clone() };
                 Ok(MemberVal::Instance(Rc::new(instance)))
+            }
+        }
+    }
+
+    /// The axis that a stored name counts is the outermost one of its parameter.
+    fn check_part(&mut self, member: &Member, axes: &[SymAxis], path: &Path) -> Eval<()> {
+        let (Some(part), Some((_, at))) = (&path.part, &member.stored) else { return Ok(()) };
+        match axes.first() {
+            Some(first) if first.name == *part && axes.len() > 1 => Ok(()),
+            Some(first) => {
+                let message = format!("`{{{part}}}` is not the outermost axis of this parameter");
+                let d = Diagnostic::error("E0204", message, *at, "one tensor for each index");
+                self.sink.push(d.help(format!("write `{{{}}}`", first.name)));
+                Err(Reported)
+            }
+            None => {
+                let message = "only the name of a parameter counts an axis";
+                self.fail("E0204", message, *at, "this names no tensor")
             }
         }
     }
@@ -280,6 +316,7 @@ impl Elaborator<'_> {
             self.sink.push(d);
             return Err(Reported);
         }
+        let parts = path.part.as_ref().and_then(|_| axes.first()?.size.value());
         let mut repeats = None;
         if let Some((name, size)) = &path.repeat {
             repeats = size.value();
@@ -308,7 +345,7 @@ impl Elaborator<'_> {
             also_stored: Vec::new(),
             ty,
             repeats,
-            parts: None,
+            parts,
             init,
         };
         let repeat = path.repeat.as_ref().map(|(name, _)| name.clone());
@@ -396,11 +433,8 @@ impl Elaborator<'_> {
             return Err(Reported);
         };
         match &block.repeat {
-            None => self.call_fn(&forward, method_scope(block), given, at),
-            Some((axis, count)) => {
-                let count = count.value().unwrap_or(1);
-                self.call_repeated(block, &forward, given, (axis, count), at)
-            }
+            None => self.forward(block, &forward, given, at),
+            Some((axis, count)) => self.call_repeated(block, &forward, given, (axis, count), at),
         }
     }
 
@@ -409,9 +443,10 @@ impl Elaborator<'_> {
         block: &Rc<BlockVal>,
         forward: &ast::Fn,
         given: Vec<Given>,
-        (axis, count): (&str, u64),
+        (axis, size): (&str, &Size),
         at: Span,
     ) -> Eval<Val> {
+        let count = size.value().unwrap_or(1);
         let [first] = given.as_slice() else {
             let message = "a repeated block takes one tensor and gives it back";
             return self.fail("E0308", message, at, "called here");
@@ -422,12 +457,12 @@ impl Elaborator<'_> {
         let id = self.frame().builder.input("x", ty.clone());
         let carried =
             Given { name: None, val: Val::Tensor(TensorVal { id, ..x.clone() }), span: first.span };
-        let result = self.call_fn(forward, method_scope(block), vec![carried], at);
+        let result = self.forward(block, forward, vec![carried], at);
         let result = result.and_then(|val| self.tensor(val, at));
         let result = result.and_then(|y| self.same_shape(&x, y, &ty, (forward, at)));
         let frame = self.frames.pop().expect("pushed above");
         let y = result?;
-        let (body, outer) = self.close_repeat(frame, y, x.id);
+        let (body, outer, named) = self.close_repeat(frame, y, x.id);
         let consts = outer.1;
         let op = Op::Repeat {
             axis: axis.to_string(),
@@ -437,8 +472,14 @@ impl Elaborator<'_> {
             consts,
             body: Box::new(body),
         };
-        let results = vec![("x".to_string(), ty)];
+        let layers = Axis::new(axis, count);
+        let mut results = vec![("x".to_string(), ty)];
+        for t in named.iter().flat_map(|n| &n.values) {
+            let axes = t.1.axes.iter().map(concrete).collect();
+            results.push((t.0.clone(), Type::new(t.1.dtype, axes).stacked(layers.clone())));
+        }
         let ids = self.frame().builder.node(op, outer.0, results, place(at));
+        self.name_stacked(named, &ids[1..], (axis, size), at);
         Ok(Val::Tensor(TensorVal { id: ids[0], ..x }))
     }
 
@@ -475,8 +516,8 @@ impl Elaborator<'_> {
         frame: Frame,
         y: ValueId,
         x: ValueId,
-    ) -> (Body, (Vec<ValueId>, usize)) {
-        let Frame { mut builder, captures, .. } = frame;
+    ) -> (Body, (Vec<ValueId>, usize), Vec<Named>) {
+        let Frame { mut builder, captures, mut named, .. } = frame;
         let carry = builder.body.inputs[0];
         let (stacked, consts): (Vec<_>, Vec<_>) =
             captures.into_iter().partition(|(_, _, sliced)| *sliced);
@@ -488,7 +529,9 @@ impl Elaborator<'_> {
         for (what, _, _) in consts.iter().chain(&stacked) {
             outer.push(self.capture(what, depth).0);
         }
-        (builder.finish(vec![y]), (outer, consts.len()))
+        let outputs = lay_out(&mut builder, &mut named);
+        let outputs = std::iter::once(y).chain(outputs).collect();
+        (builder.finish(outputs), (outer, consts.len()), named)
     }
 }
 

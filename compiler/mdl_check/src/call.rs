@@ -4,15 +4,15 @@ use crate::builtin::{BUILTINS, BuiltinCall};
 use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, concrete, place};
 use crate::frame::{Frame, FrameKind};
 use crate::nearest::nearest;
-use crate::program::ItemRef;
 use crate::size::Size;
-use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::graph::ValueId;
 use mdl_ir::op::{Kernel, Op};
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_syntax::ast::{self, ArgType, AxisArg, CallArg, Expr, ExprKind, ItemKind, TypeExpr};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
+use std::rc::Rc;
 
 /// An argument as it was worked out at the call.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl Elaborator<'_> {
             }
         }
         match self.expr(function, scope)? {
-            Val::Function(item) => self.call_item(item, axes, args, at, scope),
+            Val::Function(function) => self.call_function(&function, axes, args, at, scope),
             Val::Block(block) => {
                 if let Some(first) = axes.first() {
                     let message = "an instance of a block has its axes already";
@@ -100,19 +100,27 @@ impl Elaborator<'_> {
         vals.into_iter().collect()
     }
 
-    fn call_item(
+    fn call_function(
         &mut self,
-        item: ItemRef,
+        function: &FunctionVal,
         axes: &[AxisArg],
         args: &[CallArg],
         at: Span,
         scope: &Scope,
     ) -> Eval<Val> {
-        let program = self.program;
+        let (program, item) = (self.program, function.item);
         let ItemKind::Fn(decl) = &program.item(item).kind else {
             return self.fail("E0405", "only functions are called", at, "called here");
         };
-        let given = self.given(args, scope)?;
+        let mut given = function.bound.clone();
+        given.extend(self.given(args, scope)?);
+        // Without its axes it is not called yet: the arguments are bound to it.
+        let plain = |g: &Given| !matches!(g.val, Val::Tensor(_) | Val::Param(_));
+        let binds = axes.is_empty() && !decl.axes.is_empty() && !args.is_empty();
+        if binds && given.iter().all(plain) {
+            let bound = self.match_args(&decl.name, &decl.args, given, scope, at)?;
+            return Ok(Val::Function(Rc::new(FunctionVal { item, bound })));
+        }
         let axes = self.bind_axes(decl, axes, &given, scope, at)?;
         let mut inner = Scope { module: item.module, ..Scope::default() };
         inner.axes.extend(axes);
@@ -349,9 +357,9 @@ impl Elaborator<'_> {
             (ArgType::Real, Val::Size(s)) => Val::Real(s.as_f64()),
             (ArgType::Real, val @ Val::Real(_)) => val,
             (ArgType::Bool, val @ Val::Bool(_)) => val,
-            (ArgType::Function(axes), Val::Function(item)) => {
-                self.fits_function(arg, axes, item, given.span)?;
-                Val::Function(item)
+            (ArgType::Function(axes), Val::Function(function)) => {
+                self.fits_function(arg, axes, &function, given.span)?;
+                Val::Function(function)
             }
             (ArgType::Config(n), val @ Val::Text(_)) if n.text == "text" => val,
             (ArgType::Config(n), Val::Config(c))
@@ -377,12 +385,13 @@ impl Elaborator<'_> {
         &mut self,
         arg: &ast::Arg,
         axes: &[ast::Name],
-        item: ItemRef,
+        function: &FunctionVal,
         at: Span,
     ) -> Eval<()> {
         let program = self.program;
-        let ItemKind::Fn(decl) = &program.item(item).kind else { return Ok(()) };
-        let needed = decl.args.iter().filter(|a| a.default.is_none()).count();
+        let ItemKind::Fn(decl) = &program.item(function.item).kind else { return Ok(()) };
+        let open = |a: &&ast::Arg| a.default.is_none() && function.bound.is_empty();
+        let needed = decl.args.iter().filter(open).count();
         if decl.axes.len() == axes.len() && needed == 0 {
             return Ok(());
         }
@@ -393,8 +402,10 @@ impl Elaborator<'_> {
         let here = format!("`{name}` has {has} and {}", count(needed, "argument", "arguments"));
         let d = Diagnostic::error("E0405", message, at, here);
         let d = d.label(decl.name.span, "declared here");
-        let help = format!("define a function of {wanted} that calls `{name}` with its arguments");
-        self.sink.push(d.help(help));
+        self.sink.push(match decl.axes.len() == axes.len() {
+            true => d.help(format!("bind its arguments: `{name}(…)`, without brackets")),
+            false => d.help(format!("define a function of {wanted} that calls `{name}`")),
+        });
         Err(Reported)
     }
 

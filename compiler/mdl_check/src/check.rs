@@ -145,7 +145,11 @@ fn check_model(
     config: &Rc<Config>,
     (sink, work): (&mut Sink, &mut Work),
 ) -> bool {
-    let options = EntryOptions { sizes: vec![("B".into(), 2), ("T".into(), 3)], documents: true };
+    let options = EntryOptions {
+        sizes: vec![("B".into(), 2), ("T".into(), 3)],
+        documents: true,
+        auxiliary: true,
+    };
     let mut used = BTreeSet::new();
     let mut built = true;
     for entry in ["logits", "loss"] {

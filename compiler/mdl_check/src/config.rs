@@ -288,7 +288,7 @@ impl Binder<'_, '_> {
                 }
             },
             (FieldType::Real, Setting::Size(size)) => Some(Setting::Real(size.as_f64())),
-            (FieldType::Real, Setting::Real(x)) if x.is_finite() => Some(Setting::Real(x)),
+            (FieldType::Real, Setting::Real(x)) if !x.is_nan() => Some(Setting::Real(x)),
             (FieldType::Real, Setting::Real(x)) => {
                 let message = format!("`{name}` would be {x}, which is no number");
                 self.fail("E0307", message, place, "out of range")
@@ -400,6 +400,7 @@ impl Binder<'_, '_> {
                     None
                 }
             },
+            ExprKind::Infinity => Some(Some(Setting::Real(f64::INFINITY))),
             ExprKind::Unary(UnaryOp::Neg, inner) => match self.eval(inner, so_far)? {
                 Some(Setting::Real(x)) => Some(Some(Setting::Real(-x))),
                 Some(Setting::Size(s)) => Some(Some(Setting::Real(-s.as_f64()))),

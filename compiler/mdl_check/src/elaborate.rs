@@ -1,13 +1,14 @@
 //! The walk that checks and builds: expressions of a scope become values of the innermost frame's
 //! body.
 
+use crate::auxiliary::Watch;
 use crate::builtin::BUILTINS;
 use crate::config::{Setting, arithmetic};
 use crate::frame::{Frame, FrameKind, Outside};
 use crate::nearest::nearest;
 use crate::program::{Program, item_name, standard_home};
 use crate::size::Size;
-use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
 use crate::work::{OPERATION, Spent, Work};
 use mdl_ir::graph::{Param, ValueId};
 use mdl_ir::infer::MAX_AXES;
@@ -18,6 +19,7 @@ use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// Calls within calls, and blocks within blocks.
 pub const MAX_CALL_DEPTH: usize = 64;
@@ -57,6 +59,8 @@ pub struct Elaborator<'a> {
     pub open: Vec<Span>,
     /// Parameters by their name in checkpoints.
     pub stored: HashMap<String, usize>,
+    /// Blocks with an auxiliary loss whose `forward` is being expanded, one within the other.
+    pub watches: Vec<Watch>,
     pub work: &'a mut Work,
 }
 
@@ -329,7 +333,9 @@ impl Elaborator<'_> {
         }
         if let Some(item) = self.program.find(scope.module, &name.text) {
             return match self.program.item(item).kind {
-                ItemKind::Fn(_) => Ok(Val::Function(item)),
+                ItemKind::Fn(_) => {
+                    Ok(Val::Function(Rc::new(FunctionVal { item, bound: Vec::new() })))
+                }
                 _ => {
                     let message = format!("`{}` is no value", name.text);
                     let here = "a block is made as a member, not in an expression";
@@ -537,7 +543,11 @@ impl Elaborator<'_> {
         }
         // After a failure the names that it would have made are unknown; saying so again helps
         // nobody.
-        if failed { Err(Reported) } else { self.expr(&body.result, &scope) }
+        if failed {
+            return Err(Reported);
+        }
+        self.watched(body, &scope)?;
+        self.expr(&body.result, &scope)
     }
 
     /// The size of an axis has to be a whole number in range.

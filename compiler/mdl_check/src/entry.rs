@@ -11,12 +11,16 @@ use crate::size::Size;
 use crate::value::{BlockVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
 use crate::work::Work;
 use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, Stage};
+use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_syntax::ast::{ArgType, ItemKind};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+
+/// The output of a loss that has it: the part of it that blocks added.
+pub const AUXILIARY: &str = "auxiliary";
 
 /// What a run decides about an entry.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct EntryOptions {
     pub sizes: Vec<(String, u64)>,
     /// Are sequences packed from several documents?
     pub documents: bool,
+    /// Does the loss include the auxiliary losses of the model's blocks?
+    pub auxiliary: bool,
 }
 
 /// A model of the root module.
@@ -67,6 +73,7 @@ pub(crate) fn elaborator<'a>(
         nesting: 0,
         open: Vec::new(),
         stored: HashMap::new(),
+        watches: Vec::new(),
         work,
     }
 }
@@ -143,7 +150,16 @@ pub(crate) fn build_with(
     e.data.insert("documents".into(), batch.to_vec());
     let result = e.call_fn(&function, method_scope(&block), given, function.span).ok()?;
     let result = e.tensor(result, function.span).ok()?;
-    Some(finish(e, model, entry, &result))
+    let mut outputs = vec![(entry, result)];
+    if options.auxiliary
+        && entry == "loss"
+        && let Some(extra) = e.auxiliary().ok()?
+    {
+        let add = Op::Binary(Binary::Add);
+        outputs[0].1 = e.op(add, &[&outputs[0].1, &extra], &[], function.span).ok()?;
+        outputs.push((AUXILIARY, extra));
+    }
+    Some(finish(e, model, entry, &outputs))
 }
 
 /// How an entry is declared.
@@ -161,7 +177,12 @@ fn run_axis(name: &str, origin: Span, options: &EntryOptions) -> SymAxis {
     SymAxis { name: name.to_string(), size, origin }
 }
 
-fn finish(mut e: Elaborator<'_>, model: &ModelRef, entry: &str, result: &TensorVal) -> Graph {
+fn finish(
+    mut e: Elaborator<'_>,
+    model: &ModelRef,
+    entry: &str,
+    outputs: &[(&str, TensorVal)],
+) -> Graph {
     let frame = e.frames.pop().unwrap_or_else(|| Frame::new(FrameKind::Graph));
     let inputs = frame
         .captures
@@ -176,8 +197,8 @@ fn finish(mut e: Elaborator<'_>, model: &ModelRef, entry: &str, result: &TensorV
         stage: Stage::Forward,
         params: e.params.into_iter().map(|p| p.param).collect(),
         inputs,
-        outputs: vec![OutputRole::Value(entry.to_string())],
-        body: frame.builder.finish(vec![result.id]),
+        outputs: outputs.iter().map(|(n, _)| OutputRole::Value(n.to_string())).collect(),
+        body: frame.builder.finish(outputs.iter().map(|(_, t)| t.id).collect()),
     }
 }
 

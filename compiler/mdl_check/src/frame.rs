@@ -1,6 +1,7 @@
 //! A body under elaboration and what it takes in from outside: bodies capture nothing, so weights,
 //! documents and the like become arguments of every region between the graph and their use.
 
+use crate::auxiliary::Named;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::ValueId;
 
@@ -28,10 +29,12 @@ pub struct Frame {
     pub builder: Builder,
     /// What was taken in, and as which value; `true` where each iteration sees a slice.
     pub captures: Vec<(Outside, ValueId, bool)>,
+    /// What blocks with an auxiliary loss named in this body.
+    pub named: Vec<Named>,
 }
 
 impl Frame {
     pub fn new(kind: FrameKind) -> Self {
-        Frame { kind, builder: Builder::default(), captures: Vec::new() }
+        Frame { kind, builder: Builder::default(), captures: Vec::new(), named: Vec::new() }
     }
 }

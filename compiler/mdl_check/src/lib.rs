@@ -5,6 +5,7 @@
 //! polynomial and their value side by side, so the rules are symbolic and the graph has numbers.
 //! Nothing shape-related is left for later stages to find.
 
+mod auxiliary;
 mod block;
 mod builtin;
 mod call;

@@ -10,12 +10,13 @@ use crate::entry::{ModelRef, elaborator};
 use crate::frame::{Frame, FrameKind, Outside};
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
-use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
 use crate::work::Work;
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::Span;
+use std::rc::Rc;
 
 /// The axis that stands for those which `..` leaves open.
 const OPEN: &str = "..";
@@ -133,7 +134,8 @@ fn mask(program: &Program, axes: usize) -> Eval<Val> {
         _ => false,
     };
     let found = items.into_iter().find(|(_, it)| fits(it));
-    found.map(|(item, _)| Val::Function(item)).ok_or(Reported)
+    let function = |item| Val::Function(Rc::new(FunctionVal { item, bound: Vec::new() }));
+    found.map(|(item, _)| function(item)).ok_or(Reported)
 }
 
 fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) -> Eval<TensorVal> {

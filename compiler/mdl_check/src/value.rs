@@ -1,5 +1,6 @@
 //! What an expression can stand for while a model is elaborated.
 
+use crate::call::Given;
 use crate::config::Config;
 use crate::program::ItemRef;
 use crate::size::Size;
@@ -55,6 +56,13 @@ pub struct BlockVal {
     pub repeat: Option<(String, Size)>,
 }
 
+/// A function with the arguments that it was bound to where it was named, as in `window(c.window)`.
+#[derive(Clone, Debug)]
+pub struct FunctionVal {
+    pub item: ItemRef,
+    pub bound: Vec<Given>,
+}
+
 #[derive(Clone, Debug)]
 pub enum Val {
     Tensor(TensorVal),
@@ -63,8 +71,7 @@ pub enum Val {
     Bool(bool),
     Text(String),
     Config(Rc<Config>),
-    /// A function, with the numbers that it was bound to where it was named.
-    Function(ItemRef),
+    Function(Rc<FunctionVal>),
     Block(Rc<BlockVal>),
     Param(usize),
     Tuple(Vec<Val>),

@@ -186,12 +186,13 @@ impl Builder {
         let (a, b) = (*a, *b);
         let (ta, tb) = (self.ty(a), self.ty(b));
         let both = axes.iter().all(|x| ta.has(x) && tb.has(x));
+        if both && let Some(grouped) = self.grouped(a, b, axes, span) {
+            return Some(grouped);
+        }
+        let (ta, tb) = (self.ty(a), self.ty(b));
         let own = |x: &Type, y: &Type| x.axes.iter().any(|axis| !y.has(&axis.name));
         if !both || !own(ta, tb) || !own(tb, ta) {
             return None;
-        }
-        if let Some(grouped) = self.grouped(a, b, axes, span) {
-            return Some(grouped);
         }
         self.push(Op::Contract { axes: axes.to_vec() }, &[a, b], span).ok()
     }

@@ -1,5 +1,5 @@
-//! Reverse-mode differentiation: a forward graph with one scalar output gets the gradient of every
-//! parameter.
+//! Reverse-mode differentiation: a forward graph whose first output is a scalar gets the gradient
+//! of every parameter.
 //!
 //! A repeated region becomes two: the forward one also emits what its gradient needs, stacked along
 //! its axis, and a reversed one carries the gradients back. Elementwise values are made again in
@@ -15,7 +15,7 @@ use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
 use std::collections::{HashMap, HashSet};
 
-/// The training graph's first part: the loss, then the gradient of every parameter.
+/// The training graph's first part: the outputs as they were, then the gradient of every parameter.
 pub fn differentiate(graph: &Graph) -> Result<Graph, String> {
     let body = &graph.body;
     let active: Vec<bool> = graph.inputs.iter().map(|r| matches!(r, InputRole::Param(_))).collect();
@@ -23,12 +23,11 @@ pub fn differentiate(graph: &Graph) -> Result<Graph, String> {
     let ids: Vec<ValueId> =
         body.inputs.iter().map(|i| fwd.b.input(body.name(*i), body.ty(*i).clone())).collect();
     fwd.run(body, &ids, &active)?;
-    let loss = fwd.map[&body.outputs[0]];
     let one = fwd.b.number(1.0, Place::default());
     let mut bwd = Backward::same(&mut fwd);
     bwd.add(body.outputs[0], one, Place::default())?;
     bwd.run(body)?;
-    let mut outputs = vec![loss];
+    let mut outputs: Vec<ValueId> = body.outputs.iter().map(|o| bwd.fwd.map[o]).collect();
     let mut roles = graph.outputs.clone();
     for (i, role) in graph.inputs.iter().enumerate() {
         let InputRole::Param(p) = role else { continue };

@@ -72,7 +72,8 @@ fn conjunct<'b>(
             let (t, s) =
                 (position(difference[0], body, node)?, position(difference[1], body, node)?);
             let width = constant(node(args[1]))?;
-            mask.window = Some(width as u32);
+            // A window without an end is none.
+            mask.window = width.is_finite().then_some(width as u32);
             mask.start |= t.1;
             (t.0 == axes[0] && s == (axes[1].clone(), false)).then_some(())
         }

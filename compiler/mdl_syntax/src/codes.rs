@@ -68,6 +68,7 @@ pub const CODES: &[Code] = &[
     code!("E0411", "a model expands to too much"),
     code!("E0412", "a function calls itself"),
     code!("E0413", "`loss` or `logits` has other arguments than a run gives"),
+    code!("E0414", "an auxiliary loss does not fit its block"),
     code!("E0901", "data file is not found or cannot be read"),
     code!("E0902", "line is not a JSON object with a text field"),
     code!("E0903", "data file is not UTF-8"),

@@ -5,7 +5,7 @@ use crate::machine::Machine;
 use crate::model::{Model, ModelError, read_param};
 use crate::runner::{Interpreter, Runner};
 use crate::weights::Weights;
-use mdl_check::entry::EntryOptions;
+use mdl_check::entry::{AUXILIARY, EntryOptions};
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
 use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
 use mdl_kernels::Device;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 /// ‖difference‖ / ‖reference‖ that f32 arithmetic of these depths may reach: single precision has
 /// 6e-8, and sums of some thousand terms through a few layers lose two digits.
 pub const TOLERANCE: f64 = 1e-5;
+/// A router's loss is a mean of probabilities: one rounding for each of its few operations.
+pub const TOLERANCE_ROUTER: f64 = 1e-6;
 /// After a few AdamW steps: the first steps divide gradients by their own size, so errors of tiny
 /// gradients are enlarged up to the size of a step.
 pub const TOLERANCE_AFTER: f64 = 1e-4;
@@ -120,7 +122,11 @@ fn open(
     interpreter: bool,
 ) -> Result<(Graph, Runner), ModelError> {
     let sizes = vec![("B".to_string(), answers.batch), ("T".to_string(), answers.t)];
-    let trace = model.compile(entry, &EntryOptions { sizes, documents: false }, purpose)?;
+    let trace = model.compile(
+        entry,
+        &EntryOptions { sizes, documents: false, auxiliary: true },
+        purpose,
+    )?;
     let graph = trace.at(Stage::Placed).unwrap_or(trace.last()).clone();
     let mut runner = if interpreter {
         Runner::Interpreter(Box::new(Interpreter::new(graph.clone())))
@@ -192,6 +198,14 @@ fn gradients(
     let loss = read(&runner, &OutputRole::Value("loss".into()))?;
     if let Some(expected) = answers.meta.as_ref().and_then(|m| m["loss"].as_f64()) {
         tensors.push(error("loss", &loss, &[expected as f32], TOLERANCE));
+    }
+    let router = runner.read(&OutputRole::Value(AUXILIARY.into()));
+    let expected = answers.meta.as_ref().and_then(|m| m["aux_loss"].as_f64());
+    if let (Some(router), Some(expected)) = (router, expected) {
+        // The reference has it without its weight, which the model's loss includes.
+        let weight = model.config_json()["router_aux_loss_coef"].as_f64().unwrap_or(1.0);
+        let expected = [(expected * weight) as f32];
+        tensors.push(error("router loss", &router, &expected, TOLERANCE_ROUTER));
     }
     stored(&graph, &runner, OutputRole::Grad, ("grad", TOLERANCE), answers, tensors)
 }

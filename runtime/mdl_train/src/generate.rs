@@ -28,7 +28,8 @@ impl Generator {
         device: Arc<Device>,
     ) -> Result<Generator, ModelError> {
         let sizes = vec![("B".to_string(), 1), ("T".to_string(), 1)];
-        let graph = model.graph("logits", &EntryOptions { sizes, documents: false })?;
+        let graph =
+            model.graph("logits", &EntryOptions { sizes, documents: false, auxiliary: false })?;
         let graph = incremental(&graph, "T", capacity.max(1)).map_err(ModelError::Asked)?;
         let trace = run(graph, &mut model.front, &Purpose::Forward)?;
         let state = state_layout(trace.last(), &Purpose::Forward);

@@ -111,13 +111,15 @@ fn purpose(settings: &Settings) -> Purpose {
     })
 }
 
-fn options(batch: u64, t: u64) -> EntryOptions {
-    EntryOptions { sizes: vec![("B".to_string(), batch), ("T".to_string(), t)], documents: true }
+/// The step trains with auxiliary losses; validation is cross-entropy alone.
+fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
+    let sizes = vec![("B".to_string(), batch), ("T".to_string(), t)];
+    EntryOptions { sizes, documents: true, auxiliary }
 }
 
 /// The training step after every pass.
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    model.compile("loss", &options(settings.batch, settings.t), &purpose(settings))
+    model.compile("loss", &options(settings.batch, settings.t, true), &purpose(settings))
 }
 
 /// The executables of a run: the training step, and the loss alone. They share the layout of the
@@ -130,8 +132,11 @@ pub fn executables(
     let trace = training_trace(model, settings)?;
     let state = state_layout(trace.last(), &purpose(settings));
     let train = finish(trace.last(), &state, units)?;
-    let loss =
-        model.compile("loss", &options(settings.val_batch, settings.t), &Purpose::Forward)?;
+    let loss = model.compile(
+        "loss",
+        &options(settings.val_batch, settings.t, false),
+        &Purpose::Forward,
+    )?;
     let validate = finish(loss.last(), &state, units)?;
     let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
     Ok((graph, train, validate))

@@ -34,7 +34,11 @@ pub fn run(args: &Args) -> Outcome {
         None => say(&format!("{name}: no errors, {} presets\n", presets.len())),
         Some(preset) => {
             let mut model = Model::open(&args.file, Some(preset))?;
-            let options = mdl_check::entry::EntryOptions { sizes: Vec::new(), documents: false };
+            let options = mdl_check::entry::EntryOptions {
+                sizes: Vec::new(),
+                documents: false,
+                auxiliary: true,
+            };
             let graph = model.graph("logits", &options)?;
             say(&format!("{name}: no errors; {preset} has {} parameters\n", graph.param_count()));
         }

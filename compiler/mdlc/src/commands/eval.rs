@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure("error[E0904]: the data set has nothing to predict".into()));
     }
     let sizes = vec![("B".to_string(), args.val_batch_size), ("T".to_string(), t)];
-    let options = EntryOptions { sizes, documents: true };
+    let options = EntryOptions { sizes, documents: true, auxiliary: false };
     let trace = model.compile("loss", &options, &Purpose::Forward)?;
     let device = Arc::new(Device::cpu(None));
     let state = state_layout(trace.last(), &Purpose::Forward);
