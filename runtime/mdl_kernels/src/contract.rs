@@ -8,7 +8,9 @@
 
 use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
 use crate::contract_plan::{LayoutA, Plan, offset_of};
-use crate::contract_tile::{Finish, Place, finish_tile, multiply, row_offsets, store_tile};
+use crate::contract_tile::{
+    Finish, Place, dense_rows, finish_tile, multiply, row_offsets, store_tile,
+};
 use crate::device::{Device, Slice};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec};
@@ -119,7 +121,7 @@ fn contract_batch<N: Size, M: Size>(
 /// The next number of a counter: who takes which piece differs from run to run, but what a piece
 /// computes does not.
 #[cube]
-fn take(counters: &[Atomic<u32>], #[comptime] which: usize) -> usize {
+pub(crate) fn take(counters: &[Atomic<u32>], #[comptime] which: usize) -> usize {
     usize::cast_from(counters[which].fetch_add(1))
 }
 
@@ -220,7 +222,7 @@ fn multiply_block<N: Size, M: Size>(
 
 /// The sums of a tile of `vectors` vectors, with a from where its layout puts it.
 #[cube]
-fn sum_tile<N: Size>(
+pub(crate) fn sum_tile<N: Size>(
     a: &[f32],
     workspace: &[f32],
     offsets: &Array<usize>,
@@ -282,19 +284,12 @@ fn multiply_tile<N: Size>(
                 comptime!(plan.all_whole()) || rows == height && columns == vectors * N::value();
             if comptime!(plan.direct) && whole {
                 let at = out_row * comptime!(plan.columns) + block.column + column;
-                let stride = comptime!(plan.columns);
-                store_tile::<N>(
-                    outputs.index_mut(0usize),
-                    at,
-                    &sums,
-                    !first,
-                    height,
-                    vectors,
-                    stride,
-                );
+                let to = dense_rows(at, height, comptime!(plan.columns));
+                store_tile::<N>(outputs.index_mut(0usize), &to, &sums, !first, height, vectors);
                 stored = true;
             } else {
-                store_tile::<N>(workspace, place.tile, &sums, false, height, vectors, width);
+                let to = dense_rows(place.tile, height, width);
+                store_tile::<N>(workspace, &to, &sums, false, height, vectors);
             }
         }
     }

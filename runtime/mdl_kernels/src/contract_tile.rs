@@ -81,22 +81,36 @@ pub(crate) fn multiply<N: Size>(
     }
 }
 
-/// Stores a whole tile, or adds it to what is there. `at` is its first element.
+/// Where the rows of a dense matrix start: `at`, `at + stride`, …
+#[cube]
+pub(crate) fn dense_rows(
+    at: usize,
+    #[comptime] rows: usize,
+    #[comptime] stride: usize,
+) -> Array<usize> {
+    let mut starts = Array::<usize>::new(rows);
+    #[unroll]
+    for r in 0..rows {
+        starts[r] = at + r * stride;
+    }
+    starts
+}
+
+/// Stores a whole tile whose rows start at `to`, or adds it to what is there.
 #[cube]
 pub(crate) fn store_tile<N: Size>(
     out: &mut [f32],
-    at: usize,
+    to: &Array<usize>,
     sums: &Array<Vector<f32, N>>,
     accumulate: bool,
     #[comptime] rows: usize,
     #[comptime] vectors: usize,
-    #[comptime] stride: usize,
 ) {
     #[unroll]
     for r in 0..rows {
         #[unroll]
         for v in 0..vectors {
-            let here = at + r * stride + v * N::value();
+            let here = to[r] + v * N::value();
             let mut sum = sums[r * vectors + v];
             if accumulate {
                 sum += load::<f32, N>(&*out, here);

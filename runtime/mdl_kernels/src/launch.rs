@@ -2,7 +2,8 @@
 
 use crate::device::{Device, Slice};
 use crate::{
-    attention, attention_grad, contract, embedding, linear_cross_entropy, optimizer, region,
+    attention, attention_grad, contract, embedding, grouped, linear_cross_entropy, optimizer,
+    region,
 };
 use mdl_ir::kernel::KernelSpec;
 
@@ -15,9 +16,8 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::LinearCrossEntropy(spec) => linear_cross_entropy::launch(device, spec, args),
         KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
         KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
-        KernelSpec::GroupedContract(_) | KernelSpec::GroupedOuter(_) => {
-            panic!("invariant: no model has groups yet")
-        }
+        KernelSpec::GroupedContract(spec) => grouped::launch_contract(device, spec, args),
+        KernelSpec::GroupedOuter(spec) => grouped::launch_outer(device, spec, args),
         KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
         KernelSpec::SumOfSquares(spec) => optimizer::launch_sum_of_squares(device, spec, args),
         KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),

@@ -22,6 +22,7 @@ mod contract_skinny;
 mod contract_tile;
 mod device;
 mod embedding;
+mod grouped;
 mod launch;
 mod linear_cross_entropy;
 mod optimizer;

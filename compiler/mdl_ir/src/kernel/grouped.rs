@@ -3,6 +3,7 @@
 //! Rows stay where they are. The kernel sorts their numbers by group, stably, and then works group
 //! by group; so no row is dropped, no row is padded, and only the order is data.
 
+use super::{ContractBlocks, ContractSpec, Dim};
 use serde::{Deserialize, Serialize};
 
 /// out[r, :] = w[ids[r]] · a[r / share] for every row r. w is [groups, n, k], or [groups, k, n] if
@@ -36,18 +37,102 @@ pub struct GroupedOuterSpec {
 }
 
 impl GroupedContractSpec {
-    pub(super) fn workspace_bytes(&self, _units: u32) -> u64 {
-        sorted_bytes(self.rows, self.groups)
+    /// Rows of a group, on average, up to which its matrix is better read in place than packed.
+    const IN_PLACE_ROWS: u64 = 4;
+    /// Rows in all up to which this holds whatever the number of groups.
+    const FEW_ROWS: u64 = 8;
+
+    /// Matrices are read in place. It depends on the spec alone, because the order of summation
+    /// depends on it.
+    pub fn in_place(&self) -> bool {
+        let most = (Self::IN_PLACE_ROWS * u64::from(self.groups)).max(Self::FEW_ROWS);
+        u64::from(self.rows) <= most
+    }
+
+    /// The contraction of a group that has all rows.
+    pub fn of_one_group(&self) -> ContractSpec {
+        let (n, k) = if self.transposed { (1, self.n) } else { (self.k, 1) };
+        contraction([
+            Dim { size: self.rows, stride: self.k, stride_b: 0 },
+            Dim { size: self.n, stride: n, stride_b: 0 },
+            Dim { size: self.k, stride: 1, stride_b: k },
+        ])
+    }
+
+    pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
+        GroupedParts::of(self.rows, self.groups, &self.of_one_group(), units).bytes(units)
     }
 }
 
 impl GroupedOuterSpec {
-    pub(super) fn workspace_bytes(&self, _units: u32) -> u64 {
-        sorted_bytes(self.rows, self.groups)
+    /// The contraction of a group that has all rows.
+    pub fn of_one_group(&self) -> ContractSpec {
+        contraction([
+            Dim { size: self.m, stride: 1, stride_b: 0 },
+            Dim { size: self.n, stride: 1, stride_b: 0 },
+            Dim { size: self.rows, stride: self.m, stride_b: self.n },
+        ])
+    }
+
+    pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
+        GroupedParts::of(self.rows, self.groups, &self.of_one_group(), units).bytes(units)
     }
 }
 
-/// The rows in order of their groups, and where each group starts.
-fn sorted_bytes(rows: u32, groups: u32) -> u64 {
-    4 * (u64::from(rows) + u64::from(groups) + 2).next_multiple_of(64)
+fn contraction([m, n, k]: [Dim; 3]) -> ContractSpec {
+    ContractSpec {
+        batch: vec![],
+        m: vec![m],
+        n: vec![n],
+        k: vec![k],
+        prologue_inputs: vec![],
+        prologue: vec![],
+        prologue_result: 0,
+        epilogue_inputs: vec![],
+        epilogue: vec![],
+        n_outputs: 1,
+    }
+}
+
+/// How a grouped contraction uses its workspace, in elements of four bytes: counters, the sorted
+/// rows, and then for each unit its packed blocks and a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupedParts {
+    pub counters: u64,
+    /// The rows' numbers in order of their groups (`rows`), where each group starts and the strays
+    /// and the end (`groups + 2`), and where the next row of each goes (`groups + 1`).
+    pub sorted: u64,
+    /// Steps of k of a packed block.
+    pub depth: u64,
+    pub packed_b: u64,
+    pub packed_a: u64,
+    pub tile: u64,
+}
+
+impl GroupedParts {
+    /// Columns and rows of the blocks that a unit packs: multiples of every tile's width and
+    /// height, and together with the depth small enough for a unit's second cache.
+    pub const COLUMNS: u64 = 192;
+    pub const ROWS: u64 = 96;
+
+    pub fn of(rows: u32, groups: u32, one: &ContractSpec, units: u32) -> GroupedParts {
+        let blocks = ContractBlocks::of(one, units);
+        GroupedParts {
+            counters: ContractBlocks::COUNTERS,
+            sorted: (u64::from(rows) + 2 * u64::from(groups) + 3).next_multiple_of(64),
+            depth: blocks.depth,
+            packed_b: Self::COLUMNS * blocks.depth,
+            packed_a: Self::ROWS * blocks.depth,
+            tile: blocks.tile(),
+        }
+    }
+
+    /// Elements that one unit has for itself.
+    pub fn own(&self) -> u64 {
+        self.packed_b + self.packed_a + self.tile
+    }
+
+    pub fn bytes(&self, units: u32) -> u64 {
+        4 * (self.counters + self.sorted + self.own() * u64::from(units))
+    }
 }

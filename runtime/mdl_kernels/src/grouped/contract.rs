@@ -1,0 +1,160 @@
+//! Rows with the matrices of their groups, packed block by block.
+
+use super::GroupedPlan;
+use super::sort::{sort_rows, start_of};
+use super::tile::{Tile, clear, multiply_rows};
+use crate::contract::take;
+use crate::contract_pack::{Block, pack_b, pack_b_pieces};
+use crate::embedding::share;
+use cubecl::prelude::*;
+use mdl_ir::kernel::grouped::GroupedParts;
+
+/// Rows that are multiplied with a packed block before the next ones, so that they stay in cache.
+const ROWS: usize = GroupedParts::ROWS as usize;
+
+#[cube(launch_unchecked, address_type = "u64")]
+pub(crate) fn grouped_contract<N: Size>(
+    a: &[f32],
+    w: &[f32],
+    ids: &[i32],
+    out: &mut [f32],
+    counters: &[Atomic<u32>],
+    sorted: &mut [u32],
+    workspace: &mut [f32],
+    _unaligned: &[f32],
+    #[comptime] plan: GroupedPlan,
+) {
+    let rows = comptime!(plan.rows);
+    if UNIT_POS == 0 {
+        counters[0].store(0);
+        sort_rows(ids, sorted, rows, comptime!(plan.groups));
+    }
+    sync_cube();
+    clear_strays::<N>(out, &*sorted, comptime!(plan.clone()));
+    let pieces_n = comptime!(plan.one.columns.div_ceil(plan.piece_columns));
+    let mut piece = take(counters, 0usize);
+    let mut group = 0usize.runtime();
+    let mut passed = 0usize.runtime();
+    while group < comptime!(plan.groups) {
+        let start = start_of(&*sorted, group, rows);
+        let count = start_of(&*sorted, group + 1, rows) - start;
+        let pieces = count.div_ceil(comptime!(plan.piece_rows)) * pieces_n;
+        if piece < passed + pieces {
+            let row = (piece - passed) / pieces_n * comptime!(plan.piece_rows);
+            let here = Piece {
+                group,
+                start: start + row,
+                rows: min(count - row, comptime!(plan.piece_rows)),
+                column: (piece - passed) % pieces_n * comptime!(plan.piece_columns),
+            };
+            contract_piece::<N>(a, w, out, &*sorted, workspace, &here, comptime!(plan.clone()));
+            piece = take(counters, 0usize);
+        } else {
+            passed += pieces;
+            group += 1;
+        }
+    }
+}
+
+/// Rows of the order, all of one group, by some columns.
+#[derive(CubeType, Clone, Copy)]
+struct Piece {
+    group: usize,
+    start: usize,
+    rows: usize,
+    column: usize,
+}
+
+/// Rows whose ids name no group are zero.
+#[cube]
+pub(crate) fn clear_strays<N: Size>(
+    out: &mut [f32],
+    sorted: &[u32],
+    #[comptime] plan: GroupedPlan,
+) {
+    let columns = comptime!(plan.one.columns);
+    let start = start_of(sorted, comptime!(plan.groups).runtime(), comptime!(plan.rows));
+    let count = comptime!(plan.rows) - start;
+    for i in share(count, UNIT_POS as usize)..share(count, UNIT_POS as usize + 1) {
+        let row = usize::cast_from(sorted[start + i]);
+        clear::<N>(out, row * columns, columns.runtime());
+    }
+}
+
+#[cube]
+fn contract_piece<N: Size>(
+    a: &[f32],
+    w: &[f32],
+    out: &mut [f32],
+    sorted: &[u32],
+    workspace: &mut [f32],
+    piece: &Piece,
+    #[comptime] plan: GroupedPlan,
+) {
+    let columns = comptime!(plan.one.columns);
+    let depth = comptime!(plan.one.depth);
+    let own = UNIT_POS as usize * comptime!(plan.own);
+    let base = piece.group * comptime!(plan.one.columns * plan.one.depth);
+    for pc in 0..comptime!(plan.one.depth.div_ceil(plan.one.block_depth)) {
+        let k = pc * comptime!(plan.one.block_depth);
+        let block = Block {
+            k,
+            depth: min(comptime!(plan.one.block_depth), depth - k),
+            column: piece.column,
+            columns: min(comptime!(plan.piece_columns), columns - piece.column),
+        };
+        for part in 0..pack_b_pieces(&block, comptime!(plan.one.clone())) {
+            pack_b::<N>(w, base, workspace, own, &block, part, comptime!(plan.one.clone()));
+        }
+        for rows in range_stepped(0, piece.rows, ROWS) {
+            let here = Piece {
+                group: piece.group,
+                start: piece.start + rows,
+                rows: min(piece.rows - rows, ROWS),
+                column: piece.column,
+            };
+            let plan = comptime!(plan.clone());
+            multiply_block::<N>(a, out, sorted, workspace, &here, &block, plan);
+        }
+    }
+}
+
+/// The rows of a piece with one packed block.
+#[cube]
+fn multiply_block<N: Size>(
+    a: &[f32],
+    out: &mut [f32],
+    sorted: &[u32],
+    workspace: &mut [f32],
+    piece: &Piece,
+    block: &Block,
+    #[comptime] plan: GroupedPlan,
+) {
+    let own = UNIT_POS as usize * comptime!(plan.own);
+    let height = comptime!(plan.one.tile_rows);
+    let width = comptime!(plan.one.tile_vectors * plan.one.width);
+    for panel in 0..block.columns.div_ceil(width) {
+        let column = panel * width;
+        for row in range_stepped(0, piece.rows, height) {
+            let mut from = Array::<usize>::new(height);
+            let mut to = Array::<usize>::new(height);
+            #[unroll]
+            for r in 0..height {
+                let at = piece.start + min(row + r, piece.rows - 1);
+                let number = usize::cast_from(sorted[at]);
+                from[r] = number / comptime!(plan.share_a) * comptime!(plan.one.depth) + block.k;
+                to[r] = number * comptime!(plan.one.columns) + block.column + column;
+            }
+            let tile = Tile {
+                packed_b: own + column * block.depth,
+                buffer: own + comptime!(plan.one.packed_b_elements + plan.one.packed_a_elements),
+                depth: block.depth,
+                rows: min(piece.rows - row, height),
+                columns: min(block.columns - column, width),
+                first: block.k == 0,
+            };
+            let plan = comptime!(plan.one.clone());
+            multiply_rows::<N>(a, workspace, out, &from, &to, &tile, plan);
+        }
+    }
+}

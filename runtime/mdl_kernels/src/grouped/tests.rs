@@ -1,0 +1,152 @@
+//! Grouped contractions against plain loops in f64: ragged shapes, skewed, empty and stray groups.
+//!
+//! The workspace and the output hold NaN when a launch begins, and the bits must not depend on the
+//! number of units.
+
+use crate::embedding::testing::Buffers;
+use mdl_ir::kernel::KernelSpec;
+use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
+
+/// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
+/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
+fn tolerance(k: usize) -> f64 {
+    ((k as f64).sqrt() + 2.0) * 2f64.powi(-24)
+}
+
+/// How rows fall into groups.
+#[derive(Clone, Copy, Debug)]
+enum Routing {
+    /// About evenly, out of order.
+    Even,
+    /// All rows in the last group.
+    One,
+    /// Every third row in a group of even number, the others nowhere.
+    Strays,
+}
+
+impl Routing {
+    fn id(self, row: usize, groups: usize) -> i32 {
+        let any = row * 7919 % 1009;
+        match self {
+            Routing::Even => (any % groups) as i32,
+            Routing::One => groups as i32 - 1,
+            Routing::Strays => match row % 3 {
+                0 => (any % groups / 2 * 2) as i32,
+                1 => groups as i32 + if any % 2 == 0 { 0 } else { i32::MAX - groups as i32 },
+                _ => -1 - (any as i32) * 2_000_000,
+            },
+        }
+    }
+}
+
+const ROUTINGS: [Routing; 3] = [Routing::Even, Routing::One, Routing::Strays];
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+}
+
+/// What `out` holds after a launch; on one, two and three units the same.
+fn run(buffers: &Buffers, spec: &KernelSpec, args: [usize; 4]) -> Vec<f32> {
+    let out = args[3];
+    let two = buffers.run_on_units(spec, &args).swap_remove(out);
+    let three = buffers.run(3, spec, &args).swap_remove(out);
+    assert!(same_bits(&two, &three), "the number of units changes {spec:?}");
+    two
+}
+
+fn check_contract(spec: &GroupedContractSpec, routing: Routing) {
+    let [rows, share, groups, n, k] =
+        [spec.rows, spec.share, spec.groups, spec.n, spec.k].map(|size| size as usize);
+    let mut buffers = Buffers::new();
+    let a = buffers.random(rows / share * k);
+    let w = buffers.random(groups * n * k);
+    let ids = buffers.ints((0..rows).map(|r| routing.id(r, groups)));
+    let out = buffers.push(vec![f32::NAN; rows * n]);
+    let got = run(&buffers, &KernelSpec::GroupedContract(spec.clone()), [a, w, ids, out]);
+    let (a, w) = (buffers.f64(a), buffers.f64(w));
+    for r in 0..rows {
+        let group = usize::try_from(routing.id(r, groups)).ok().filter(|e| *e < groups);
+        for j in 0..n {
+            let got = got[r * n + j];
+            let Some(e) = group else {
+                assert_eq!(got.to_bits(), 0, "row {r} is in no group, {routing:?}, {spec:?}");
+                continue;
+            };
+            let at = |p: usize| e * n * k + if spec.transposed { p * n + j } else { j * k + p };
+            let products = (0..k).map(|p| a[r / share * k + p] * w[at(p)]);
+            let (sum, scale) = products.fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
+            let off = (f64::from(got) - sum).abs();
+            assert!(off <= tolerance(k) * scale, "{r}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
+        }
+    }
+}
+
+fn check_outer(spec: &GroupedOuterSpec, routing: Routing) {
+    let [rows, share_a, share_b, groups, m, n] =
+        [spec.rows, spec.share_a, spec.share_b, spec.groups, spec.m, spec.n].map(|s| s as usize);
+    let mut buffers = Buffers::new();
+    let a = buffers.random(rows / share_a * m);
+    let b = buffers.random(rows / share_b * n);
+    let ids = buffers.ints((0..rows).map(|r| routing.id(r, groups)));
+    let out = buffers.push(vec![f32::NAN; groups * m * n]);
+    let got = run(&buffers, &KernelSpec::GroupedOuter(spec.clone()), [a, b, ids, out]);
+    let (a, b) = (buffers.f64(a), buffers.f64(b));
+    for e in 0..groups {
+        let own: Vec<usize> = (0..rows).filter(|r| routing.id(*r, groups) == e as i32).collect();
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let product = |r: &usize| a[r / share_a * m + i] * b[r / share_b * n + j];
+            let (sum, scale) =
+                own.iter().map(product).fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
+            let got = got[(e * m + i) * n + j];
+            let off = (f64::from(got) - sum).abs();
+            let bound = tolerance(own.len()) * scale;
+            assert!(off <= bound, "{e}, {i}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
+        }
+    }
+}
+
+/// Rows, groups, and the two other sizes.
+const SHAPES: [[u32; 4]; 12] = [
+    [1, 1, 1, 1],
+    [1, 8, 50, 67],
+    [2, 8, 131, 300],
+    [6, 3, 17, 40],
+    [7, 64, 33, 19],
+    [8, 1, 70, 1111],
+    [60, 5, 100, 30],
+    [88, 8, 49, 65],
+    [300, 64, 23, 35],
+    [300, 3, 211, 41],
+    [300, 8, 48, 530],
+    [1200, 5, 19, 16],
+];
+
+#[test]
+fn rows_with_the_matrices_of_their_groups() {
+    for [rows, groups, n, k] in SHAPES {
+        for share in [1, 2, 3].into_iter().filter(|share| rows % share == 0) {
+            for (transposed, routing) in
+                [false, true].iter().flat_map(|t| ROUTINGS.map(|routing| (*t, routing)))
+            {
+                let spec = GroupedContractSpec { rows, share, groups, n, k, transposed };
+                check_contract(&spec, routing);
+            }
+        }
+    }
+}
+
+#[test]
+fn outer_products_of_each_groups_rows() {
+    for [rows, groups, m, n] in SHAPES {
+        for (share_a, share_b) in [(1, 1), (2, 1), (1, 3)] {
+            if rows % share_a == 0 && rows % share_b == 0 {
+                for routing in ROUTINGS {
+                    check_outer(
+                        &GroupedOuterSpec { rows, share_a, share_b, groups, m, n },
+                        routing,
+                    );
+                }
+            }
+        }
+    }
+}
