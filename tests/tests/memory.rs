@@ -2,6 +2,7 @@
 //! pool is shared, and other tests would be counted.
 
 use mdl_kernels::Device;
+use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings};
@@ -25,6 +26,8 @@ fn settings() -> Settings {
         beta2: 0.95,
         grad_clip: 1.0,
         seed: 7,
+        memory: MemoryRequest::default(),
+        precision: Precision::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
 use mdl_ir::graph::InputRole;
 use mdl_kernels::Device;
+use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::checkpoint;
 use mdl_train::generate::Generator;
 use mdl_train::machine::Machine;
@@ -32,6 +33,8 @@ fn settings() -> Settings {
         beta2: 0.95,
         grad_clip: 1.0,
         seed: 7,
+        memory: MemoryRequest::default(),
+        precision: Precision::default(),
     }
 }
 

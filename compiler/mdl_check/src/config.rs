@@ -600,7 +600,11 @@ fn turned_around<'e>(
     }
 }
 
-fn set(out: &mut serde_json::Map<String, serde_json::Value>, path: &str, value: serde_json::Value) {
+pub(crate) fn set(
+    out: &mut serde_json::Map<String, serde_json::Value>,
+    path: &str,
+    value: serde_json::Value,
+) {
     match path.split_once('.') {
         None => {
             out.insert(path.to_string(), value);

@@ -5,6 +5,7 @@
 //! `Body` is in SSA form; repeated regions and annotated functions are nodes that hold a body of
 //! their own and capture nothing: everything that a nested body uses comes in as an argument.
 
+pub mod active;
 pub mod build;
 pub mod cost;
 pub mod graph;

@@ -16,6 +16,7 @@ pub mod mask;
 pub mod optimise;
 pub mod plan;
 pub mod region;
+pub mod request;
 mod specs;
 mod specs_grouped;
 pub mod unfold;

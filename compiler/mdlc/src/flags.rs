@@ -1,61 +1,153 @@
-//! The training flags, shared by `train`, `plan` and `bench step`.
+//! The flags of a training step, shared by `train`, `plan` and `bench step`. Names and defaults are
+//! those of the guide that the project starts from.
 
+pub mod config_values;
+pub mod given;
+pub mod request;
+pub mod run;
+
+use crate::hardware::Hardware;
 use clap::Args;
+use config_values::ConfigValues;
+use given::Given;
+use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::session::Settings;
+use request::RequestFlags;
+use run::RunFlags;
+use std::path::PathBuf;
 
-/// Names and defaults are those of the guide that the project starts from.
+/// All of them. A flag that a command has no use for is accepted and noted.
 #[derive(Clone, Debug, Args)]
+pub struct StepFlags {
+    // First, since the others take their values away when they are parsed.
+    #[command(flatten)]
+    pub given: Given,
+    #[command(flatten)]
+    pub sources: SourceFlags,
+    #[command(flatten)]
+    pub model: ModelFlags,
+    #[command(flatten)]
+    pub training: TrainingFlags,
+    #[command(flatten)]
+    pub request: RequestFlags,
+    #[command(flatten)]
+    pub run: RunFlags,
+}
+
+impl StepFlags {
+    pub fn settings(&self) -> Settings {
+        Settings {
+            memory: self.request.memory(),
+            precision: self.request.precision(),
+            ..self.training.settings()
+        }
+    }
+
+    /// Says on standard error which flags have no effect on this command. `without` are those that
+    /// it never reads.
+    pub fn note_without_effect(&self, without: &[String]) {
+        if let Some(path) = &self.sources.config {
+            eprintln!("note: flags of {} are in force", path.display());
+        }
+        for (flag, why) in self.request.without_effect(&self.given) {
+            eprintln!("note: --{flag} has no effect yet: {why}");
+        }
+        let unread: Vec<String> = without
+            .iter()
+            .filter(|flag| self.given.has(flag))
+            .map(|flag| format!("--{flag}"))
+            .collect();
+        if !unread.is_empty() {
+            eprintln!("note: without effect on this command: {}", unread.join(", "));
+        }
+    }
+}
+
+/// Where flags come from besides the command line, which wins.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Presets of flags")]
+pub struct SourceFlags {
+    /// A TOML file whose keys are names of flags
+    #[arg(long, value_name = "RUN.toml")]
+    pub config: Option<PathBuf>,
+    /// Batch size, sharding, checkpointing and offload for a machine; `plan` says what fits there
+    #[arg(long)]
+    pub hardware: Option<Hardware>,
+}
+
+/// Which model it is.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelFlags {
+    /// A preset of the model file; without FILE, of the embedded model that has it
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// llama_v2, llama_v3, mistral, mixtral: the model file where FILE is not given
+    #[arg(long = "model_type", value_name = "FAMILY")]
+    pub model_type: Option<String>,
+    #[command(flatten)]
+    pub values: ConfigValues,
+}
+
+/// What a step computes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Training")]
 pub struct TrainingFlags {
     /// Sequences per step
-    #[arg(long = "train_batch_size", default_value_t = 1,
+    #[arg(long = "train_batch_size", default_value_t = 1, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub train_batch_size: u64,
     /// Sequences per validation batch
-    #[arg(long = "val_batch_size", default_value_t = 1,
+    #[arg(long = "val_batch_size", default_value_t = 1, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub val_batch_size: u64,
-    /// Tokens per sequence
-    #[arg(long = "max_context_width", default_value_t = 256,
+    /// Tokens per sequence; a setting of the run, not of the model
+    #[arg(long = "max_context_width", default_value_t = 256, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub max_context_width: u64,
     /// Optimizer steps
-    #[arg(long = "max_steps", default_value_t = 5000)]
+    #[arg(long = "max_steps", default_value_t = 5000, value_name = "N")]
     pub max_steps: u64,
     /// Highest learning rate
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_name = "X")]
     pub lr: f64,
     /// Learning rate at the end of the decay
-    #[arg(long = "min_lr", default_value_t = 1e-5)]
+    #[arg(long = "min_lr", default_value_t = 1e-5, value_name = "X")]
     pub min_lr: f64,
     /// constant, linear, cosine, exponential or wsd
-    #[arg(long = "lr_decay_style", default_value = "cosine")]
+    #[arg(long = "lr_decay_style", default_value = "cosine", value_name = "STYLE")]
     pub lr_decay_style: String,
     /// Steps until `min_lr` is reached [default: max_steps]
-    #[arg(long = "lr_decay_iters")]
+    #[arg(long = "lr_decay_iters", value_name = "N")]
     pub lr_decay_iters: Option<u64>,
-    /// Fraction of the decay steps that warm up
-    #[arg(long, default_value_t = 0.0032)]
+    /// Fraction of the decay steps that warm up, from 0 to 1
+    #[arg(long, default_value_t = 0.0032, value_name = "X")]
     pub warmup: f64,
-    #[arg(long = "weight_decay", default_value_t = 0.2)]
+    /// AdamW's decay of weights, per step a fraction lr · X
+    #[arg(long = "weight_decay", default_value_t = 0.2, value_name = "X")]
     pub weight_decay: f64,
     /// What weight decay applies to: all or matrices
-    #[arg(long, default_value = "all", value_parser = ["all", "matrices"])]
+    #[arg(long, default_value = "all", value_parser = ["all", "matrices"], value_name = "WHAT")]
     pub decay: String,
-    #[arg(long, default_value_t = 0.9)]
+    /// AdamW's share of the first moment that a step keeps
+    #[arg(long, default_value_t = 0.9, value_name = "X")]
     pub beta1: f64,
-    #[arg(long, default_value_t = 0.95)]
+    /// AdamW's share of the second moment that a step keeps
+    #[arg(long, default_value_t = 0.95, value_name = "X")]
     pub beta2: f64,
     /// Largest global norm of the gradients; 0 does not clip
-    #[arg(long = "grad_clip", default_value_t = 1.0)]
+    #[arg(long = "grad_clip", default_value_t = 1.0, value_name = "X")]
     pub grad_clip: f64,
-    #[arg(long, default_value_t = 12345)]
+    /// Initial weights and the order of the data follow from it
+    #[arg(long, default_value_t = 12345, value_name = "N")]
     pub seed: u64,
     /// Threads of the CPU [default: all cores]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
 }
 
 impl TrainingFlags {
+    /// With nothing asked about memory and precision.
     pub fn settings(&self) -> Settings {
         Settings {
             batch: self.train_batch_size,
@@ -73,6 +165,8 @@ impl TrainingFlags {
             beta2: self.beta2,
             grad_clip: self.grad_clip,
             seed: self.seed,
+            memory: MemoryRequest::default(),
+            precision: Precision::default(),
         }
     }
 

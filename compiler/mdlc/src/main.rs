@@ -1,9 +1,12 @@
 //! `mdlc`: write down, check, plan, train and compare language models.
 
+mod arguments;
+mod choose;
 mod commands;
 mod flags;
+mod hardware;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -35,7 +38,7 @@ enum Command {
     /// Print one stage of the compilation
     Dump(commands::dump::Args),
     /// Say what a training step needs, without running it
-    Plan(commands::plan::Args),
+    Plan(Box<commands::plan::Args>),
     /// Train a model
     Train(Box<commands::train::Args>),
     /// Continue a text
@@ -45,7 +48,7 @@ enum Command {
     /// Compare a checkpoint's logits, gradients and optimizer steps with a reference
     Compare(commands::compare::Args),
     /// Measure kernels and the training step against this machine's limits
-    Bench(commands::bench::Args),
+    Bench(Box<commands::bench::Args>),
 }
 
 /// What a command ends with: nothing to add, or a message for standard error and a failing exit
@@ -62,19 +65,36 @@ impl<E: std::fmt::Display> From<E> for Failure {
     }
 }
 
-/// `--train-batch-size` means `--train_batch_size`; values stay as they are.
-fn underscored(arg: String) -> String {
-    match arg.strip_prefix("--") {
-        Some(rest) if !rest.is_empty() => match rest.split_once('=') {
-            Some((name, value)) => format!("--{}={value}", name.replace('-', "_")),
-            None => format!("--{}", rest.replace('-', "_")),
-        },
-        _ => arg,
+impl Failure {
+    /// An error with its code in front.
+    fn coded(code: &str, e: impl std::fmt::Display) -> Failure {
+        Failure(format!("error[{code}]: {e}"))
     }
 }
 
+/// The exit status for a command line that cannot be read, as the parser has it.
+const USAGE: u8 = 2;
+
+fn parsed() -> Result<Cli, ExitCode> {
+    let arguments = arguments::expanded(std::env::args(), &Cli::command());
+    let arguments = arguments.map_err(|Failure(message)| {
+        eprintln!("{message}");
+        ExitCode::from(USAGE)
+    })?;
+    Cli::try_parse_from(arguments).map_err(|e| match arguments::refused(&e) {
+        Some(Failure(message)) => {
+            eprintln!("{message}");
+            ExitCode::from(USAGE)
+        }
+        None => e.exit(),
+    })
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(std::env::args().map(underscored));
+    let cli = match parsed() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     let outcome = match cli.command {
         Command::Check(args) => commands::check::run(&args),
         Command::Fmt(args) => commands::fmt::run(&args),

@@ -15,6 +15,7 @@ use mdl_ir::tensor_type::{DType, Type};
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::optimise::Optimizer;
+use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_syntax::diag::Sink;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -39,6 +40,10 @@ pub struct Settings {
     pub beta2: f64,
     pub grad_clip: f64,
     pub seed: u64,
+    #[serde(default)]
+    pub memory: MemoryRequest,
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// What a step reports.

@@ -1,12 +1,13 @@
 //! `mdlc bench`: kernels and the training step against this machine's measured limits.
 
 use super::say;
-use crate::flags::TrainingFlags;
+use crate::choose::choose;
+use crate::flags::run::RunFlags;
+use crate::flags::{ModelFlags, StepFlags};
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes};
 use mdl_kernels::{Device, measure_fma_peak};
-use mdl_train::model::Model;
 use mdl_train::packing::Batch;
 use mdl_train::session::Session;
 use serde_json::{Value, json};
@@ -26,23 +27,21 @@ enum What {
 #[derive(Debug, Parser)]
 pub struct Args {
     what: What,
-    /// Model of `step`
-    #[arg(long, default_value = "llama")]
-    file: String,
-    #[arg(long, default_value = "llama_15m")]
-    preset: String,
+    /// Model of `step`: a path, or the name of an embedded model [default: llama_15m of llama]
+    #[arg(long)]
+    file: Option<String>,
     /// Timed runs; the median counts
     #[arg(long, default_value_t = 10)]
     runs: usize,
-    #[command(flatten)]
-    training: TrainingFlags,
     /// One JSON array on standard output
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    flags: StepFlags,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let device = Arc::new(Device::cpu(args.training.threads));
+    let device = Arc::new(Device::cpu(args.flags.training.threads));
     let rows = match args.what {
         What::Gemm => gemm(&device, args.runs),
         What::Attention => attention(&device, args),
@@ -196,9 +195,19 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
 }
 
 fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
-    let model = Model::open(&args.file, Some(&args.preset))?;
+    let flags = &args.flags;
+    flags.note_without_effect(&RunFlags::names());
+    let mut which = flags.model.clone();
+    if let (None, ModelFlags { preset: preset @ None, model_type: None, .. }) =
+        (&args.file, &mut which)
+    {
+        *preset = Some("llama_15m".to_string());
+    }
+    let chosen = choose(args.file.as_deref(), &which)?;
+    chosen.note_differences();
+    let (preset, model) = (chosen.preset, chosen.model);
     let vocab = model.size("vocab").unwrap_or(256);
-    let mut session = Session::open(model, args.training.settings(), device.clone())?;
+    let mut session = Session::open(model, flags.settings(), device.clone())?;
     let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
     let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
     let batch = Batch {
@@ -213,7 +222,7 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
         session.step(&batch);
     });
     let mut row = row(device, &[b as u64, t as u64], "step", flops, seconds);
-    row["preset"] = json!(args.preset);
+    row["preset"] = json!(preset);
     row["tokens_per_s"] = json!((b * t) as f64 / seconds);
     row["step_ms"] = json!(seconds * 1e3);
     Ok(vec![row])

@@ -3,6 +3,7 @@
 use super::say;
 use crate::{Failure, Outcome};
 use clap::Parser;
+use mdl_ir::active::active_params;
 use mdl_train::model::{Model, front, source};
 
 #[derive(Debug, Parser)]
@@ -40,7 +41,12 @@ pub fn run(args: &Args) -> Outcome {
                 auxiliary: true,
             };
             let graph = model.graph("logits", &options)?;
-            say(&format!("{name}: no errors; {preset} has {} parameters\n", graph.param_count()));
+            let (all, active) = (graph.param_count(), active_params(&graph));
+            let active = match active == all {
+                true => String::new(),
+                false => format!(", {active} of them active for a token"),
+            };
+            say(&format!("{name}: no errors; {preset} has {all} parameters{active}\n"));
         }
     }
     Ok(())

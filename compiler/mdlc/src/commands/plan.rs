@@ -2,23 +2,74 @@
 
 use super::say;
 use crate::Outcome;
-use crate::flags::TrainingFlags;
+use crate::choose::{Chosen, choose};
+use crate::flags::StepFlags;
+use crate::flags::run::RunFlags;
+use crate::hardware::{Hardware, Machine};
 use clap::Parser;
-use mdl_passes::executable::{Executable, Space};
-use mdl_train::model::Model;
-use mdl_train::session::executables;
+use mdl_check::config::Setting;
+use mdl_ir::active::active_params;
+use mdl_passes::executable::{BufferPlan, Executable, Space};
+use mdl_train::session::{Settings, executables};
+use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
+#[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// A path, or the name of an embedded model
-    file: String,
-    #[arg(long)]
-    preset: Option<String>,
-    #[command(flatten)]
-    training: TrainingFlags,
-    /// One JSON object on standard output
+    /// A path, or the name of an embedded model; --preset or --model_type may stand for it
+    file: Option<String>,
+    /// One JSON object on standard output; all its numbers are bytes or counts
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    flags: StepFlags,
+}
+
+const EXAMPLE: &str = "\
+Does a published model fit a machine, and what does a wider feed-forward block change?
+  mdlc plan --preset llama3_2_3b --max_context_width 8192 --hardware p5
+  mdlc plan --preset llama3_2_3b --intermediate_size 11008 --max_context_width 8192
+Sizes alone choose the nearest preset of a family, and differences from it are noted:
+  mdlc plan --model_type llama_v3 --hidden_width 2048 --num_layers 16 --num_heads 32
+The flags are those of `mdlc train`; a tokenizer and data sets are never opened here.
+The exit status is 0 whether or not the plan fits.";
+
+/// Buffers of the work space that are shown, the biggest ones.
+const SHOWN_BUFFERS: usize = 8;
+
+/// All that is said about a step.
+struct Report {
+    chosen: Chosen,
+    settings: Settings,
+    parameters: u64,
+    active: u64,
+    executable: Executable,
+    hardware: Option<(Hardware, Machine)>,
+}
+
+pub fn run(Args { file, json, flags }: &Args) -> Outcome {
+    flags.note_without_effect(&RunFlags::names());
+    let mut chosen = choose(file.as_deref(), &flags.model)?;
+    chosen.note_differences();
+    let hardware = match flags.sources.hardware {
+        Some(hardware) => Some((hardware, hardware.machine()?)),
+        None => None,
+    };
+    let settings = flags.settings();
+    let (graph, executable, _) = executables(&mut chosen.model, &settings, flags.training.units())?;
+    let report = Report {
+        chosen,
+        settings,
+        parameters: graph.param_count(),
+        active: active_params(&graph),
+        executable,
+        hardware,
+    };
+    match json {
+        true => say(&format!("{}\n", serde_json::to_string_pretty(&report.json())?)),
+        false => say(&report.text()),
+    }
+    Ok(())
 }
 
 /// Bytes that are in use at each launch, and the launch where they are most.
@@ -34,63 +85,154 @@ fn peak(e: &Executable) -> (usize, u64) {
         .unwrap_or((0, 0))
 }
 
-pub fn run(args: &Args) -> Outcome {
-    let mut model = Model::open(&args.file, args.preset.as_deref())?;
-    let settings = args.training.settings();
-    let (graph, e, _) = executables(&mut model, &settings, args.training.units())?;
-    let (flops, traffic) = e.work();
-    let (when, live) = peak(&e);
-    let mut biggest: Vec<_> = e.buffers.iter().filter(|b| b.space == Space::Work).collect();
-    biggest.sort_by_key(|b| std::cmp::Reverse(b.bytes));
-    biggest.truncate(8);
-    if args.json {
-        let buffers: Vec<_> = biggest
-            .iter()
-            .map(|b| {
-                serde_json::json!({
-                    "name": b.name, "bytes": b.bytes, "first": b.first, "last": b.last,
-                })
+impl Report {
+    /// Bytes of device memory that the step needs. There is one device, and nothing of a step waits
+    /// in host memory.
+    fn device_need(&self) -> u64 {
+        self.executable.state_bytes + self.executable.work_bytes
+    }
+
+    fn fits(&self, machine: &Machine) -> bool {
+        self.device_need() <= machine.device_bytes
+    }
+
+    fn biggest(&self) -> Vec<&BufferPlan> {
+        let buffers = self.executable.buffers.iter();
+        let mut biggest: Vec<_> = buffers.filter(|b| b.space == Space::Work).collect();
+        biggest.sort_by_key(|b| std::cmp::Reverse(b.bytes));
+        biggest.truncate(SHOWN_BUFFERS);
+        biggest
+    }
+
+    fn json(&self) -> Value {
+        let e = &self.executable;
+        let (flops, traffic) = e.work();
+        let (when, live) = peak(e);
+        let differences = self.chosen.differences.iter().map(|d| {
+            json!({ "field": d.field, "value": value(&d.value), "preset": value(&d.instead_of) })
+        });
+        let buffers = self
+            .biggest()
+            .into_iter()
+            .map(|b| json!({ "name": b.name, "bytes": b.bytes, "first": b.first, "last": b.last }));
+        let hardware = self.hardware.as_ref().map(|(name, machine)| {
+            json!({
+                "name": name.name(), "device": machine.device, "devices": machine.devices,
+                "device_bytes": machine.device_bytes, "host_bytes": machine.host_bytes,
             })
-            .collect();
-        let row = serde_json::json!({
-            "parameters": graph.param_count(),
-            "peak_bytes": { "device": e.state_bytes + e.work_bytes },
+        });
+        let machine = self.hardware.as_ref().map(|(_, machine)| machine);
+        json!({
+            "model": self.chosen.model.name,
+            "preset": self.chosen.preset,
+            "differences": differences.collect::<Vec<_>>(),
+            "parameters": self.parameters,
+            "active_parameters": self.active,
+            "batch": self.settings.batch,
+            "context": self.settings.t,
+            "hardware": hardware,
+            "device_bytes": machine.map(|m| m.device_bytes),
+            "needs_bytes": { "device": self.device_need(), "host": 0 },
+            "fits": machine.map(|m| self.fits(m)),
+            "devices_used": 1,
+            "sharded": false,
+            "threads": e.units,
+            "peak_bytes": { "device": self.device_need() },
             "state_bytes": e.state_bytes,
             "work_bytes": e.work_bytes,
             "live_bytes_at_peak": live,
             "peak_at_launch": when,
-            "biggest_buffers": buffers,
+            "biggest_buffers": buffers.collect::<Vec<_>>(),
             "launches": e.launches(),
             "flops_per_step": flops,
             "bytes_per_step": traffic,
-            "tokens_per_step": settings.batch * settings.t,
-        });
-        say(&format!("{}\n", serde_json::to_string_pretty(&row)?));
-        return Ok(());
+            "tokens_per_step": self.settings.batch * self.settings.t,
+        })
     }
-    let mib = |b: u64| b as f64 / (1 << 20) as f64;
-    say(&format!(
-        "{}: {} parameters, {} sequences of {} tokens\n\
-         device    {:>12.1} MiB at the peak\n  \
-         state   {:>12.1} MiB   parameters, gradients, two moments\n  \
-         work    {:>12.1} MiB   (at least {:.1} MiB is in use at launch {when})\n\
-         step      {:>12.2} GFLOP, {:.2} GB read and written, {} launches\n\
-         biggest buffers of the step:\n",
-        model.name,
-        graph.param_count(),
-        settings.batch,
-        settings.t,
-        mib(e.state_bytes + e.work_bytes),
-        mib(e.state_bytes),
-        mib(e.work_bytes),
-        mib(live),
-        flops as f64 / 1e9,
-        traffic as f64 / 1e9,
-        e.launches(),
-    ));
-    for b in biggest {
-        let (size, name) = (mib(b.bytes), &b.name);
-        say(&format!("  {size:>12.1} MiB   {name}, launches {} to {}\n", b.first, b.last));
+
+    fn text(&self) -> String {
+        let e = &self.executable;
+        let (flops, traffic) = e.work();
+        let (when, live) = peak(e);
+        let active = match self.active == self.parameters {
+            true => String::new(),
+            false => format!(" ({} active)", grouped(self.active)),
+        };
+        let mut out = format!(
+            "{}: {} parameters{active}, {} sequences of {} tokens\n\
+             device  {:>14} at the peak\n  \
+             state {:>14}   parameters, gradients, two moments\n  \
+             work  {:>14}   (at least {} is in use at launch {when})\n\
+             step    {:>10.2} GFLOP, {:.2} GB read and written, {} launches\n",
+            self.chosen.name(),
+            grouped(self.parameters),
+            self.settings.batch,
+            self.settings.t,
+            mib(self.device_need()),
+            mib(e.state_bytes),
+            mib(e.work_bytes),
+            mib(live).trim(),
+            flops as f64 / 1e9,
+            traffic as f64 / 1e9,
+            e.launches(),
+        );
+        out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
+        out += "biggest buffers of the step:\n";
+        for b in self.biggest() {
+            out += &format!(
+                "        {:>14}   {}, launches {} to {}\n",
+                mib(b.bytes),
+                b.name,
+                b.first,
+                b.last
+            );
+        }
+        out
     }
-    Ok(())
+
+    /// Whether the machine has what the plan needs, and what was taken for granted.
+    fn fit(&self, name: Hardware, machine: &Machine) -> String {
+        let (need, has) = (self.device_need(), machine.device_bytes);
+        let verdict = match self.fits(machine) {
+            true => format!("fits, with {} to spare", mib(has - need)),
+            false => format!("does not fit: {} are missing", mib(need - has)),
+        };
+        format!(
+            "{:<8}{:>14} on each of {} × {}, {} in the host\n        {verdict}; \
+             assumed: one device, nothing sharded, nothing in the host's memory\n",
+            name.name(),
+            mib(has),
+            machine.devices,
+            machine.device,
+            mib(machine.host_bytes),
+        )
+    }
+}
+
+/// A setting as a value of JSON.
+fn value(setting: &Setting) -> Value {
+    match setting {
+        Setting::Size(size) => json!(size.value()),
+        Setting::Real(x) => json!(x),
+        Setting::Bool(b) => json!(b),
+        Setting::Text(text) => json!(text),
+        Setting::Config(config) => json!(config.name),
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
+/// A count with a comma between thousands.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }

@@ -1,6 +1,8 @@
 //! `mdlc train`: compile and run.
 
-use crate::flags::TrainingFlags;
+use crate::choose::choose;
+use crate::flags::StepFlags;
+use crate::flags::run::RunFlags;
 use crate::{Failure, Outcome};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,7 +10,6 @@ use mdl_kernels::{Device, measure_fma_peak};
 use mdl_train::checkpoint::{self, Checkpoint};
 use mdl_train::dataset::{self, DataError, Split};
 use mdl_train::log::{JsonLog, Line, Record};
-use mdl_train::model::Model;
 use mdl_train::packing::{Evaluation, Stream};
 use mdl_train::session::Session;
 use mdl_train::tokenizer::Tokenizer;
@@ -20,61 +21,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 #[derive(Debug, Parser)]
+#[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// A path, or the name of an embedded model
-    file: String,
-    #[arg(long)]
-    preset: Option<String>,
-    /// Text files, .jsonl or .json.gz; folders and globs too
-    #[arg(long, required = true, num_args = 1..)]
-    dataset: Vec<String>,
-    /// The last part of each file is never trained on
-    #[arg(long = "validation_split")]
-    validation_split: Option<f64>,
-    /// Files to validate on instead
-    #[arg(long = "validation_dataset", num_args = 1.., conflicts_with = "validation_split")]
-    validation_dataset: Vec<String>,
-    /// bytes, a tokenizer.json or a directory that has one
-    #[arg(long, default_value = "bytes")]
-    tokenizer: String,
-    /// Let sequences attend across documents
-    #[arg(long = "cross_documents", default_value_t = 0,
-        value_parser = clap::value_parser!(u8).range(0..=1))]
-    cross_documents: u8,
-    /// Validate every so many steps, and at the end
-    #[arg(long = "validation_freq")]
-    validation_freq: Option<u64>,
-    /// Batches of each validation; 0 is the whole set
-    #[arg(long = "validation_batches", default_value_t = 10)]
-    validation_batches: usize,
-    #[arg(long = "checkpoint_dir")]
-    checkpoint_dir: Option<PathBuf>,
-    /// Save every so many steps, and at the end
-    #[arg(long = "checkpoint_freq", default_value_t = 1000)]
-    checkpoint_freq: u64,
-    /// Go on from the newest complete checkpoint in this directory
-    #[arg(long = "resume_from_checkpoint")]
-    resume_from_checkpoint: Option<PathBuf>,
-    /// Start from the weights of this checkpoint with a fresh optimizer
-    #[arg(long = "init_from", conflicts_with = "resume_from_checkpoint")]
-    init_from: Option<PathBuf>,
-    /// Log every so many steps
-    #[arg(long = "logging_freq", default_value_t = 1)]
-    logging_freq: u64,
-    /// Records as JSON lines; the loss curve is drawn beside it as .svg
-    #[arg(long = "log_json")]
-    log_json: Option<PathBuf>,
+    /// A path, or the name of an embedded model; --preset or --model_type may stand for it
+    file: Option<String>,
     #[command(flatten)]
-    training: TrainingFlags,
+    flags: StepFlags,
 }
 
-/// An error with its code in front.
-fn coded(code: &str, e: impl std::fmt::Display) -> Failure {
-    Failure(format!("error[{code}]: {e}"))
-}
+const EXAMPLE: &str = "\
+A published model that is changed, on a text of yours, with flags from a file:
+  mdlc train --preset llama3_2_1b --num_layers 4 --dataset book.txt --tokenizer tokenizer.json \\
+       --max_context_width 512 --checkpoint_dir run --config run.toml
+where run.toml has keys that are flags:
+  lr = 3e-4
+  warmup = 0.01
+The command line wins over the file, and the file over --hardware.
+`mdlc plan` with the same flags says what the run needs.";
 
 fn data(e: DataError) -> Failure {
-    coded(e.code(), e)
+    Failure::coded(e.code(), e)
 }
 
 struct Data {
@@ -82,7 +48,12 @@ struct Data {
     validation: Option<Evaluation>,
 }
 
-fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
+fn open_data(flags: &StepFlags, tokenizer: &Tokenizer) -> Result<Data, Failure> {
+    let args = &flags.run;
+    if args.dataset.is_empty() {
+        let message = "a run needs data: --dataset FILES, text files or .jsonl";
+        return Err(Failure::coded("E0941", message));
+    }
     let documents = dataset::documents(&args.dataset).map_err(data)?;
     let mut split = match args.validation_split {
         Some(fraction) => dataset::split(documents, fraction).map_err(data)?,
@@ -91,8 +62,8 @@ fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
     if !args.validation_dataset.is_empty() {
         split.validation = dataset::documents(&args.validation_dataset).map_err(data)?;
     }
-    let t = args.training.max_context_width as usize;
-    let stream = Stream::from_documents(&split.training, tokenizer, args.training.seed)?;
+    let t = flags.training.max_context_width as usize;
+    let stream = Stream::from_documents(&split.training, tokenizer, flags.training.seed)?;
     let stream = if args.cross_documents == 1 { stream.crossing_documents() } else { stream };
     stream.samples_per_epoch(t).map_err(data)?;
     let validation = match split.validation.is_empty() {
@@ -102,7 +73,7 @@ fn open_data(args: &Args, tokenizer: &Tokenizer) -> Result<Data, Failure> {
     Ok(Data { stream, validation })
 }
 
-fn found(args: &Args) -> Result<Option<Checkpoint>, Failure> {
+fn found(args: &RunFlags) -> Result<Option<Checkpoint>, Failure> {
     let Some(dir) = &args.resume_from_checkpoint else {
         return Ok(None);
     };
@@ -117,23 +88,29 @@ fn found(args: &Args) -> Result<Option<Checkpoint>, Failure> {
     Ok(checkpoint)
 }
 
-pub fn run(args: &Args) -> Outcome {
-    let mut model = Model::open(&args.file, args.preset.as_deref())?;
+pub fn run(Args { file, flags }: &Args) -> Outcome {
+    // Data sets are files, and those have no parts with names.
+    flags.note_without_effect(&["dataset_config_name".to_string()]);
+    let chosen = choose(file.as_deref(), &flags.model)?;
+    chosen.note_differences();
+    let mut model = chosen.model;
+    let args = &flags.run;
     model.front.check();
     if model.front.failed() {
         return Err(Failure(model.front.report(false)));
     }
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32) as usize;
-    let tokenizer = Tokenizer::open(&args.tokenizer, vocab).map_err(|e| coded(e.code(), e))?;
+    let tokenizer =
+        Tokenizer::open(&args.tokenizer, vocab).map_err(|e| Failure::coded(e.code(), e))?;
     if let Some(note) = tokenizer.note() {
         eprintln!("note: {note}");
     }
-    let data = open_data(args, &tokenizer)?;
-    let device = Arc::new(Device::cpu(args.training.threads));
-    let mut session = Session::open(model, args.training.settings(), device)?;
+    let data = open_data(flags, &tokenizer)?;
+    let device = Arc::new(Device::cpu(flags.training.threads));
+    let mut session = Session::open(model, flags.settings(), device)?;
     if let Some(dir) = &args.init_from {
         let dir = checkpoint::model_directory(dir)?;
-        session.load_weights(&Weights::open(&dir).map_err(|e| coded(e.code(), e))?)?;
+        session.load_weights(&Weights::open(&dir).map_err(|e| Failure::coded(e.code(), e))?)?;
     }
     if let Some(checkpoint) = found(args)? {
         session.resume(&checkpoint)?;
@@ -152,14 +129,16 @@ pub fn run(args: &Args) -> Outcome {
     // Only the first handler of a process can be set; there is no other.
     let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
     let log = match &args.log_json {
-        Some(path) => Some(JsonLog::open(path, session.step).map_err(|e| coded(e.code(), e))?),
+        Some(path) => {
+            Some(JsonLog::open(path, session.step).map_err(|e| Failure::coded(e.code(), e))?)
+        }
         None => None,
     };
     Run { args, session, data, tokenizer, log, stop, saved: None }.train()
 }
 
 struct Run<'a> {
-    args: &'a Args,
+    args: &'a RunFlags,
     session: Session,
     data: Data,
     tokenizer: Tokenizer,
@@ -220,7 +199,7 @@ impl Run<'_> {
             "the loss or the gradient of step {step} is not finite (loss {loss}), in the batch \
              from sample {sample}; {good}; lower --lr, or raise --warmup"
         );
-        coded("E0951", message)
+        Failure::coded("E0951", message)
     }
 
     fn validation(&self, step: u64, last: bool, bar: &ProgressBar) -> Option<(f64, u64)> {
@@ -252,7 +231,7 @@ impl Run<'_> {
             val_loss: validation.map(|(loss, _)| loss),
             val_tokens: validation.map(|(_, tokens)| tokens),
         };
-        log.append(&record).map_err(|e| coded(e.code(), e))
+        log.append(&record).map_err(|e| Failure::coded(e.code(), e))
     }
 
     /// A failed save is reported, and training goes on.
@@ -276,10 +255,11 @@ impl Run<'_> {
         let Some(path) = &self.args.log_json else {
             return Ok(());
         };
-        let records = log::read(path).map_err(|e| coded(e.code(), e))?;
+        let records = log::read(path).map_err(|e| Failure::coded(e.code(), e))?;
         let svg: &Path = &path.with_extension("svg");
         if !records.is_empty() {
-            plot::write(svg, &records, &self.session.model.name).map_err(|e| coded(e.code(), e))?;
+            plot::write(svg, &records, &self.session.model.name)
+                .map_err(|e| Failure::coded(e.code(), e))?;
             eprintln!("loss curve: {}", svg.display());
         }
         Ok(())

@@ -1,0 +1,36 @@
+//! What a run asks of the compiler besides the model and the optimizer: how memory is saved, and
+//! with which numbers it computes. Plain data; a pass is given the part that it needs.
+
+use serde::{Deserialize, Serialize};
+
+/// Ways to need less device memory, each at a price in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRequest {
+    /// What a layer keeps for its gradient is computed again when the gradient needs it.
+    pub activation_checkpointing: bool,
+    /// What a layer keeps for its gradient waits in host memory.
+    pub offload_activations: bool,
+    /// Parameters and the optimizer's state live in host memory.
+    pub cpu_offload: bool,
+    pub sharding: Sharding,
+}
+
+/// How the state is divided among devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharding {
+    /// Every device has all of it.
+    None,
+    /// Every device has its part of parameters, gradients and moments.
+    #[default]
+    Full,
+    /// In parts within a machine, the same on every machine.
+    Hybrid,
+}
+
+/// Numbers of parameters and activations; reductions and the optimizer's state are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}

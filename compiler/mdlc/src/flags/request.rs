@@ -1,0 +1,80 @@
+//! Flags that ask the compiler to save memory, or to compute with narrower numbers.
+
+use super::given::Given;
+use clap::{Args, ValueEnum};
+use mdl_passes::request::{MemoryRequest, Precision, Sharding};
+
+/// Requests of a run. None of them has its pass yet, and `without_effect` says so.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory and precision (0 is off, 1 is on)")]
+pub struct RequestFlags {
+    /// Parameters and activations in bf16, with f32 master weights
+    #[arg(long, default_value_t = 0, value_name = "0|1",
+        value_parser = clap::value_parser!(u8).range(0..=1))]
+    bf16: u8,
+    /// Compute activations again for the gradient in place of keeping them
+    #[arg(long = "activation_checkpointing", default_value_t = 0, value_name = "0|1",
+        value_parser = clap::value_parser!(u8).range(0..=1))]
+    activation_checkpointing: u8,
+    /// Keep activations in host memory until the gradient needs them
+    #[arg(long = "offload_activations", default_value_t = 0, value_name = "0|1",
+        value_parser = clap::value_parser!(u8).range(0..=1))]
+    offload_activations: u8,
+    /// Keep parameters and the optimizer's state in host memory
+    #[arg(long = "cpu_offload", default_value_t = 0, value_name = "0|1",
+        value_parser = clap::value_parser!(u8).range(0..=1))]
+    cpu_offload: u8,
+    /// How the state is divided among devices
+    #[arg(long = "sharding_strategy", default_value = "full")]
+    sharding_strategy: Strategy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Strategy {
+    /// Every device has its part
+    Full,
+    /// In parts within a machine, the same on every machine
+    Hybrid,
+    /// Every device has all of it
+    #[value(alias = "0")]
+    None,
+}
+
+impl RequestFlags {
+    pub fn memory(&self) -> MemoryRequest {
+        MemoryRequest {
+            activation_checkpointing: self.activation_checkpointing == 1,
+            offload_activations: self.offload_activations == 1,
+            cpu_offload: self.cpu_offload == 1,
+            sharding: match self.sharding_strategy {
+                Strategy::Full => Sharding::Full,
+                Strategy::Hybrid => Sharding::Hybrid,
+                Strategy::None => Sharding::None,
+            },
+        }
+    }
+
+    pub fn precision(&self) -> Precision {
+        if self.bf16 == 1 { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// The requests that were made and that nothing grants, each with what is done instead.
+    pub fn without_effect(&self, given: &Given) -> Vec<(String, &'static str)> {
+        let kept = "what layers keep for their gradients stays in the device's memory";
+        let switches = [
+            ("bf16", self.bf16, "parameters and activations are f32"),
+            ("activation_checkpointing", self.activation_checkpointing, kept),
+            ("offload_activations", self.offload_activations, kept),
+            ("cpu_offload", self.cpu_offload, "all state stays in the device's memory"),
+        ];
+        let on = switches.into_iter().filter(|(_, value, _)| *value == 1);
+        let mut found: Vec<_> = on.map(|(flag, _, why)| (format!("{flag}=1"), why)).collect();
+        if given.has("sharding_strategy") && self.sharding_strategy != Strategy::None {
+            let name = self.sharding_strategy.to_possible_value();
+            let name = name.map_or(String::new(), |value| value.get_name().to_string());
+            let why = "a run has one device, which has all of the state";
+            found.push((format!("sharding_strategy={name}"), why));
+        }
+        found
+    }
+}
