@@ -217,7 +217,10 @@ fn changed(
         return Err(asked(message));
     }
     let Some(json) = least_json(&front.program, published) else {
-        let message = format!("flags cannot change this preset: {name} has fields without `from`");
+        let message = format!(
+            "flags cannot change this preset: {name} has fields without `from(\"…\")`; change the \
+                 preset, or say where config.json has them"
+        );
         return Err(asked(message));
     };
     let config = overridden(&front.program, published.item, json, values, &mut front.sink);
