@@ -10,8 +10,10 @@ const USAGE: i32 = 2;
 #[test]
 fn a_flag_changes_what_depends_on_it() {
     let (plan, notes) = plan(&["--preset=llama3_2_1b", "--num_heads=16"]);
-    let difference = |field: &str, value: u64, preset: u64| json!({ "field": field, "value": value, "preset": preset });
-    let expected = json!([difference("group", 2, 4), difference("head", 128, 64)]);
+    let expected = json!([
+        { "field": "group", "value": 2, "preset": 4 },
+        { "field": "head", "value": 128, "preset": 64 },
+    ]);
     assert_eq!(plan["differences"], expected);
     assert!(notes.contains("note: head is 128; preset llama3_2_1b has 64\n"), "{notes}");
 }
