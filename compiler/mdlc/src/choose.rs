@@ -63,24 +63,14 @@ pub fn choose(file: Option<&str>, flags: &ModelFlags) -> Result<Chosen, Failure>
     let (name, text) = source(&file)?;
     let mut front = front(&name, &text);
     let values = &flags.values.given;
-    let mut presets = front.presets();
-    // The presets of a file of one's own may be called anything.
-    if presets.iter().any(|preset| preset.starts_with(&generation)) {
-        presets.retain(|preset| preset.starts_with(&generation));
-    }
-    let preset = match &flags.preset {
-        Some(preset) if front.presets().contains(preset) && !presets.contains(preset) => {
-            let model_type = flags.model_type.as_deref().unwrap_or("");
-            return Err(asked(format!("preset `{preset}` is not of --model_type {model_type}")));
-        }
-        Some(preset) => Some(preset.clone()),
-        None if front.failed() => None,
-        None => nearest_preset(&mut front, &name, &presets, values)?,
+    let preset = match front.failed() {
+        true => None,
+        false => which_preset(&mut front, &name, &generation, flags)?,
     };
     let bound = match &preset {
         _ if front.failed() => None,
         Some(preset) => front.preset(preset),
-        None => Some(front.model()).flatten().and_then(|model| {
+        None => front.model().and_then(|model| {
             overridden(&front.program, model.config, Map::new(), values, &mut front.sink)
         }),
     };
@@ -152,9 +142,32 @@ fn family(model_type: &str) -> Result<(&'static str, String), Failure> {
     }
 }
 
+/// The preset that is named, or else the nearest one of the generation. None where the file has no
+/// presets, so that flags have to give everything.
+fn which_preset(
+    front: &mut Front,
+    name: &str,
+    generation: &str,
+    flags: &ModelFlags,
+) -> Result<Option<String>, Failure> {
+    let mut presets = front.presets();
+    let named = flags.preset.clone();
+    // The presets of a file of one's own may be called anything.
+    if presets.iter().any(|preset| preset.starts_with(generation)) {
+        let other = named.as_ref().filter(|p| presets.contains(p) && !p.starts_with(generation));
+        if let (Some(preset), Some(model_type)) = (other, &flags.model_type) {
+            return Err(asked(format!("preset `{preset}` is not of --model_type {model_type}")));
+        }
+        presets.retain(|preset| preset.starts_with(generation));
+    }
+    match named {
+        Some(preset) => Ok(Some(preset)),
+        None => nearest_preset(front, name, &presets, &flags.values.given),
+    }
+}
+
 /// The preset with the fewest values that differ from those given, and of several the one whose
-/// values differ by the smallest factors. None where the file has no presets, so that flags have to
-/// give everything.
+/// values differ by the smallest factors.
 fn nearest_preset(
     front: &mut Front,
     name: &str,

@@ -16,6 +16,8 @@ use std::process::ExitCode;
     about = "Checks, plans and trains language models written in .mdl",
     after_help = "FILE is a path or the name of an embedded model, such as `llama`.\n\
                   In names of flags, dashes and underscores are the same.\n\n\
+                  Say what a step of a published model needs on a machine:\n  \
+                  mdlc plan --preset llama3_2_1b --max_context_width 8192 --hardware p5\n\n\
                   Train a small Llama on a text and let it write:\n  \
                   mdlc train llama --preset bytes_small --dataset book.txt \\\n       \
                   --validation_split 0.1 --max_context_width 256 --train_batch_size 8 \\\n       \
