@@ -78,7 +78,9 @@ impl Failure {
 const USAGE: u8 = 2;
 
 fn parsed() -> Result<Cli, ExitCode> {
-    let arguments = arguments::expanded(std::env::args(), &Cli::command());
+    // An argument that is no text names nothing that there is, which is said where it is used.
+    let raw = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+    let arguments = arguments::expanded(raw, &Cli::command());
     let arguments = arguments.map_err(|Failure(message)| {
         eprintln!("{message}");
         ExitCode::from(USAGE)

@@ -209,9 +209,10 @@ impl Report {
     }
 }
 
-/// A setting as a value of JSON.
+/// A setting as a value of JSON, which has no infinity: that is a text.
 fn value(setting: &Setting) -> Value {
     match setting {
+        Setting::Real(x) if !x.is_finite() => json!(x.to_string()),
         Setting::Size(size) => json!(size.value()),
         Setting::Real(x) => json!(x),
         Setting::Bool(b) => json!(b),
