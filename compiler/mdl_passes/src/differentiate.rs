@@ -8,7 +8,7 @@
 //! keeps its log-sum-exp; a call with a scalar result computes its gradients in the forward visit.
 
 use crate::adjoint::{Primal, adjoint, full};
-use mdl_ir::build::Builder;
+use mdl_ir::build::{Builder, remove_dead};
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Class, Kernel, Op};
 use mdl_ir::place::Place;
@@ -370,6 +370,28 @@ struct Split {
     taken: Vec<(ValueId, ValueId)>,
 }
 
+impl Split {
+    /// The finished body with inputs in the order carried, taken, emitted; and of the taken ones
+    /// those that it uses, since rules fetch what an inactive argument would have needed.
+    fn finish(
+        mut self,
+        carried: &[ValueId],
+        emitted: &[ValueId],
+        outputs: Vec<ValueId>,
+    ) -> (Body, Vec<(ValueId, ValueId)>) {
+        let taken = self.taken.iter().map(|(_, id)| *id);
+        self.b.body.inputs =
+            carried.iter().copied().chain(taken).chain(emitted.iter().copied()).collect();
+        let body = self.b.finish(outputs);
+        let args = body.nodes.iter().flat_map(|n| &n.args);
+        let used: HashSet<ValueId> = args.chain(&body.outputs).copied().collect();
+        let inputs = body.inputs[carried.len()..].iter().copied();
+        let taken = self.taken.iter().map(|(from, _)| *from).zip(inputs);
+        let taken = taken.filter(|(_, id)| used.contains(id)).collect();
+        (body, taken)
+    }
+}
+
 #[derive(Debug)]
 struct Backward<'a> {
     fwd: &'a mut Forward,
@@ -591,32 +613,37 @@ impl<'a> Backward<'a> {
         outputs: Vec<ValueId>,
         residuals: &mut Vec<ValueId>,
     ) -> Result<RegionBackward, String> {
-        let mut split = self.split.ok_or("a reversed region has a body of its own")?;
+        let split = self.split.ok_or("a reversed region has a body of its own")?;
         let n_args = inner.inputs.len();
         let number = |fwd_id: ValueId| inner.inputs.iter().position(|v| self.fwd.map[v] == fwd_id);
+        let (mut body, fetched) = split.finish(&carried, &emitted, outputs);
         let (mut const_in, mut stacked_in) = (Vec::new(), Vec::new());
-        for (fwd_id, id) in &split.taken {
-            match number(*fwd_id) {
-                Some(n) if n >= carries + consts => stacked_in.push((n, *id)),
-                Some(n) if n >= carries => const_in.push((n, *id)),
+        for (fwd_id, id) in fetched {
+            match number(fwd_id) {
+                Some(n) if n >= carries + consts => stacked_in.push((n, id)),
+                Some(n) if n >= carries => const_in.push((n, id)),
                 _ => {
-                    stacked_in.push((n_args + residuals.len(), *id));
-                    residuals.push(*fwd_id);
+                    stacked_in.push((n_args + residuals.len(), id));
+                    residuals.push(fwd_id);
                 }
             }
         }
-        split.b.body.inputs = carried
-            .into_iter()
-            .chain(const_in.iter().chain(&stacked_in).map(|(_, id)| *id))
-            .chain(emitted)
+        let between = const_in.iter().chain(&stacked_in).map(|(_, id)| *id);
+        let ends = body.inputs.len() - emitted.len();
+        body.inputs = body.inputs[..carried.len()]
+            .iter()
+            .copied()
+            .chain(between)
+            .chain(body.inputs[ends..].iter().copied())
             .collect();
+        remove_dead(&mut body);
         let args = |list: &[(usize, ValueId)]| {
             list.iter().map(|(n, _)| ValueId(*n as u32)).collect::<Vec<_>>()
         };
         Ok(RegionBackward {
             const_args: args(&const_in),
             stacked_args: args(&stacked_in),
-            body: split.b.finish(outputs),
+            body,
             carries: Vec::new(),
             consts: Vec::new(),
             stacked: Vec::new(),
