@@ -8,6 +8,8 @@ use mdl_ir::verify::verify;
 use mdl_passes::executable::Executable;
 use mdl_passes::optimise::{Optimizer, decays, optimise};
 use mdl_passes::plan::{StateLayout, plan};
+use mdl_passes::recompute::residuals;
+use mdl_passes::request::MemoryRequest;
 use std::time::{Duration, Instant};
 
 /// What a compilation is for.
@@ -26,6 +28,7 @@ pub enum Purpose {
 pub struct PassInput<'a> {
     pub front: &'a mut Front,
     pub purpose: &'a Purpose,
+    pub memory: &'a MemoryRequest,
 }
 
 /// One row of the pipeline.
@@ -65,6 +68,12 @@ pub const PIPELINE: &[Pass] = &[
         run: hoist,
     },
     Pass {
+        name: "recompute",
+        why: "what a layer saves is chosen while every value of it is visible",
+        leaves: Stage::Placed,
+        run: recompute,
+    },
+    Pass {
         name: "fuse",
         why: "every node becomes a kernel, a view or a region; last, since it fixes what is stored",
         leaves: Stage::Fused,
@@ -94,6 +103,13 @@ fn add_optimizer(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, Stri
 
 fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
     mdl_passes::hoist::hoist(graph)
+}
+
+fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    if !input.memory.activation_checkpointing {
+        return Ok(graph.clone());
+    }
+    mdl_passes::recompute::recompute(graph, &residuals(graph))
 }
 
 fn fuse(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
@@ -137,13 +153,23 @@ impl Trace {
     }
 }
 
-/// Runs the passes on a forward graph.
+/// Runs the passes on a forward graph, where nothing is asked about memory.
 pub fn run(graph: Graph, front: &mut Front, purpose: &Purpose) -> Result<Trace, Bug> {
+    run_within(graph, front, purpose, &MemoryRequest::default())
+}
+
+/// Runs the passes on a forward graph.
+pub fn run_within(
+    graph: Graph,
+    front: &mut Front,
+    purpose: &Purpose,
+    memory: &MemoryRequest,
+) -> Result<Trace, Bug> {
     check("forward", &graph)?;
     let mut trace = Trace { stages: vec![("forward", graph, Duration::ZERO)] };
     for pass in PIPELINE {
         let start = Instant::now();
-        let mut input = PassInput { front: &mut *front, purpose };
+        let mut input = PassInput { front: &mut *front, purpose, memory };
         let result = (pass.run)(trace.last(), &mut input);
         let mut graph = result.map_err(|fault| Bug { pass: pass.name, faults: vec![fault] })?;
         graph.stage = pass.leaves;

@@ -15,6 +15,7 @@ mod lower_repeat;
 pub mod mask;
 pub mod optimise;
 pub mod plan;
+pub mod recompute;
 pub mod region;
 pub mod request;
 mod specs;

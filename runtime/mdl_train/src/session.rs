@@ -6,7 +6,7 @@ use crate::model::{Model, ModelError, initial, read_param, stored_shape};
 use crate::packing::{Batch, Cursor, Evaluation};
 use crate::weights::Weights;
 use mdl_check::entry::{EntryOptions, function};
-use mdl_driver::pipeline::{Purpose, Trace, finish, state_layout};
+use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout};
 use mdl_ir::graph::{Body, Graph, InputRole, Stage, ValueId};
 use mdl_ir::interp::{Env, run};
 use mdl_ir::op::Op;
@@ -124,7 +124,8 @@ fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
 
 /// The training step after every pass.
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    model.compile("loss", &options(settings.batch, settings.t, true), &purpose(settings))
+    let graph = model.graph("loss", &options(settings.batch, settings.t, true))?;
+    Ok(run_within(graph, &mut model.front, &purpose(settings), &settings.memory)?)
 }
 
 /// The executables of a run: the training step, and the loss alone. They share the layout of the

@@ -63,7 +63,6 @@ impl RequestFlags {
         let kept = "what layers keep for their gradients stays in the device's memory";
         let switches = [
             ("bf16", self.bf16, "parameters and activations are f32"),
-            ("activation_checkpointing", self.activation_checkpointing, kept),
             ("offload_activations", self.offload_activations, kept),
             ("cpu_offload", self.cpu_offload, "all state stays in the device's memory"),
         ];
