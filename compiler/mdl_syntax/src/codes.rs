@@ -76,6 +76,7 @@ pub const CODES: &[Code] = &[
     code!("E0905", "form of the data file is not read"),
     code!("E0911", "tokenizer file cannot be read"),
     code!("E0912", "token id is at or above the model's vocabulary"),
+    code!("E0913", "tokenizer cannot be trained or written"),
     code!("E0921", "checkpoint is not found"),
     code!("E0922", "checkpoint file is damaged"),
     code!("E0923", "tensor is missing, extra, or of another shape or type"),

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod fmt;
 pub mod generate;
 pub mod plan;
+pub mod tokenizer;
 pub mod train;
 
 use std::io::Write;

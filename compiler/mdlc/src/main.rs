@@ -45,8 +45,10 @@ enum Command {
     Train(Box<commands::train::Args>),
     /// Continue a text
     Generate(commands::generate::Args),
-    /// Mean loss and perplexity of a checkpoint on a data set
+    /// Loss, perplexity and bits per byte of a checkpoint on a data set
     Eval(commands::eval::Args),
+    /// Encode and decode text, and train tokenizers
+    Tokenizer(commands::tokenizer::Args),
     /// Compare a checkpoint's logits, gradients and optimizer steps with a reference
     Compare(commands::compare::Args),
     /// Measure kernels and the training step against this machine's limits
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Tokenizer(args) => commands::tokenizer::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
     };

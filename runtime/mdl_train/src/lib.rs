@@ -4,6 +4,8 @@
 pub mod checkpoint;
 pub mod compare;
 pub mod dataset;
+pub mod decoding;
+pub mod evaluation;
 pub mod generate;
 pub mod log;
 pub mod machine;
@@ -15,4 +17,5 @@ mod save;
 pub mod session;
 pub mod tokenizer;
 mod tokenizer_file;
+pub mod tokenizer_train;
 pub mod weights;

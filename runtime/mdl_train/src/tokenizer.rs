@@ -7,7 +7,11 @@
 
 use std::path::Path;
 
-use crate::tokenizer_file::{MAX_FILE_BYTES, MAX_NESTING, begin_and_end, read_capped};
+use tokenizers::models::ModelWrapper;
+
+use crate::decoding::Decoding;
+use crate::tokenizer_file::{Ends, MAX_FILE_BYTES, MAX_NESTING, ends, read_capped};
+use crate::tokenizer_train::{MAX_VOCAB, MIN_VOCAB};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -17,8 +21,10 @@ pub enum TokenizerError {
     NotFound { path: String },
     #[error("tokenizer file `{path}` cannot be read: {reason}; fetch it again from its source")]
     Unreadable { path: String, reason: String },
-    #[error("tokenizer file `{path}` has {bytes} bytes; at most {MAX_FILE_BYTES} are read")]
-    TooLarge { path: String, bytes: u64 },
+    #[error(
+        "tokenizer file `{path}` has more than {MAX_FILE_BYTES} bytes; is it a tokenizer.json?"
+    )]
+    TooLarge { path: String },
     #[error("tokenizer file `{path}` nests deeper than {MAX_NESTING} brackets")]
     TooDeep { path: String },
     #[error("the tokenizer cannot encode or decode this text: {reason}")]
@@ -28,12 +34,21 @@ pub enum TokenizerError {
          {vocab}; set vocab to at least {}, or use the model's own tokenizer", id + 1
     )]
     Vocabulary { path: String, id: u32, token: String, vocab: usize },
+    #[error(
+        "--vocab_size is {vocab_size}; give {MIN_VOCAB} (BOS, EOS and 256 bytes) to {MAX_VOCAB}"
+    )]
+    VocabSize { vocab_size: usize },
+    #[error("no tokenizer can be trained on this data set: {reason}")]
+    Training { reason: String },
+    #[error("the tokenizer cannot be written to `{path}`: {reason}; choose another --out")]
+    Write { path: String, reason: String },
 }
 
 impl TokenizerError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Vocabulary { .. } => "E0912",
+            Self::VocabSize { .. } | Self::Training { .. } | Self::Write { .. } => "E0913",
             _ => "E0911",
         }
     }
@@ -54,9 +69,7 @@ pub struct Tokenizer {
     kind: Kind,
     name: String,
     vocab: usize,
-    bos: Option<u32>,
-    eos: Vec<u32>,
-    adds_bos: bool,
+    ends: Ends,
 }
 
 impl Tokenizer {
@@ -79,7 +92,8 @@ impl Tokenizer {
         }
         let bos = (vocab > 256).then_some(256);
         let eos = if vocab > 257 { vec![257] } else { Vec::new() };
-        Ok(Self { kind: Kind::Bytes, name, vocab, bos, eos, adds_bos: bos.is_some() })
+        let ends = Ends { bos, eos, front: bos.into_iter().collect() };
+        Ok(Self { kind: Kind::Bytes, name, vocab, ends })
     }
 
     fn file(path: &Path, vocab: usize) -> Result<Self, TokenizerError> {
@@ -96,15 +110,17 @@ impl Tokenizer {
         if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= vocab) {
             return Err(TokenizerError::Vocabulary { path: name, id, token, vocab });
         }
-        let (bos, eos, adds_bos) = begin_and_end(&path, &tokenizer)?;
-        for id in bos.iter().chain(&eos) {
+        let ends = ends(&path, &tokenizer)?;
+        for id in ends.bos.iter().chain(&ends.eos).chain(&ends.front) {
             if *id as usize >= vocab {
-                let token = "in the files beside it".to_owned();
+                let token = tokenizer.id_to_token(*id).unwrap_or("not in the vocabulary".into());
                 return Err(TokenizerError::Vocabulary { path: name, id: *id, token, vocab });
             }
         }
+        // `ends` has what it adds, and without it offsets cover the spaces of a token as well.
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let kind = Kind::File { tokenizer: Box::new(tokenizer), json };
-        Ok(Self { kind, name, vocab, bos, eos, adds_bos })
+        Ok(Self { kind, name, vocab, ends })
     }
 
     /// `bytes`, or the path of the `tokenizer.json`.
@@ -121,39 +137,83 @@ impl Tokenizer {
     }
 
     pub fn bos(&self) -> Option<u32> {
-        self.bos
+        self.ends.bos
     }
 
     /// The id that ends a document in training.
     pub fn eos(&self) -> Option<u32> {
-        self.eos.first().copied()
+        self.ends.eos.first().copied()
     }
 
     /// Whether generation ends at this id; a model may have several such.
     pub fn is_end(&self, id: u32) -> bool {
-        self.eos.contains(&id)
+        self.ends.eos.contains(&id)
     }
 
     /// Number of ids that the tokenizer has.
     pub fn n_ids(&self) -> usize {
         match &self.kind {
-            Kind::Bytes => 256 + usize::from(self.bos.is_some()) + self.eos.len(),
+            Kind::Bytes => 256 + usize::from(self.ends.bos.is_some()) + self.ends.eos.len(),
             Kind::File { tokenizer, .. } => tokenizer.get_vocab_size(true),
         }
     }
 
-    /// A warning where most of the model's vocabulary can never occur.
+    /// A warning where more than a quarter of the model's vocabulary can never occur.
     pub fn note(&self) -> Option<String> {
         let (n_ids, vocab, name) = (self.n_ids(), self.vocab, &self.name);
-        (n_ids * 2 < vocab).then(|| {
+        (n_ids * 4 < vocab * 3).then(|| {
             format!("tokenizer `{name}` has {n_ids} ids and the model {vocab}: is it the model's?")
         })
+    }
+
+    /// What a text of this family begins with: BOS, where the tokenizer adds it.
+    pub fn front(&self) -> &[u32] {
+        &self.ends.front
+    }
+
+    /// Every id that ends a generation.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends.eos
+    }
+
+    /// `bytes`, or what the file calls its model: BPE, Unigram, WordPiece, WordLevel.
+    pub fn model_type(&self) -> &'static str {
+        match &self.kind {
+            Kind::Bytes => "bytes",
+            Kind::File { tokenizer, .. } => match tokenizer.get_model() {
+                ModelWrapper::BPE(_) => "BPE",
+                ModelWrapper::WordPiece(_) => "WordPiece",
+                ModelWrapper::WordLevel(_) => "WordLevel",
+                ModelWrapper::Unigram(_) => "Unigram",
+            },
+        }
+    }
+
+    /// The special tokens of the file with their ids, ascending.
+    pub fn special_tokens(&self) -> Vec<(u32, String)> {
+        let named = |id: &Option<u32>, name: &str| id.map(|id| (id, name.to_owned()));
+        match &self.kind {
+            Kind::Bytes => [named(&self.bos(), "<s>"), named(&self.eos(), "</s>")]
+                .into_iter()
+                .flatten()
+                .collect(),
+            Kind::File { tokenizer, .. } => {
+                let added = tokenizer.get_added_tokens_decoder();
+                let special = added.iter().filter(|(_, token)| token.special);
+                let mut res: Vec<_> =
+                    special.map(|(id, token)| (*id, token.content.clone())).collect();
+                res.sort();
+                res
+            }
+        }
     }
 
     /// Token ids of a text; with `add_special`, BOS in front where the tokenizer adds it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let mut res = Vec::with_capacity(text.len() / 3 + 2);
-        res.extend(self.bos.filter(|_| add_special && self.adds_bos));
+        if add_special {
+            res.extend_from_slice(&self.ends.front);
+        }
         match &self.kind {
             Kind::Bytes => res.extend(text.bytes().map(u32::from)),
             Kind::File { tokenizer, .. } => {
@@ -171,9 +231,41 @@ impl Tokenizer {
         Ok(res)
     }
 
-    /// A document to evaluate or go on from: BOS, where it is added, and no EOS.
+    /// A document to evaluate: BOS, where it is added, and no EOS.
     pub fn evaluation_ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encode(text, true)
+    }
+
+    /// The ids of `evaluation_ids`, and for each how many bytes of the text lie before its end.
+    pub fn evaluation_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
+        let mut ids = self.ends.front.clone();
+        let mut ends = vec![0; ids.len()];
+        match &self.kind {
+            Kind::Bytes => {
+                ids.extend(text.bytes().map(u32::from));
+                ends.extend(1..=text.len());
+            }
+            Kind::File { tokenizer, .. } => {
+                let encoding = tokenizer.encode(text, false).map_err(text_error)?;
+                ids.extend_from_slice(encoding.get_ids());
+                ends.extend(encoding.get_offsets().iter().map(|(_, end)| *end));
+            }
+        }
+        Ok((ids, ends))
+    }
+
+    /// Whether every id is one of the tokenizer's: decoding leaves out the others in silence.
+    pub fn known(&self, ids: &[u32]) -> Result<(), TokenizerError> {
+        let known = |id: u32| match &self.kind {
+            Kind::Bytes => (id as usize) < self.n_ids(),
+            Kind::File { tokenizer, .. } => tokenizer.id_to_token(id).is_some(),
+        };
+        match ids.iter().find(|id| !known(**id)) {
+            Some(id) => Err(TokenizerError::Text {
+                reason: format!("{id} is not one of its {} ids", self.n_ids()),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Bytes that are not UTF-8 become U+FFFD.
@@ -185,7 +277,7 @@ impl Tokenizer {
                     match u8::try_from(*id) {
                         Ok(byte) => bytes.push(byte),
                         Err(_) if skip_special => {}
-                        Err(_) if self.bos == Some(*id) => bytes.extend(b"<s>"),
+                        Err(_) if self.ends.bos == Some(*id) => bytes.extend(b"<s>"),
                         Err(_) => bytes.extend(b"</s>"),
                     }
                 }
@@ -197,47 +289,7 @@ impl Tokenizer {
 
     /// Decodes ids that arrive one by one.
     pub fn decoding(&self, skip_special: bool) -> Decoding<'_> {
-        Decoding { tokenizer: self, skip_special, ids: Vec::new(), start: 0, printed: 0 }
-    }
-}
-
-/// Text of ids that arrive one by one, given out as soon as its characters are complete.
-///
-/// What an id means depends on its neighbours (spaces at the front, characters of several
-/// bytes), so each step decodes the last piece given out again together with what is new.
-#[derive(Debug)]
-pub struct Decoding<'a> {
-    tokenizer: &'a Tokenizer,
-    skip_special: bool,
-    ids: Vec<u32>,
-    /// Where the last piece given out begins in `ids`, and where it ends.
-    start: usize,
-    printed: usize,
-}
-
-impl Decoding<'_> {
-    /// The text that `id` completes; empty in the middle of a character.
-    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        self.ids.push(id);
-        // A character has at most four bytes: five ids without an end are not UTF-8.
-        self.piece(self.ids.len() - self.printed > 4)
-    }
-
-    /// What is left at the end, an incomplete character as U+FFFD.
-    pub fn finish(mut self) -> Result<String, TokenizerError> {
-        self.piece(true)
-    }
-
-    fn piece(&mut self, incomplete_too: bool) -> Result<String, TokenizerError> {
-        let given =
-            self.tokenizer.decode(&self.ids[self.start..self.printed], self.skip_special)?;
-        let text = self.tokenizer.decode(&self.ids[self.start..], self.skip_special)?;
-        if !incomplete_too && text.ends_with('\u{fffd}') {
-            return Ok(String::new());
-        }
-        self.start = self.printed;
-        self.printed = self.ids.len();
-        Ok(text.get(given.len()..).unwrap_or_default().to_owned())
+        Decoding::new(self, skip_special)
     }
 }
 
@@ -262,20 +314,6 @@ mod tests {
         assert_eq!(Tokenizer::bytes(255).expect_err("too small").code(), "E0912");
         assert!(tokenizer.note().is_none());
         assert!(Tokenizer::bytes(32_000).expect("room").note().is_some());
-    }
-
-    #[test]
-    fn pieces_are_complete_characters() {
-        let tokenizer = Tokenizer::bytes(258).expect("every byte has room");
-        let text = "aé漢🦙\u{fffd}z";
-        let mut decoding = tokenizer.decoding(true);
-        let mut pieces = Vec::new();
-        for byte in text.bytes().chain([0xff, b'y', 0xe6]) {
-            pieces.push(decoding.push(u32::from(byte)).expect("bytes have a text"));
-        }
-        assert!(pieces.iter().all(|piece| piece.chars().count() <= 2));
-        pieces.push(decoding.finish().expect("bytes have a text"));
-        assert_eq!(pieces.concat(), format!("{text}\u{fffd}y\u{fffd}"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Sizes and nesting are limited before a parser sees a byte. Publishers state the special ids
 //! in up to four files that do not always agree; the order here is that of generation.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -14,6 +15,11 @@ pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 pub(crate) const MAX_NESTING: usize = 64;
 /// Ends of text, in case no file beside the tokenizer names one.
 const USUAL_EOS: [&str; 5] = ["</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>"];
+/// Likewise for the beginning.
+const USUAL_BOS: [&str; 4] = ["<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>"];
+/// Files beside `tokenizer.json` that say which ids begin and end a text, in order of precedence.
+const BESIDE: [&str; 4] =
+    ["generation_config.json", "config.json", "tokenizer_config.json", "special_tokens_map.json"];
 
 /// The whole file, if it is small and flat enough to hand to a parser.
 pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, TokenizerError> {
@@ -25,11 +31,13 @@ pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     if !path.exists() {
         return Err(TokenizerError::NotFound { path: name() });
     }
-    let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > MAX_FILE_BYTES {
-        return Err(TokenizerError::TooLarge { path: name(), bytes });
+    let mut json = Vec::new();
+    // The limit is on what is read: pipes and devices have no size to ask for.
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut json).map_err(unreadable)?;
+    if json.len() as u64 > MAX_FILE_BYTES {
+        return Err(TokenizerError::TooLarge { path: name() });
     }
-    let json = fs::read(path).map_err(unreadable)?;
     if nesting(&json) > MAX_NESTING {
         return Err(TokenizerError::TooDeep { path: name() });
     }
@@ -55,19 +63,28 @@ fn nesting(json: &[u8]) -> usize {
     deepest
 }
 
-/// (BOS, all EOS, whether BOS is put in front), from the first place that says so:
-/// generation_config.json, config.json, tokenizer_config.json, tokenizer.json, usual names.
-pub(crate) fn begin_and_end(
-    path: &Path,
-    tokenizer: &tokenizers::Tokenizer,
-) -> Result<(Option<u32>, Vec<u32>, bool), TokenizerError> {
-    let beside: Vec<Value> = ["generation_config.json", "config.json", "tokenizer_config.json"]
+/// What stands around a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) bos: Option<u32>,
+    /// The first ends a document in training; generation ends at any of them.
+    pub(crate) eos: Vec<u32>,
+    /// What every text begins with: BOS, in families that add it.
+    pub(crate) front: Vec<u32>,
+}
+
+/// BOS and EOS are those of the first file that names them: `generation_config.json`,
+/// `config.json`, `tokenizer_config.json`, `special_tokens_map.json`; then the usual names.
+/// Whether BOS is put in front says `add_bos_token` of `tokenizer_config.json`, and else the
+/// post-processor of `tokenizer.json`.
+pub(crate) fn ends(path: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<Ends, TokenizerError> {
+    let beside: Vec<Value> = BESIDE
         .iter()
         .map(|name| path.with_file_name(name))
         .filter(|path| path.is_file())
         .map(|path| read_json(&path))
         .collect::<Result<_, _>>()?;
-    let ids = |key: &str, token: &str| {
+    let stated = |key: &str, token: &str| {
         let found = |it: &Value| {
             let ids = ids_of(&it[key]);
             let token = it[token].as_str().or_else(|| it[token]["content"].as_str());
@@ -76,21 +93,32 @@ pub(crate) fn begin_and_end(
         };
         beside.iter().map(found).find(|ids: &Vec<u32>| !ids.is_empty()).unwrap_or_default()
     };
-    let added = |error: tokenizers::Error| TokenizerError::Unreadable {
+    let usual = |names: &[&str]| names.iter().find_map(|name| tokenizer.token_to_id(name));
+    let mut eos = stated("eos_token_id", "eos_token");
+    if eos.is_empty() {
+        eos.extend(usual(&USUAL_EOS));
+    }
+    let in_front = put_in_front(tokenizer).map_err(|error| TokenizerError::Unreadable {
         path: path.display().to_string(),
         reason: error.to_string(),
+    })?;
+    let bos = stated("bos_token_id", "bos_token").first().copied();
+    let bos = bos.or(in_front.first().copied()).or_else(|| usual(&USUAL_BOS));
+    let front = match beside.iter().find_map(|it| it["add_bos_token"].as_bool()) {
+        Some(true) if bos.is_some() => bos.into_iter().collect(),
+        Some(false) => Vec::new(),
+        _ => in_front,
     };
-    // What the file itself puts around a text shows on an empty one.
-    let around = tokenizer.encode("", true).map_err(added)?.get_ids().to_vec();
-    let mut eos = ids("eos_token_id", "eos_token");
-    if eos.is_empty() {
-        eos.extend(USUAL_EOS.iter().find_map(|name| tokenizer.token_to_id(name)));
-    }
-    let in_front = around.first().copied().filter(|id| !eos.contains(id));
-    let bos = ids("bos_token_id", "bos_token").first().copied().or(in_front);
-    let said = beside.iter().find_map(|it| it["add_bos_token"].as_bool());
-    let adds_bos = bos.is_some() && said.unwrap_or(in_front.is_some());
-    Ok((bos, eos, adds_bos))
+    Ok(Ends { bos, eos, front })
+}
+
+/// What the post-processor puts in front of a text, seen on a short one.
+fn put_in_front(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
+    let ids = |special: bool| tokenizer.encode("a", special).map(|it| it.get_ids().to_vec());
+    let (plain, full) = (ids(false)?, ids(true)?);
+    let n_added = full.len().saturating_sub(plain.len());
+    let n_front = (0..=n_added).find(|at| full[*at..].starts_with(&plain)).unwrap_or(0);
+    Ok(full[..n_front].to_vec())
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, TokenizerError> {

@@ -1,26 +1,31 @@
-//! `mdlc eval`: mean loss per token of a checkpoint on a data set.
+//! `mdlc eval`: loss, perplexity and bits per byte of a checkpoint on a data set.
 
 use super::say;
 use crate::{Failure, Outcome};
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use mdl_check::entry::EntryOptions;
-use mdl_driver::pipeline::{Purpose, finish, state_layout};
-use mdl_ir::graph::InputRole;
 use mdl_kernels::Device;
-use mdl_train::machine::Machine;
-use mdl_train::model::{Model, read_param};
-use mdl_train::packing::Evaluation;
+use mdl_train::checkpoint;
+use mdl_train::dataset::{self, Document};
+use mdl_train::evaluation::{Evaluator, Extent, Report, Tally, evaluate};
+use mdl_train::model::Model;
 use mdl_train::tokenizer::Tokenizer;
 use mdl_train::weights::Weights;
-use mdl_train::{checkpoint, dataset, session};
+use serde_json::json;
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 #[derive(Debug, Parser)]
+#[command(after_help = "Loss is in nats for each token, over windows that do not overlap; \
+    BOS stands in front where the tokenizer adds it.\n\n\
+    mdlc eval run --dataset book.txt --validation_split 0.1\n\
+    mdlc eval run --dataset 'c4/*.json.gz' --max_documents 100 --per_document --json")]
 pub struct Args {
     /// A checkpoint directory
     checkpoint: PathBuf,
-    /// Text files, .jsonl or .json.gz
+    /// Text files, .jsonl or .json.gz; folders and globs too
     #[arg(long, required = true, num_args = 1..)]
     dataset: Vec<String>,
     /// Only the last part of each file, as training kept it apart
@@ -29,11 +34,22 @@ pub struct Args {
     /// bytes, a tokenizer.json or a directory [default: the checkpoint's]
     #[arg(long)]
     tokenizer: Option<String>,
-    /// Tokens per window
-    #[arg(long = "max_context_width")]
+    /// Tokens per window [default: the context of the checkpoint, 2048 at most]
+    #[arg(long = "max_context_width", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     max_context_width: Option<u64>,
-    #[arg(long = "val_batch_size", default_value_t = 1)]
+    /// Windows at a time
+    #[arg(long = "val_batch_size", default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     val_batch_size: u64,
+    /// A row for each document; no batch then holds two of them
+    #[arg(long = "per_document")]
+    per_document: bool,
+    /// Only the first so many documents
+    #[arg(long = "max_documents")]
+    max_documents: Option<usize>,
+    /// End after so many predicted tokens
+    #[arg(long = "max_tokens")]
+    max_tokens: Option<u64>,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -52,40 +68,105 @@ pub fn tokenizer_for(
 
 pub fn run(args: &Args) -> Outcome {
     let dir = checkpoint::model_directory(&args.checkpoint)?;
-    let mut model = Model::of_checkpoint(&dir)?;
+    let model = Model::of_checkpoint(&dir)?;
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32);
     let tokenizer = tokenizer_for(&dir, args.tokenizer.as_deref(), vocab)?;
+    if let Some(note) = tokenizer.note() {
+        eprintln!("note: {note}");
+    }
     let mut documents = dataset::documents(&args.dataset).map_err(coded)?;
     if let Some(fraction) = args.validation_split {
         documents = dataset::split(documents, fraction).map_err(coded)?.validation;
     }
-    let context = context(&dir).unwrap_or(512);
-    let t = args.max_context_width.unwrap_or(context);
-    let data = Evaluation::from_documents(&documents, &tokenizer, t as usize)?;
-    if data.n_targets() == 0 {
-        return Err(Failure("error[E0904]: the data set has nothing to predict".into()));
-    }
-    let sizes = vec![("B".to_string(), args.val_batch_size), ("T".to_string(), t)];
-    let options = EntryOptions { sizes, documents: true, auxiliary: false };
-    let trace = model.compile("loss", &options, &Purpose::Forward)?;
-    let device = Arc::new(Device::cpu(None));
-    let state = state_layout(trace.last(), &Purpose::Forward);
-    let executable = finish(trace.last(), &state, device.units())?;
-    let machine = Machine::new(device, executable);
+    documents.truncate(args.max_documents.unwrap_or(usize::MAX));
     let weights = Weights::open(&dir)?;
-    for (p, param) in trace.last().params.iter().enumerate() {
-        machine.write_input(&InputRole::Param(p), &read_param(&weights, param)?);
+    let t = args.max_context_width.or(context(&dir)).unwrap_or(512);
+    let options = EntryOptions { sizes: Vec::new(), documents: true, auxiliary: false };
+    let sizes = (args.val_batch_size, t);
+    let device = Arc::new(Device::cpu(None));
+    let mut evaluator = Evaluator::new(model, &weights, options, sizes, device);
+    let extent = Extent { per_document: args.per_document, max_tokens: args.max_tokens };
+    let bar = progress(args, &documents);
+    let report = evaluate(&mut evaluator, &documents, &tokenizer, extent, &mut |done: &Tally| {
+        bar.set_position(if args.max_tokens.is_some() { done.tokens } else { done.bytes });
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if report.total.tokens == 0 {
+        let message = "the data set has nothing to predict; give texts of two tokens or more";
+        return Err(Failure(format!("error[E0904]: {message}")));
     }
-    let (loss, tokens) = session::evaluate(&machine, &data, args.val_batch_size as usize, 0);
-    if args.json {
-        let row = serde_json::json!({
-            "loss": loss, "perplexity": loss.exp(), "tokens": tokens,
-        });
-        say(&format!("{row}\n"));
-    } else {
-        say(&format!("loss {loss:.6}  perplexity {:.4}  tokens {tokens}\n", loss.exp()));
-    }
+    say(&if args.json { as_json(&report, &documents) } else { as_text(&report, &documents) });
     Ok(())
+}
+
+/// Counts what ends the evaluation: tokens where they are limited, else bytes.
+fn progress(args: &Args, documents: &[Document]) -> ProgressBar {
+    let bytes = documents.iter().map(|it| it.text.len() as u64).sum();
+    let unit = if args.max_tokens.is_some() { "tokens" } else { "bytes" };
+    let bar = ProgressBar::new(args.max_tokens.unwrap_or(bytes)).with_message(unit);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}  eta {eta}");
+    bar.with_style(style.expect("the template is valid"))
+}
+
+/// The file of a document, and its line where the file has several.
+fn source(document: &Document) -> String {
+    let file = document.file.display();
+    document.line.map_or(file.to_string(), |line| format!("{file}:{line}"))
+}
+
+fn as_text(report: &Report, documents: &[Document]) -> String {
+    let mut out = String::new();
+    if !report.documents.is_empty() {
+        out += "document    tokens     bytes      loss    perplexity  bits_per_byte  source\n";
+    }
+    for (i, (tally, document)) in report.documents.iter().zip(documents).enumerate() {
+        let _ = writeln!(
+            out,
+            "{i:>8}  {:>8}  {:>8}  {:>8.5}  {:>12.4}  {:>13.5}  {}",
+            tally.tokens,
+            tally.bytes,
+            tally.loss(),
+            tally.perplexity(),
+            tally.bits_per_byte(),
+            source(document)
+        );
+    }
+    let total = &report.total;
+    let label = if report.documents.is_empty() { "" } else { "total: " };
+    let (loss, perplexity) = (total.loss(), total.perplexity());
+    let _ = writeln!(
+        out,
+        "{label}loss {loss:.6}  perplexity {perplexity:.4}  bits per byte {:.6}  tokens {}  bytes {}",
+        total.bits_per_byte(),
+        total.tokens,
+        total.bytes
+    );
+    out
+}
+
+fn as_json(report: &Report, documents: &[Document]) -> String {
+    let object = |tally: &Tally| {
+        json!({
+            "loss": tally.loss(),
+            "perplexity": tally.perplexity(),
+            "bits_per_byte": tally.bits_per_byte(),
+            "tokens": tally.tokens,
+            "bytes": tally.bytes,
+        })
+    };
+    let mut res = object(&report.total);
+    if !report.documents.is_empty() {
+        let rows = report.documents.iter().zip(documents).enumerate().map(|(i, (tally, it))| {
+            let mut row = object(tally);
+            row["document"] = json!(i);
+            row["file"] = json!(it.file);
+            row["line"] = json!(it.line);
+            row
+        });
+        res["documents"] = rows.collect();
+    }
+    format!("{res}\n")
 }
 
 fn coded(e: dataset::DataError) -> Failure {
