@@ -10,7 +10,7 @@ use std::path::Path;
 use tokenizers::models::ModelWrapper;
 
 use crate::decoding::Decoding;
-use crate::tokenizer_file::{Ends, MAX_FILE_BYTES, MAX_NESTING, ends, read_capped};
+use crate::tokenizer_file::{Ends, MAX_FILE_BYTES, MAX_NESTING, ends, guarded, parse, read_capped};
 use crate::tokenizer_train::{MAX_VOCAB, MIN_VOCAB};
 
 #[derive(Debug, thiserror::Error)]
@@ -101,11 +101,7 @@ impl Tokenizer {
         let name = path.display().to_string();
         let json = read_capped(&path)?;
         let unreadable = |reason: String| TokenizerError::Unreadable { path: name.clone(), reason };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&json)
-            .map_err(|error| unreadable(error.to_string()))?;
-        // A file can ask for a fixed length, which would cut or pad every document in silence.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| unreadable(error.to_string()))?;
+        let mut tokenizer = parse(&json).map_err(|error| unreadable(error.to_string()))?;
         let highest = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
         if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= vocab) {
             return Err(TokenizerError::Vocabulary { path: name, id, token, vocab });
@@ -217,7 +213,8 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => res.extend(text.bytes().map(u32::from)),
             Kind::File { tokenizer, .. } => {
-                let encoding = tokenizer.encode_fast(text, false).map_err(text_error)?;
+                let encoding =
+                    guarded(|| tokenizer.encode_fast(text, false)).map_err(text_error)?;
                 res.extend_from_slice(encoding.get_ids());
             }
         }
@@ -246,7 +243,7 @@ impl Tokenizer {
                 ends.extend(1..=text.len());
             }
             Kind::File { tokenizer, .. } => {
-                let encoding = tokenizer.encode(text, false).map_err(text_error)?;
+                let encoding = guarded(|| tokenizer.encode(text, false)).map_err(text_error)?;
                 ids.extend_from_slice(encoding.get_ids());
                 ends.extend(encoding.get_offsets().iter().map(|(_, end)| *end));
             }
@@ -283,7 +280,9 @@ impl Tokenizer {
                 }
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Kind::File { tokenizer, .. } => tokenizer.decode(ids, skip_special).map_err(text_error),
+            Kind::File { tokenizer, .. } => {
+                guarded(|| tokenizer.decode(ids, skip_special)).map_err(text_error)
+            }
         }
     }
 

@@ -3,9 +3,12 @@
 //! Sizes and nesting are limited before a parser sees a byte. Publishers state the special ids
 //! in up to four files that do not always agree; the order here is that of generation.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Once;
 
 use serde_json::Value;
 
@@ -42,6 +45,39 @@ pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, TokenizerError> {
         return Err(TokenizerError::TooDeep { path: name() });
     }
     Ok(json)
+}
+
+/// Whatever the library is asked about a file's content. It panics on some malformed files, and on
+/// some texts under them: that is an error of the file.
+pub(crate) fn guarded<T>(
+    call: impl FnOnce() -> Result<T, tokenizers::Error>,
+) -> Result<T, tokenizers::Error> {
+    static HOOK: Once = Once::new();
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let res = panic::catch_unwind(AssertUnwindSafe(call));
+    QUIET.set(false);
+    res.unwrap_or_else(|_| Err("its parts contradict each other".into()))
+}
+
+/// A tokenizer without padding and truncation, which would pad or cut every document in silence.
+pub(crate) fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, tokenizers::Error> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(json)?;
+    guarded(|| {
+        let mut res = tokenizers::Tokenizer::from_bytes(json)?;
+        res.with_padding(None).with_truncation(None)?;
+        Ok(res)
+    })
 }
 
 /// Deepest nesting of brackets outside strings.
@@ -114,7 +150,8 @@ pub(crate) fn ends(path: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<End
 
 /// What the post-processor puts in front of a text, seen on a short one.
 fn put_in_front(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
-    let ids = |special: bool| tokenizer.encode("a", special).map(|it| it.get_ids().to_vec());
+    let ids =
+        |special: bool| guarded(|| tokenizer.encode("a", special)).map(|it| it.get_ids().to_vec());
     let (plain, full) = (ids(false)?, ids(true)?);
     let n_added = full.len().saturating_sub(plain.len());
     let n_front = (0..=n_added).find(|at| full[*at..].starts_with(&plain)).unwrap_or(0);
