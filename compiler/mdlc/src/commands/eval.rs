@@ -9,7 +9,7 @@ use mdl_kernels::Device;
 use mdl_train::checkpoint;
 use mdl_train::dataset::{self, Document};
 use mdl_train::evaluation::{Evaluator, Extent, Report, Tally, evaluate};
-use mdl_train::model::Model;
+use mdl_train::model::{Model, ModelError};
 use mdl_train::tokenizer::Tokenizer;
 use mdl_train::weights::Weights;
 use serde_json::json;
@@ -67,7 +67,7 @@ pub fn tokenizer_for(
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let dir = checkpoint::model_directory(&args.checkpoint)?;
+    let dir = checkpoint::model_directory(&args.checkpoint).map_err(ModelError::from)?;
     let model = Model::of_checkpoint(&dir)?;
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32);
     let tokenizer = tokenizer_for(&dir, args.tokenizer.as_deref(), vocab)?;
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Outcome {
         documents = dataset::split(documents, fraction).map_err(coded)?.validation;
     }
     documents.truncate(args.max_documents.unwrap_or(usize::MAX));
-    let weights = Weights::open(&dir)?;
+    let weights = Weights::open(&dir).map_err(ModelError::from)?;
     let t = args.max_context_width.or(context(&dir)).unwrap_or(512);
     let options = EntryOptions { sizes: Vec::new(), documents: true, auxiliary: false };
     let sizes = (args.val_batch_size, t);
