@@ -134,6 +134,7 @@ struct Family {
     front: &'static [u32],
 }
 
+// tidy: table
 fn families() -> Vec<Family> {
     let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
         "use_regex": true });
@@ -333,7 +334,8 @@ fn originals() -> Vec<String> {
             "vocab": [["<pad>", 0.0], ["<unk>", 0.0], ["▁a", -1.5], ["b", -2.0], ["▁", -3.0]] },
     });
     let words = json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": { "type": "Lowercase" },
+        "version": "1.0", "truncation": null, "padding": null,
+        "normalizer": { "type": "Lowercase" },
         "pre_tokenizer": { "type": "Split", "pattern": { "Regex": "\\s+(?!\\S)|\\s+" },
             "behavior": "Isolated", "invert": false },
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },

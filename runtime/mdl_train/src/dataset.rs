@@ -1,4 +1,4 @@
-//! Opens local data sets: text files and JSON lines, plain or gzip, as a list of documents.
+//! Opens local data sets: text files and JSON lines, plain, gzip or Zstandard, as a list of documents.
 //!
 //! A name may be a file, a directory, a `*` pattern in the last part of a path, or several of
 //! these with commas between. Each expands in sorted order, so the order of documents does not
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
+
+use crate::zstandard::Frames;
 
 /// A piece of text that is learnt as a whole: attention and prediction do not cross its ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +58,9 @@ pub enum DataError {
          add text or lower the sequence length"
     )]
     TooShort { tokens: usize, needed: usize },
-    #[error("`{path}` is {form}, which is not read; convert it to .jsonl or .txt, plain or .gz")]
+    #[error(
+        "`{path}` is {form}, which is not read; convert it to .jsonl or .txt, plain, .gz or .zst"
+    )]
     Form { path: String, form: &'static str },
 }
 
@@ -214,9 +218,7 @@ fn refused_form(extension: &str) -> Option<&'static str> {
     Some(match extension {
         "parquet" => "a Parquet file",
         "arrow" | "feather" => "an Arrow file",
-        "zst" | "zstd" | "xz" | "bz2" | "lz4" | "zip" | "7z" => {
-            "compressed with something but gzip"
-        }
+        "xz" | "bz2" | "lz4" | "zip" | "7z" => "compressed with something but gzip or zstd",
         "tar" | "tgz" => "an archive",
         "csv" | "tsv" => "a table",
         "bin" | "idx" | "npy" | "npz" | "pt" | "pkl" | "safetensors" => "a file of numbers",
@@ -229,17 +231,21 @@ fn refused_form(extension: &str) -> Option<&'static str> {
 fn read_file(path: &Path, documents: &mut Vec<Document>) -> Result<(), DataError> {
     let extension =
         |path: &Path| path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let gzip = extension(path) == "gz";
-    let form = if gzip { extension(&path.with_extension("")) } else { extension(path) };
+    let packed = extension(path);
+    let form = match packed.as_str() {
+        "gz" | "zst" | "zstd" => extension(&path.with_extension("")),
+        plain => plain.to_string(),
+    };
     if let Some(form) = refused_form(&form) {
         return Err(DataError::Form { path: path.display().to_string(), form });
     }
     let file = File::open(path).map_err(|source| io_error(path, source))?;
-    let mut reader: Box<dyn BufRead> = if gzip {
+    let file = BufReader::new(file);
+    let mut reader: Box<dyn BufRead> = match packed.as_str() {
         // Several gzip members in a row are one file, as `cat a.gz b.gz` makes them.
-        Box::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))))
-    } else {
-        Box::new(BufReader::new(file))
+        "gz" => Box::new(BufReader::new(MultiGzDecoder::new(file))),
+        "zst" | "zstd" => Box::new(BufReader::new(Frames::new(file))),
+        _ => Box::new(file),
     };
     if matches!(form.as_str(), "jsonl" | "json" | "ndjson") {
         return read_lines(path, &mut *reader, documents);
@@ -309,6 +315,7 @@ fn io_error(path: &Path, source: io::Error) -> DataError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use std::io::Write;
 
     fn directory(name: &str) -> PathBuf {
@@ -360,6 +367,21 @@ mod tests {
         assert_eq!(texts(&[path]), ["été"]);
         let cut = put(&dir, "y.json.gz", &bytes[..bytes.len() - 9]);
         assert_eq!(failure(&[cut]).0, "E0901");
+    }
+
+    #[test]
+    fn zstandard_is_read_and_a_cut_one_is_an_error() {
+        let dir = directory("zstandard");
+        let frame = |text: &str| compress_to_vec(text.as_bytes(), CompressionLevel::Fastest);
+        let lines = "{\"text\":\"été\"}\n".repeat(20_000);
+        let (one, two) = (frame(&lines), frame("{\"text\":\"z\"}"));
+        let path = put(&dir, "x.jsonl.zst", [one.as_slice(), &two].concat());
+        let found = texts(&[path]);
+        assert_eq!((found.len(), found[0].as_str(), found[20_000].as_str()), (20_001, "été", "z"));
+        for (name, bytes) in [("cut", &one[..one.len() - 9]), ("none", b"plain text")] {
+            assert_eq!(failure(&[put(&dir, &format!("{name}.txt.zst"), bytes)]).0, "E0901");
+        }
+        assert_eq!(failure(&[put(&dir, "empty.txt.zst", "")]).0, "E0904");
     }
 
     #[test]

@@ -19,3 +19,4 @@ pub mod tokenizer;
 mod tokenizer_file;
 pub mod tokenizer_train;
 pub mod weights;
+mod zstandard;

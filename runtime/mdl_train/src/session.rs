@@ -116,8 +116,9 @@ fn purpose(settings: &Settings) -> Purpose {
     })
 }
 
-/// The step trains with auxiliary losses; validation is cross-entropy alone.
-fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
+/// Packed sequences of `t` tokens, `batch` at a time. The step trains with auxiliary losses;
+/// validation is cross-entropy alone.
+pub fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
     let sizes = vec![("B".to_string(), batch), ("T".to_string(), t)];
     EntryOptions { sizes, documents: true, auxiliary }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub struct Args {
     /// A checkpoint directory
     checkpoint: PathBuf,
-    /// Text files, .jsonl or .json.gz; folders and globs too
+    /// Text files or .jsonl, plain, .gz or .zst; folders and globs too
     #[arg(long, required = true, num_args = 1..)]
     dataset: Vec<String>,
     /// Only the last part of each file, as training kept it apart
@@ -135,13 +135,9 @@ fn as_text(report: &Report, documents: &[Document]) -> String {
     let total = &report.total;
     let label = if report.documents.is_empty() { "" } else { "total: " };
     let (loss, perplexity) = (total.loss(), total.perplexity());
-    let _ = writeln!(
-        out,
-        "{label}loss {loss:.6}  perplexity {perplexity:.4}  bits per byte {:.6}  tokens {}  bytes {}",
-        total.bits_per_byte(),
-        total.tokens,
-        total.bytes
-    );
+    let (bits, tokens, bytes) = (total.bits_per_byte(), total.tokens, total.bytes);
+    let _ = write!(out, "{label}loss {loss:.6}  perplexity {perplexity:.4}  ");
+    let _ = writeln!(out, "bits per byte {bits:.6}  tokens {tokens}  bytes {bytes}");
     out
 }
 

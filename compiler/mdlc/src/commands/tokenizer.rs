@@ -66,7 +66,7 @@ struct Decode {
     after_help = "mdlc tokenizer train --dataset 'books/*.txt' --vocab_size 4096 --out tokens"
 )]
 struct Train {
-    /// Text files, .jsonl or .json.gz; folders and globs too
+    /// Text files or .jsonl, plain, .gz or .zst; folders and globs too
     #[arg(long, required = true, num_args = 1..)]
     dataset: Vec<String>,
     /// Ids at most, BOS, EOS and the 256 bytes among them
