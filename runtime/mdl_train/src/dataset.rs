@@ -1,4 +1,5 @@
-//! Opens local data sets: text files and JSON lines, plain, gzip or Zstandard, as a list of documents.
+//! Opens local data sets: text files and JSON lines, plain, gzip or Zstandard, as a list of
+//! documents.
 //!
 //! A name may be a file, a directory, a `*` pattern in the last part of a path, or several of
 //! these with commas between. Each expands in sorted order, so the order of documents does not
