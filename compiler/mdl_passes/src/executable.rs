@@ -7,7 +7,8 @@ use mdl_ir::tensor_type::Type;
 use serde::{Deserialize, Serialize};
 
 /// Parameters, gradients and optimizer state live in `State`, which outlives an executable and is
-/// laid out by the model alone; all else lives in `Work`.
+/// laid out by the model alone, with the caches of a generation behind them; all else lives in
+/// `Work`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Space {
     State,

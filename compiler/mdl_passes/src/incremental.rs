@@ -5,9 +5,11 @@
 //! follows reads the cache. Positions along T start at an input. Everything else must treat each
 //! position alone; what mixes positions in another way has no incremental form, and says so.
 
+use crate::mask::recognise;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
-use mdl_ir::op::{Binary, Op};
+use mdl_ir::kernel::MaskSpec;
+use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use std::collections::{HashMap, HashSet};
 
@@ -39,6 +41,26 @@ pub fn incremental(graph: &Graph, time: &str, capacity: u64) -> Result<Graph, St
     }
     let name = format!("{}.incremental", graph.name);
     Ok(Graph { name, inputs, outputs, body: scope.b.finish(ids), ..graph.clone() })
+}
+
+/// The same step for positions whose results nobody reads: it fills the caches, and what only the
+/// other outputs needed is gone. Inputs stay, so that both steps share one state.
+pub fn caches_only(mut graph: Graph) -> Graph {
+    let kept = |(role, _): &(OutputRole, ValueId)| matches!(role, OutputRole::Cache(_));
+    let outputs = graph.outputs.into_iter().zip(graph.body.outputs).filter(kept);
+    (graph.outputs, graph.body.outputs) = outputs.unzip();
+    let mut needed: HashSet<ValueId> = graph.body.outputs.iter().copied().collect();
+    let mut nodes: Vec<Node> = Vec::new();
+    for node in graph.body.nodes.into_iter().rev() {
+        if node.results.iter().any(|r| needed.contains(r)) {
+            needed.extend(&node.args);
+            nodes.push(node);
+        }
+    }
+    nodes.reverse();
+    graph.body.nodes = nodes;
+    graph.name = format!("{}.caches", graph.name);
+    graph
 }
 
 /// A body that is being written, with the caches that came up in it: input and updated value.
@@ -109,6 +131,11 @@ impl Rewrite<'_> {
             }
             Op::Concat { axis, .. } | Op::Gather { axis } => axis == self.time,
             Op::Merge { axes, .. } => axes.iter().any(|a| a == self.time),
+            Op::GroupedContract { axes, .. } => axes.iter().any(|a| a == self.time),
+            // What has no time in its result and had it in an argument summed over it.
+            Op::GroupedOuter { .. } | Op::ScatterAdd { .. } => {
+                node.args.iter().any(|a| body.ty(*a).has(self.time))
+            }
             _ => false,
         };
         if !mixes {
@@ -196,6 +223,11 @@ impl Rewrite<'_> {
         let Op::Call { kernel, axes, body } = &node.op else {
             return Err("a call".into());
         };
+        let sees_later = |(_, mask): (f32, MaskSpec)| !mask.causal;
+        if *kernel == Kernel::Attention && recognise(body, axes).is_some_and(sees_later) {
+            let name = outer.name(node.results[0]);
+            return Err(format!("`{name}` sees later positions and has no incremental form"));
+        }
         let mut args: Vec<ValueId> = node.args.iter().map(|a| scope.map[a]).collect();
         let mut inner = Scope::default();
         for (input, arg) in body.inputs.iter().zip(&args) {

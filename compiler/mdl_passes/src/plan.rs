@@ -4,7 +4,7 @@
 use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
 use crate::layout::{Loc, slice_stride};
 use crate::lower::{Item, Lowering, Places, Planned, stacked_loc};
-use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, ValueId};
+use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::Type;
 
@@ -48,8 +48,9 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
+    let mut state_bytes = sections(graph) * state.section;
     for (id, role) in body.inputs.iter().zip(&graph.inputs) {
-        let loc = input_place(&mut low, graph, state, *id, role);
+        let loc = input_place(&mut low, graph, state, (*id, role), &mut state_bytes);
         places.insert(*id, loc);
     }
     let mut wanted = Places::new();
@@ -73,15 +74,15 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let border = |id: &ValueId| slot(&low, &offsets, &places[id], body.ty(*id));
     let inputs = graph.inputs.iter().cloned().zip(body.inputs.iter().map(border)).collect();
     let outputs = graph.outputs.iter().cloned().zip(body.outputs.iter().map(border)).collect();
-    Ok(emit(graph, low, &offsets, inputs, outputs, state))
+    Ok(emit(graph, low, &offsets, inputs, outputs, state_bytes))
 }
 
 fn input_place(
     low: &mut Lowering,
     graph: &Graph,
     state: &StateLayout,
-    id: ValueId,
-    role: &InputRole,
+    (id, role): (ValueId, &InputRole),
+    end: &mut u64,
 ) -> Loc {
     let ty = graph.body.ty(id);
     match role {
@@ -91,12 +92,30 @@ fn input_place(
         InputRole::Data(name) | InputRole::Scalar(name) => {
             Loc::dense(low.buffer(name, ty.elements(), None), ty)
         }
-        InputRole::Cache(_) => {
-            let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
-            let elements = ty.axes[0].size * slice_stride(&slice);
-            stacked_loc(low.buffer("cache", elements, None), ty)
-        }
+        InputRole::Cache(_) => cache_place(low, &graph.body, id, end),
     }
+}
+
+/// Parameters alone, with gradients, or with gradients and both moments.
+fn sections(graph: &Graph) -> u64 {
+    if graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_))) {
+        return 4;
+    }
+    1 + u64::from(graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_))))
+}
+
+/// Caches lie in the state space behind its sections, one after the other: what one executable
+/// keeps, another one with the same caches goes on with. In slices where a region stacks them.
+fn cache_place(low: &mut Lowering, body: &Body, id: ValueId, end: &mut u64) -> Loc {
+    let ty = body.ty(id);
+    let in_region = |n: &Node| matches!(n.op, Op::Repeat { .. }) && n.args.contains(&id);
+    let stacked = body.nodes.iter().any(in_region);
+    let slices = if stacked { ty.axes[0].size } else { 1 };
+    let axes = if stacked { &ty.axes[1..] } else { &ty.axes[..] };
+    let elements = slices * slice_stride(&Type::new(ty.dtype, axes.to_vec()));
+    let buffer = low.buffer(body.name(id), elements, Some(*end));
+    *end += padded(elements * 4);
+    if stacked { stacked_loc(buffer, ty) } else { Loc::dense(buffer, ty) }
 }
 
 fn in_state(
@@ -177,7 +196,7 @@ fn emit(
     offsets: &[u64],
     inputs: Vec<(InputRole, Slot)>,
     outputs: Vec<(OutputRole, Slot)>,
-    state: &StateLayout,
+    state_bytes: u64,
 ) -> Executable {
     let mut specs = Vec::new();
     let mut launch = |p: &Planned| {
@@ -209,9 +228,6 @@ fn emit(
             }
         })
         .collect();
-    let trains = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
-    let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
-    let sections = if updates { 4 } else { 1 + u64::from(trains) };
     let buffers = buffer_plans(&low, offsets);
     let work = buffers.iter().filter(|b| b.space == Space::Work);
     let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
@@ -222,7 +238,7 @@ fn emit(
         steps,
         inputs,
         outputs,
-        state_bytes: sections * state.section,
+        state_bytes,
         work_bytes,
         buffers,
         units: low.units,

@@ -87,6 +87,8 @@ pub const CODES: &[Code] = &[
     code!("E0941", "this command line does not go together"),
     code!("E0951", "loss is not finite"),
     code!("E0952", "device cannot run this"),
+    code!("E0961", "generation has no room for this"),
+    code!("E0962", "logits have no most likely token"),
 ];
 
 /// The row of a code such as `E0301`.

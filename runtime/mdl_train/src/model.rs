@@ -28,6 +28,11 @@ pub enum ModelError {
     Asked(String),
     #[error("error[E0923]: {0}")]
     Shape(String),
+    #[error(
+        "error[E0952]: this needs {bytes} bytes of memory and {there} are free; ask for fewer or \
+         shorter sequences"
+    )]
+    Memory { bytes: u64, there: u64 },
     #[error("error[{code}]: {0}", code = .0.code())]
     Weights(#[from] WeightsError),
     #[error("error[{code}]: {0}", code = .0.code())]
