@@ -205,6 +205,7 @@ fn other_architectures_agree_with_the_interpreter() {
         ("learned.mdl", include_str!("../models/learned.mdl")),
         ("parallel.mdl", include_str!("../models/parallel.mdl")),
         ("odd.mdl", include_str!("../models/odd.mdl")),
+        ("windowed.mdl", include_str!("../models/windowed.mdl")),
     ] {
         faults.extend(agree(file, text, "ragged", &device));
     }

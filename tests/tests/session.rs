@@ -1,18 +1,11 @@
-//! Sessions: resuming and threads do not change a bit, and generation with caches is the full
-//! forward pass.
+//! Sessions: resuming and threads do not change a bit.
 
-use mdl_check::entry::EntryOptions;
-use mdl_driver::pipeline::{Purpose, finish, state_layout};
-use mdl_ir::graph::InputRole;
 use mdl_kernels::Device;
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::checkpoint;
-use mdl_train::generate::Generator;
-use mdl_train::machine::Machine;
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings};
-use mdl_train::weights::Weights;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -87,46 +80,5 @@ fn resuming_rejoins_the_curve_bit_for_bit() {
     second.resume(&checkpoint::open(&dir).expect("complete")).expect("the same model");
     assert_eq!(second.step, 4);
     assert_eq!(steps(&mut second, 4), whole[4..]);
-    std::fs::remove_dir_all(&dir).expect("written above");
-}
-
-/// Sums in another order: attention over a cache and matrix–vector products against whole
-/// contractions, f32.
-const TOLERANCE_INCREMENTAL: f64 = 2e-5;
-
-#[test]
-fn generation_with_caches_is_the_full_forward_pass() {
-    let dir = folder("generate");
-    let mut trained = session(2);
-    steps(&mut trained, 3);
-    let step = checkpoint::save(&dir, &trained.snapshot(None, [None, None]), None).expect("saved");
-    let weights = Weights::open(&step).expect("written above");
-    let mut model = Model::of_checkpoint(&step).expect("its own model.mdl");
-    let ids: Vec<u32> = (0..23).map(|i| (i * 37 + 11) % 320).collect();
-    let device = Arc::new(Device::cpu(None));
-    let mut generator =
-        Generator::open(&mut model, &weights, 23, device.clone()).expect("has a step");
-    let sizes = vec![("B".to_string(), 1), ("T".to_string(), 23)];
-    let options = EntryOptions { sizes, documents: false, auxiliary: true };
-    let trace = model.compile("logits", &options, &Purpose::Forward).expect("compiles");
-    let state = state_layout(trace.last(), &Purpose::Forward);
-    let executable = finish(trace.last(), &state, device.units()).expect("plans");
-    let machine = Machine::new(device, executable);
-    for (p, param) in trace.last().params.iter().enumerate() {
-        let values = mdl_train::model::read_param(&weights, param).expect("there");
-        machine.write_input(&InputRole::Param(p), &values);
-    }
-    let tokens: Vec<i32> = ids.iter().map(|i| *i as i32).collect();
-    machine.write_data("tokens", &tokens);
-    machine.run();
-    let whole = machine.read_value("logits").expect("logits");
-    for (i, id) in ids.iter().enumerate() {
-        let step = generator.push(*id).expect("within the capacity");
-        let row = &whole[i * 320..(i + 1) * 320];
-        let norm: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
-        let off: f64 = row.iter().zip(&step).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        assert!((off / norm).sqrt() < TOLERANCE_INCREMENTAL, "position {i}");
-    }
-    assert!(generator.push(0).is_none(), "the cache is full");
     std::fs::remove_dir_all(&dir).expect("written above");
 }

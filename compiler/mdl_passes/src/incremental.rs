@@ -63,6 +63,22 @@ pub fn caches_only(mut graph: Graph) -> Graph {
     graph
 }
 
+/// Computed ids, held inside their table. Positions that are computed only to fill a chunk may lie
+/// behind a table of learned positions, where there is nothing to read.
+fn inside(
+    axis: &str,
+    table: ValueId,
+    ids: ValueId,
+    node: &Node,
+    b: &mut Builder,
+) -> Result<ValueId, String> {
+    let rows = b.ty(table).axis(axis).ok_or("a table has its axis")?.size;
+    let last = b.push(Op::Const(rows as f64 - 1.0), &[], node.span)?;
+    let ids = b.push(Op::Cast(DType::F32), &[ids], node.span)?;
+    let ids = b.binary(Binary::Min, ids, last, node.span)?;
+    b.push(Op::Cast(DType::I32), &[ids], node.span)
+}
+
 /// A body that is being written, with the caches that came up in it: input and updated value.
 #[derive(Debug, Default)]
 struct Scope {
@@ -108,6 +124,10 @@ impl Rewrite<'_> {
             Op::Broadcast { axes } => {
                 let axes = axes.iter().map(|a| self.grown(a)).collect();
                 scope.b.push(Op::Broadcast { axes }, &args, at)?
+            }
+            Op::Gather { axis } if !body.inputs.contains(&node.args[1]) => {
+                let ids = inside(axis, args[0], args[1], node, &mut scope.b)?;
+                scope.b.push(node.op.clone(), &[args[0], ids], at)?
             }
             Op::Repeat { .. } => return self.repeat(body, node, scope),
             Op::Call { .. } => return self.call(body, node, scope),

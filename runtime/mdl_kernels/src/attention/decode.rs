@@ -208,7 +208,8 @@ fn score_keys<N: Size>(
     scores
 }
 
-/// The score, or −∞ where the window or another document hides the key.
+/// The score, or −∞ where another document hides the key. Positions hide none of the keys that are
+/// visited: those begin where the window does and end at the query.
 #[cube]
 fn visible(
     score: f32,
@@ -219,10 +220,6 @@ fn visible(
     #[comptime] shape: Shape,
 ) -> f32 {
     let mut out = score;
-    if comptime!(shape.window.is_some()) {
-        let window = comptime!(shape.window.unwrap_or(0));
-        out = select(key + window > block.position, out, f32::NEG_INFINITY);
-    }
     if comptime!(shape.documents) {
         let same = documents_t[block.batch] == documents_s[block.batch * shape.s + key];
         out = select(same, out, f32::NEG_INFINITY);

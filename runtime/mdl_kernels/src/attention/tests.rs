@@ -55,8 +55,8 @@ pub(crate) fn document_s(spec: &AttentionSpec, s: usize) -> i32 {
     (s * 3 / spec.s as usize) as i32
 }
 
-pub(crate) fn sees(spec: &AttentionSpec, t: usize, s: usize) -> bool {
-    let position = start_of(spec) + t;
+pub(crate) fn sees(spec: &AttentionSpec, start: usize, t: usize, s: usize) -> bool {
+    let position = start + t;
     let mask = spec.mask;
     let causal = !mask.causal || s <= position;
     let window = mask.window.is_none_or(|window| position < s + window as usize);
@@ -88,6 +88,10 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn rows(spec: &AttentionSpec, q: &[f64], k: &[f64]) -> Vec<Row> {
+    rows_from(spec, start_of(spec), q, k)
+}
+
+fn rows_from(spec: &AttentionSpec, start: usize, q: &[f64], k: &[f64]) -> Vec<Row> {
     let head = spec.head as usize;
     let (heads, group) = ((spec.kv_heads * spec.group) as usize, spec.group as usize);
     let (t_count, s_count) = (spec.t as usize, spec.s as usize);
@@ -99,7 +103,7 @@ pub(crate) fn rows(spec: &AttentionSpec, q: &[f64], k: &[f64]) -> Vec<Row> {
         let score = |s: usize| {
             let pairs = q[row * head..][..head].iter().zip(&k[keys[s]..][..head]);
             let dot: f64 = pairs.map(|(a, b)| a * b).sum();
-            if sees(spec, t, s) { dot * f64::from(spec.scale) } else { f64::NEG_INFINITY }
+            if sees(spec, start, t, s) { dot * f64::from(spec.scale) } else { f64::NEG_INFINITY }
         };
         let scores: Vec<f64> = (0..s_count).map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -141,6 +145,51 @@ fn forward_matches_the_formula() {
             let same = f64::from(*got) == *expected;
             let close = (f64::from(*got) - expected).abs() < 4e-6;
             assert!(same || close, "{spec:?}: log-sum-exp {got} for {expected}");
+        }
+    }
+}
+
+/// A cache with room for 64 positions, of which a window of 7 is seen.
+fn windowed(t: u32) -> AttentionSpec {
+    let mask = MaskSpec { window: Some(7), start: true, ..causal() };
+    AttentionSpec { batch: 2, ..case(t, 64, 2, 2, 12, mask) }
+}
+
+/// Keys that are outside the window are not read: nothing comes of what is not a number there.
+/// More queries than one visit whole tiles of at most `TILE` keys, of which the first may begin
+/// before the window; those keys are read, and hidden.
+#[test]
+fn a_window_moves_over_a_cache() {
+    const TILE: usize = 8;
+    for t in [1, 2, 5, 20, 33] {
+        let spec = windowed(t);
+        for start in [0, 1, 6, 7, 8, 19, 64 - t as usize] {
+            let mut buffers = Buffers::new();
+            let mut args = inputs(&mut buffers, &spec);
+            let [q, k, v] = [0, 1, 2].map(|i| buffers.f64(args[i]));
+            let first = (start + 1).saturating_sub(7);
+            let first = if t == 1 { first } else { first / TILE * TILE };
+            let width = (spec.kv_heads * spec.head) as usize;
+            for i in [1, 2] {
+                let mut values = buffers.f32(args[i]).to_vec();
+                for (row, key) in values.chunks_mut(width).zip((0..64).cycle()) {
+                    if key < first || key >= start + t as usize {
+                        row.fill(f32::NAN);
+                    }
+                }
+                args[i] = buffers.push(values);
+            }
+            args[3] = buffers.ints([start as i32].into_iter());
+            let y = buffers.zeros(q.len());
+            let lse = buffers.zeros(q.len() / spec.head as usize);
+            args.extend([y, lse]);
+            let results = buffers.run_on_units(&KernelSpec::Attention(spec.clone()), &args);
+            let rows = rows_from(&spec, start, &q, &k);
+            let (expected, sums) = reference(&spec, &rows, &v);
+            let error = relative_error(&results[y], &expected);
+            assert!(error < FORWARD_TOLERANCE, "{t} queries from {start}: {error}");
+            let error = relative_error(&results[lse], &sums);
+            assert!(error < FORWARD_TOLERANCE, "{t} queries from {start}: {error} of sums");
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Shape {
     pub keys: usize,
     /// Keys, or components of the head, in a register tile.
     pub rows: usize,
-    /// Keys are visited in multiples of this; those behind the last are masked.
+    /// Keys are visited from a multiple of this on; those that no query sees are masked.
     pub step: usize,
 }
 
@@ -56,7 +56,8 @@ impl Shape {
             queries: vectors * lanes,
             keys: 64,
             rows: rows(vectors),
-            step: rows(vectors),
+            // One query has no tiles: its keys are visited from the first that it sees.
+            step: if spec.t == 1 { 1 } else { rows(vectors) },
         }
     }
 
