@@ -162,6 +162,11 @@ impl Generator {
         self.room.batch as usize
     }
 
+    /// Number of the model's weights, nearly all of which one token's step reads.
+    pub fn parameters(&self) -> u64 {
+        self.single.executable.params.iter().map(|p| p.ty.elements()).sum()
+    }
+
     /// Forgets all sequences. What the caches hold is overwritten before anything sees it again.
     pub fn rewind(&mut self) {
         self.position = 0;

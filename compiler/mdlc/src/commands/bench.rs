@@ -1,7 +1,9 @@
 //! `mdlc bench`: kernels and the training step against this machine's measured limits.
 
+mod decode;
+
 use super::say;
-use crate::choose::choose;
+use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
 use crate::flags::{ModelFlags, StepFlags};
 use crate::{Failure, Outcome};
@@ -22,12 +24,14 @@ enum What {
     Attention,
     /// The whole training step of a model
     Step,
+    /// Generation with a model: prompts in chunks, then one token at a time
+    Decode,
 }
 
 #[derive(Debug, Parser)]
 pub struct Args {
     what: What,
-    /// Model of `step`: a path, or the name of an embedded model [default: llama_15m of llama]
+    /// Model of `step` and `decode`: a path, or the name of an embedded model [default: llama_15m of llama]
     #[arg(long)]
     file: Option<String>,
     /// Timed runs; the median counts
@@ -46,12 +50,17 @@ pub fn run(args: &Args) -> Outcome {
         What::Gemm => gemm(&device, args.runs),
         What::Attention => attention(&device, args),
         What::Step => step(&device, args)?,
+        What::Decode => decode::rows(&device, args)?,
     };
     if args.json {
         say(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
         return Ok(());
     }
     for row in rows {
+        if let What::Decode = args.what {
+            say(&decode::line(&row));
+            continue;
+        }
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         let form = row["form"].as_str().unwrap_or("");
         say(&format!(
@@ -194,10 +203,9 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
     rows
 }
 
-fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
-    let flags = &args.flags;
-    flags.note_without_effect(&RunFlags::names());
-    let mut which = flags.model.clone();
+/// The model of `step` and `decode`.
+fn chosen(args: &Args) -> Result<Chosen, Failure> {
+    let mut which = args.flags.model.clone();
     if let (None, ModelFlags { preset: preset @ None, model_type: None, .. }) =
         (&args.file, &mut which)
     {
@@ -205,6 +213,13 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     }
     let chosen = choose(args.file.as_deref(), &which)?;
     chosen.note_differences();
+    Ok(chosen)
+}
+
+fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
+    let flags = &args.flags;
+    flags.note_without_effect(&RunFlags::names());
+    let chosen = chosen(args)?;
     let (preset, model) = (chosen.preset, chosen.model);
     let vocab = model.size("vocab").unwrap_or(256);
     let mut session = Session::open(model, flags.settings(), device.clone())?;
