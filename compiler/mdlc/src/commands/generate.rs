@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, default_value_t = 12345)]
     seed: u64,
     /// Prompts that are continued side by side; up to 8 cost little more than one
-    #[arg(long = "batch_size", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    #[arg(long = "batch_size", default_value_t = 8)]
     batch_size: u64,
     /// Go on where the model ends its text
     #[arg(long = "ignore_eos")]
@@ -112,6 +112,9 @@ fn sampling(args: &Args) -> Result<Sampling, Failure> {
     }
     if args.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
         return Err(wrong("--top_p", "above 0 and at most 1; leave it out to choose among all"));
+    }
+    if args.batch_size == 0 {
+        return Err(wrong("--batch_size", "at least 1"));
     }
     let Args { temperature, top_k, top_p, seed, .. } = *args;
     Ok(Sampling { temperature, top_k, top_p, seed })
