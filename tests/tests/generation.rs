@@ -132,7 +132,7 @@ fn a_batch_continues_each_prompt_as_if_it_were_alone() {
     let prompts = [tokens(9, 1, 320), tokens(40, 2, 320), tokens(7, 3, 320), tokens(7, 4, 320)];
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut model = open("llama", "tiny");
-    let room = Room { batch: 5, capacity: 60, chunk: Some(16) };
+    let room = Room { batch: 5, capacity: 60, chunk: Some(10) };
     let mut together = generator(&mut model, room);
     let mut alone = generator(&mut model, Room { batch: 1, chunk: None, ..room });
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
@@ -157,6 +157,23 @@ fn a_batch_continues_each_prompt_as_if_it_were_alone() {
         continued(&mut alone, &prompts[..1], other, |_| false),
     );
     assert_ne!(a, b, "seeds differ");
+}
+
+/// One of its caches is in no repeated region, and no multiple of any block.
+#[test]
+fn a_window_in_a_batch_is_the_window_alone() {
+    let prompts = [tokens(9, 1, 331), tokens(23, 2, 331), tokens(7, 3, 331)];
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut model = open("models/windowed.mdl", "ragged");
+    let room = Room { batch: 3, capacity: 49, chunk: Some(7) };
+    let mut together = generator(&mut model, room);
+    let mut alone = generator(&mut model, Room { batch: 1, chunk: None, ..room });
+    let sampling = Sampling { top_p: Some(0.9), ..Sampling::default() };
+    let found = continued(&mut together, &prompts, sampling, |_| false);
+    for (i, prompt) in prompts.iter().enumerate() {
+        let expected = continued(&mut alone, &[prompt], sampling, |_| false);
+        assert_eq!(found[i], expected[0], "prompt {i}");
+    }
 }
 
 #[test]
