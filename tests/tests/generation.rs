@@ -12,7 +12,8 @@ use mdl_kernels::Device;
 use mdl_passes::incremental::{START, caches_only, incremental};
 use mdl_train::generate::{Batch, Event, Finish, GenerateError, Generator, Room, Sampling};
 use mdl_train::machine::Machine;
-use mdl_train::model::{Model, initial, read_param};
+use mdl_train::import;
+use mdl_train::model::{Model, ModelError, initial};
 use mdl_train::tokenizer::Tokenizer;
 use mdl_train::weights::Weights;
 use std::path::Path;
@@ -45,9 +46,14 @@ fn values(param: &Param) -> Vec<f32> {
     values.into_iter().map(|x| if small { 10.0 * x } else { x }).collect()
 }
 
+fn filled(machine: &Machine) -> Result<(), ModelError> {
+    machine.write_params(values);
+    Ok(())
+}
+
 fn generator(model: &mut Model, room: Room) -> Generator {
     let device = Arc::new(Device::cpu(None));
-    Generator::open(model, room, device, |param| Ok(values(param))).expect("has a step")
+    Generator::open(model, room, device, filled).expect("has a step")
 }
 
 fn tokens(n: usize, seed: usize, vocab: usize) -> Vec<u32> {
@@ -197,7 +203,7 @@ fn what_there_is_no_room_for_is_an_error() {
     assert!(matches!(many, Some(GenerateError::Batch { given: 3, batch: 2 })));
     let huge = Room { batch: 1, capacity: 1 << 40, chunk: None };
     let device = Arc::new(Device::cpu(None));
-    let error = Generator::open(&mut model, huge, device, |p| Ok(values(p))).err();
+    let error = Generator::open(&mut model, huge, device, filled).err();
     assert!(error.is_some_and(|e| e.to_string().contains("error[E0941]")));
 }
 
@@ -206,7 +212,10 @@ fn weights_that_are_no_numbers_end_a_continuation() {
     let mut model = open("llama", "tiny");
     let room = Room { batch: 1, capacity: 4, chunk: None };
     let device = Arc::new(Device::cpu(None));
-    let nan = |p: &Param| Ok(vec![f32::NAN; p.ty.elements() as usize]);
+    let nan = |machine: &Machine| {
+        machine.write_params(|p| vec![f32::NAN; p.ty.elements() as usize]);
+        Ok(())
+    };
     let mut generator = Generator::open(&mut model, room, device, nan).expect("has a step");
     let prompt = [1, 2];
     let mut batch =
@@ -363,8 +372,8 @@ fn a_pretrained_model_writes_what_it_is_known_to() {
     let weights = Weights::open(&path).expect("weights");
     let device = Arc::new(Device::cpu(None));
     let room = Room { batch: 1, capacity: ids.len() as u64, chunk: Some(32) };
-    let mut generator =
-        Generator::open(&mut model, room, device, |p| read_param(&weights, p)).expect("opens");
+    let load = |machine: &Machine| Ok(import::load(machine, &weights, &machine.executable.params)?);
+    let mut generator = Generator::open(&mut model, room, device, load).expect("opens");
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     // From BOS alone, and from a prompt of which two chunks and four tokens are taken.
     for length in [1, 69] {

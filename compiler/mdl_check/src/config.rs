@@ -190,7 +190,8 @@ impl Binder<'_, '_> {
         Some(Rc::new(config))
     }
 
-    /// The fields that an expression names, with their values: `hidden = 64, heads = 3`.
+    /// The fields that an expression names and what it reads from `config.json`, with their values:
+    /// `hidden = 64, heads = 3`.
     fn bindings(&self, e: &Expr, config: &Config) -> String {
         let mut names = Vec::new();
         crate::names::each_name(e, &mut |n| names.push(n.text.clone()));
@@ -205,7 +206,13 @@ impl Binder<'_, '_> {
             };
             Some(format!("{n} = {value}"))
         });
-        values.collect::<Vec<_>>().join(", ")
+        let mut paths = Vec::new();
+        crate::config_json::paths(e, &mut |path| paths.push(path.to_owned()));
+        let read = paths.iter().filter_map(|path| {
+            let value = crate::config_json::lookup(self.json?, path)?;
+            Some(format!("{path} = {}", value.to_string().chars().take(40).collect::<String>()))
+        });
+        values.chain(read).collect::<Vec<_>>().join(", ")
     }
 
     fn field(
@@ -481,7 +488,11 @@ impl Binder<'_, '_> {
         for key in path.split('.') {
             match value.get(key) {
                 Some(inner) => value = inner,
-                None => return Some(None),
+                None if value.is_object() || value.is_null() => return Some(None),
+                None => {
+                    let message = format!("`{path}` in config.json lies in something else");
+                    return self.fail("E0406", message, at, &format!("`{key}` is looked for"));
+                }
             }
         }
         match value {
@@ -532,88 +543,5 @@ pub fn arithmetic(op: BinaryOp, a: f64, b: f64) -> Option<Setting> {
         BinaryOp::Gt => truth(a > b),
         BinaryOp::Ge => truth(a >= b),
         BinaryOp::And | BinaryOp::Or => None,
-    }
-}
-
-/// The `config.json` keys that give this configuration back: every `from` of a default that can be
-/// turned around.
-pub fn to_json(program: &Program, config: &Config) -> serde_json::Map<String, serde_json::Value> {
-    let mut out = serde_json::Map::new();
-    write_json(program, config, &mut out);
-    out
-}
-
-fn write_json(
-    program: &Program,
-    config: &Config,
-    out: &mut serde_json::Map<String, serde_json::Value>,
-) {
-    let ItemKind::Config(decl) = &program.item(config.item).kind else { return };
-    for field in &decl.fields {
-        let Some(setting) = config.fields.get(&field.name.text) else { continue };
-        let value = match setting {
-            Setting::Config(inner) => {
-                write_json(program, inner, out);
-                continue;
-            }
-            Setting::Size(s) => serde_json::json!(s.value()),
-            Setting::Real(x) => serde_json::json!(x),
-            Setting::Bool(b) => serde_json::json!(b),
-            Setting::Text(t) => serde_json::json!(t),
-        };
-        let mut alternatives = field.default.as_ref();
-        while let Some(e) = alternatives {
-            let (one, rest) = match &e.kind {
-                ExprKind::Else(a, b) => (b.as_ref(), Some(a.as_ref())),
-                _ => (e, None),
-            };
-            if let Some((path, value)) = turned_around(one, config, &value) {
-                set(out, path, value);
-            }
-            alternatives = rest;
-        }
-    }
-}
-
-/// The key and its value for `from("key")`, or for `from("key") / field`.
-fn turned_around<'e>(
-    e: &'e Expr,
-    config: &Config,
-    value: &serde_json::Value,
-) -> Option<(&'e str, serde_json::Value)> {
-    match &e.kind {
-        ExprKind::Call { function, args, .. } => {
-            match (&function.kind, &args.first()?.value.kind) {
-                (ExprKind::Name(n), ExprKind::Text(path)) if n.text == "from" => {
-                    Some((path, value.clone()))
-                }
-                _ => None,
-            }
-        }
-        ExprKind::Binary(BinaryOp::Div, a, b) => {
-            let (ExprKind::Name(by), Some(n)) = (&b.kind, value.as_u64()) else { return None };
-            let Some(Setting::Size(size)) = config.fields.get(&by.text) else { return None };
-            let (path, _) = turned_around(a, config, value)?;
-            Some((path, serde_json::json!(n * size.value()?)))
-        }
-        _ => None,
-    }
-}
-
-pub(crate) fn set(
-    out: &mut serde_json::Map<String, serde_json::Value>,
-    path: &str,
-    value: serde_json::Value,
-) {
-    match path.split_once('.') {
-        None => {
-            out.insert(path.to_string(), value);
-        }
-        Some((key, rest)) => {
-            let inner = out.entry(key).or_insert_with(|| serde_json::json!({}));
-            if let Some(inner) = inner.as_object_mut() {
-                set(inner, rest, value);
-            }
-        }
     }
 }

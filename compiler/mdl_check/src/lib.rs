@@ -11,6 +11,7 @@ mod builtin;
 mod call;
 pub mod check;
 pub mod config;
+pub mod config_json;
 mod elaborate;
 pub mod entry;
 mod frame;

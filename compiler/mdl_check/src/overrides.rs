@@ -3,9 +3,10 @@
 //! What a value means is in the model file alone: its clauses `from("…")` bind it, so a flag that
 //! names a key of `config.json` works with every model that reads this key.
 
-use crate::config::{Config, Setting, Source, bind, set, to_json};
+use crate::config::{Config, Setting, Source, bind};
+use crate::config_json::{insert, paths, remove, to_json};
 use crate::program::{ItemRef, Program};
-use mdl_syntax::ast::{Expr, ExprKind, FieldType, ItemKind};
+use mdl_syntax::ast::{FieldType, ItemKind};
 use mdl_syntax::diag::Sink;
 use serde_json::{Map, Value};
 use std::rc::Rc;
@@ -63,27 +64,7 @@ fn enter_paths(
                 found.push(JsonPath { path: path.to_string(), field, kind });
             }
         };
-        field.default.iter().for_each(|e| each_path(e, &mut enter));
-    }
-}
-
-/// The texts of the clauses `from("…")`, from left to right.
-fn each_path(e: &Expr, found: &mut dyn FnMut(&str)) {
-    match &e.kind {
-        ExprKind::Call { function, args, .. } => {
-            let is_from = matches!(&function.kind, ExprKind::Name(n) if n.text == "from");
-            if let (true, Some(ExprKind::Text(path))) =
-                (is_from, args.first().map(|arg| &arg.value.kind))
-            {
-                found(path);
-            }
-        }
-        ExprKind::Unary(_, a) => each_path(a, found),
-        ExprKind::Binary(_, a, b) | ExprKind::Else(a, b) => {
-            each_path(a, found);
-            each_path(b, found);
-        }
-        _ => {}
+        field.default.iter().for_each(|e| paths(e, &mut enter));
     }
 }
 
@@ -91,7 +72,7 @@ fn each_path(e: &Expr, found: &mut dyn FnMut(&str)) {
 /// value is left out, so that it follows from a replaced one too. A head's size, for one, stays
 /// `hidden / heads` where it was that. None where no `config.json` gives the configuration back.
 pub fn least_json(program: &Program, config: &Rc<Config>) -> Option<Map<String, Value>> {
-    let mut json = to_json(program, config);
+    let mut json = to_json(program, config, None);
     let gives_it_back = |json: &Map<String, Value>| {
         let json = Value::Object(json.clone());
         let at = program.item(config.item).span;
@@ -111,19 +92,6 @@ pub fn least_json(program: &Program, config: &Rc<Config>) -> Option<Map<String, 
     Some(json)
 }
 
-fn remove(json: &mut Map<String, Value>, path: &str) {
-    match path.split_once('.') {
-        None => {
-            json.remove(path);
-        }
-        Some((key, rest)) => {
-            if let Some(inner) = json.get_mut(key).and_then(Value::as_object_mut) {
-                remove(inner, rest);
-            }
-        }
-    }
-}
-
 /// The configuration `item` bound by `json` with `values` in place of what it has. Problems are
 /// reported as those of a `config.json`.
 pub fn overridden(
@@ -134,7 +102,7 @@ pub fn overridden(
     sink: &mut Sink,
 ) -> Option<Rc<Config>> {
     for (path, value) in values {
-        set(&mut json, path, value.clone());
+        insert(&mut json, path, value.clone());
     }
     let at = program.item(item).span;
     bind(program, item, &Source::Json(&Value::Object(json)), at, sink)

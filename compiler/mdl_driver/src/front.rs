@@ -3,12 +3,14 @@
 use crate::embedded;
 use mdl_check::check::{bind_preset, check, presets};
 use mdl_check::config::{Config, Source, bind};
+use mdl_check::config_json::reads;
 use mdl_check::entry::{self, EntryOptions, ModelRef, find_model};
 use mdl_check::program::{Program, Resolve, load};
-use mdl_ir::graph::Graph;
+use mdl_ir::graph::{Graph, Param};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::source::SourceMap;
 use mdl_syntax::span::Span;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// A loaded model file with all that it imports.
@@ -82,6 +84,30 @@ impl Front {
         let model = self.model()?;
         let at = self.program.item(model.config).span;
         bind(&self.program, model.config, &Source::Json(json), at, &mut self.sink)
+    }
+
+    /// Everything that the model's configuration reads of a `config.json`, as paths: `a.b`.
+    pub fn config_reads(&mut self) -> BTreeSet<String> {
+        let model = self.model();
+        model.map_or_else(BTreeSet::new, |model| reads(&self.program, model.config))
+    }
+
+    /// The model's parameters, without a graph.
+    pub fn params(&mut self, config: &Rc<Config>) -> Option<Vec<Param>> {
+        let model = self.model()?;
+        let params = entry::params(&self.program, &model, config, &mut self.sink)?;
+        Some(params.into_iter().map(|(param, _)| param).collect())
+    }
+
+    /// Imported modules outside the standard library: path, as in `a.b`, and text.
+    pub fn imports(&self) -> Vec<(String, String)> {
+        let imported = &self.program.modules[..self.program.root()];
+        let own = imported.iter().filter(|module| !module.path.starts_with("std."));
+        own.filter_map(|module| {
+            let text = self.sources.text(module.ast.items.first()?.span.file);
+            Some((module.path.clone(), text.to_owned()))
+        })
+        .collect()
     }
 
     pub fn build(

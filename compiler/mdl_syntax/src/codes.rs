@@ -82,6 +82,7 @@ pub const CODES: &[Code] = &[
     code!("E0923", "tensor is missing, extra, or of another shape or type"),
     code!("E0924", "checkpoint cannot be written"),
     code!("E0925", "checkpoint is of another model"),
+    code!("E0926", "weights are not finite"),
     code!("E0931", "log file cannot be used"),
     code!("E0932", "loss curve cannot be drawn"),
     code!("E0941", "this command line does not go together"),

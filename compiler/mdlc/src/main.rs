@@ -51,6 +51,8 @@ enum Command {
     Tokenizer(commands::tokenizer::Args),
     /// Compare a checkpoint's logits, gradients and optimizer steps with a reference
     Compare(commands::compare::Args),
+    /// Write a checkpoint as a directory that other tools load
+    Export(commands::export::Args),
     /// Measure kernels and the training step against this machine's limits
     Bench(Box<commands::bench::Args>),
 }
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Tokenizer(args) => commands::tokenizer::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Export(args) => commands::export::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
     };
     match outcome {

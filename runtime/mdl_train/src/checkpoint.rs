@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -229,8 +229,10 @@ pub(crate) fn read_step(path: &Path) -> Result<Checkpoint, CheckpointError> {
         }
     }
     for (name, record) in &manifest.files {
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(damaged(&file, format!("`{name}` is not a plain file name")));
+        // A path could lead out of the directory.
+        let is_inside = |part| matches!(part, Component::Normal(_));
+        if !Path::new(name).components().all(is_inside) {
+            return Err(damaged(&file, format!("`{name}` is no path below the checkpoint")));
         }
         let listed = path.join(name);
         let bytes = fs::metadata(&listed).map_err(|error| damaged(&listed, error))?.len();

@@ -1,8 +1,9 @@
 //! Compares a checkpoint with a reference: logits, every gradient, every optimizer step, the final
 //! parameters.
 
+use crate::import::ModelTensors;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, read_param};
+use crate::model::{Model, ModelError};
 use crate::runner::{Interpreter, Runner};
 use crate::weights::Weights;
 use mdl_check::entry::{AUXILIARY, EntryOptions};
@@ -142,9 +143,9 @@ fn open(
 }
 
 fn load(runner: &mut Runner, graph: &Graph, weights: &Weights) -> Result<(), ModelError> {
-    for (p, param) in graph.params.iter().enumerate() {
-        runner.write(&InputRole::Param(p), &read_param(weights, param)?);
-    }
+    ModelTensors::find(weights, &graph.params)?.each(|place, values| {
+        runner.write_range(&InputRole::Param(place.param), place.range.start, values);
+    });
     Ok(())
 }
 

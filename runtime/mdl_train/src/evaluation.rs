@@ -16,7 +16,8 @@ use mdl_kernels::Device;
 
 use crate::dataset::Document;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, read_param};
+use crate::import;
+use crate::model::{Model, ModelError};
 use crate::packing::Evaluation;
 use crate::session;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -168,9 +169,7 @@ impl<'a> Evaluator<'a> {
             return Ok(machine.beside(executable));
         }
         let machine = Machine::new(self.device.clone(), executable);
-        for (p, param) in trace.last().params.iter().enumerate() {
-            machine.write_input(&InputRole::Param(p), &read_param(self.weights, param)?);
-        }
+        import::load(&machine, self.weights, &trace.last().params)?;
         Ok(machine)
     }
 }

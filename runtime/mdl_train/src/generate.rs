@@ -11,6 +11,7 @@ mod sampling;
 pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
+use crate::import;
 use crate::machine::Machine;
 use crate::model::{Model, ModelError};
 use mdl_check::entry::EntryOptions;
@@ -120,12 +121,12 @@ pub struct Generator {
 const FEW: usize = 3;
 
 impl Generator {
-    /// Compiles for `room` and loads the weights that `values` gives for each parameter.
+    /// Compiles for `room`; `load` writes the weights to the machine.
     pub fn open(
         model: &mut Model,
         mut room: Room,
         device: Arc<Device>,
-        values: impl Fn(&Param) -> Result<Vec<f32>, ModelError>,
+        load: impl FnOnce(&Machine) -> Result<(), ModelError>,
     ) -> Result<Generator, ModelError> {
         // The last chunk of a prompt may reach past it.
         room.capacity = room
@@ -137,9 +138,7 @@ impl Generator {
         let executable = compile(model, &room, 1, device.units())?;
         fits(executable.state_bytes + executable.work_bytes)?;
         let single = Machine::new(device.clone(), executable);
-        for (p, param) in single.executable.params.iter().enumerate() {
-            single.write_input(&InputRole::Param(p), &values(param)?);
-        }
+        load(&single)?;
         let chunk = match room.chunk {
             None => None,
             Some(width) => {

@@ -1,12 +1,16 @@
 //! The training runtime: what happens around an executable. It decides nothing that the plan could
 //! have decided.
 
+pub mod against;
 pub mod checkpoint;
 pub mod compare;
 pub mod dataset;
 pub mod decoding;
 pub mod evaluation;
+pub mod export;
+pub mod floats;
 pub mod generate;
+pub mod import;
 pub mod log;
 pub mod machine;
 pub mod model;
@@ -15,6 +19,7 @@ pub mod plot;
 pub mod runner;
 mod save;
 pub mod session;
+mod tensor_file;
 pub mod tokenizer;
 mod tokenizer_file;
 pub mod tokenizer_train;

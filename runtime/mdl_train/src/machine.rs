@@ -1,6 +1,6 @@
 //! Executes an executable on a device: two allocations, then launches at the planned places.
 
-use mdl_ir::graph::{InputRole, OutputRole};
+use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_kernels::{Arena, Device, Slice};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::sync::Arc;
@@ -87,13 +87,33 @@ impl Machine {
         }
     }
 
-    /// Elements `range` of slice-wise contiguous values: `part` of a slot's parts.
-    pub fn write_part(&self, slot: &Slot, part: usize, values: &[f32]) {
-        let (offset, elements) = slot.parts()[part];
-        assert_eq!(elements as usize, values.len(), "a part is written whole");
-        let bytes = bytemuck::cast_slice(values);
-        let written = self.device.write(self.arena(slot.space), offset, bytes);
-        written.expect("slots lie inside their arena");
+    /// Writes every parameter that the executable reads.
+    pub fn write_params(&self, values: impl Fn(&Param) -> Vec<f32>) {
+        for (p, param) in self.executable.params.iter().enumerate() {
+            self.write_input(&InputRole::Param(p), &values(param));
+        }
+    }
+
+    /// Writes some of an input's values: those from element `start` on, in the order of its type.
+    pub fn write_range(&self, role: &InputRole, start: u64, mut values: &[f32]) {
+        let Some(slot) = self.executable.input(role) else { return };
+        let (mut at, mut first) = (start, 0);
+        for (offset, elements) in slot.parts() {
+            let inside = at - first;
+            if inside < elements && !values.is_empty() {
+                let n = (elements - inside).min(values.len() as u64);
+                let (now, rest) = values.split_at(n as usize);
+                let bytes = bytemuck::cast_slice(now);
+                let written = self.device.write(self.arena(slot.space), offset + inside * 4, bytes);
+                written.expect("slots lie inside their arena");
+                (at, values) = (at + n, rest);
+            }
+            first += elements;
+            if at < first {
+                break;
+            }
+        }
+        assert!(values.is_empty(), "an input has room for what is written to it");
     }
 
     /// Waits for all launches and reads a slot back.

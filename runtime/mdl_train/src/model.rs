@@ -2,15 +2,16 @@
 //! from.
 
 use crate::checkpoint;
-use crate::weights::{Weights, WeightsError};
-use mdl_check::config::{Config, to_json};
+use crate::weights::WeightsError;
+use mdl_check::config::Config;
+use mdl_check::config_json::to_json;
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
 use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Bug, Purpose, Trace, run};
 use mdl_ir::graph::{Graph, Param};
 use mdl_ir::interp::{Env, mix};
-use mdl_ir::tensor_type::Type;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -48,6 +49,8 @@ pub struct Model {
     /// Text of the model file.
     pub text: String,
     pub name: String,
+    /// The `config.json` that the configuration was bound from, if it was.
+    pub json: Option<Map<String, Value>>,
 }
 
 /// Reads FILE: a path, or the name of an embedded model.
@@ -104,19 +107,26 @@ impl Model {
     /// architecture.
     pub fn of_checkpoint(dir: &Path) -> Result<Model, ModelError> {
         let path = dir.join("config.json");
-        let json = std::fs::read_to_string(&path).map_err(|e| ModelError::File(path, e))?;
-        let json: serde_json::Value = serde_json::from_str(&json)
-            .map_err(|e| ModelError::Form(format!("config.json is not JSON: {e}")))?;
+        let json = read_config(&path)?;
         let own = dir.join("model.mdl");
-        let (name, text) = if own.exists() {
-            source(&own.display().to_string())?
-        } else {
-            let architecture = json["architectures"][0].as_str().unwrap_or("");
-            embedded_for(architecture)?
-        };
+        match own.exists() {
+            true => Model::with_config(&own.display().to_string(), json),
+            false => Model::with_config(embedded_for(&json, &path)?, json),
+        }
+    }
+
+    /// FILE with a configuration from a `config.json`.
+    pub fn with_config(file: &str, json: Map<String, Value>) -> Result<Model, ModelError> {
+        let (name, text) = source(file)?;
         let mut front = front(&name, &text);
-        let config = if front.failed() { None } else { front.config_json(&json) };
-        Model::bound(front, config, text, name)
+        let value = Value::Object(json);
+        let config = if front.failed() { None } else { front.config_json(&value) };
+        let mut model = Model::bound(front, config, text, name)?;
+        model.json = match value {
+            Value::Object(json) => Some(json),
+            _ => None,
+        };
+        Ok(model)
     }
 
     fn bound(
@@ -126,9 +136,31 @@ impl Model {
         name: String,
     ) -> Result<Model, ModelError> {
         match config {
-            Some(config) if !front.failed() => Ok(Model { front, config, text, name }),
+            Some(config) if !front.failed() => Ok(Model { front, config, text, name, json: None }),
             _ => Err(ModelError::Source(front.report(false))),
         }
+    }
+
+    /// The parameters, which are known without a graph.
+    pub fn params(&mut self) -> Result<Vec<Param>, ModelError> {
+        let config = self.config.clone();
+        match self.front.params(&config) {
+            Some(params) if !self.front.failed() => Ok(params),
+            _ => Err(ModelError::Source(self.front.report(false))),
+        }
+    }
+
+    /// The files that the model imports, the standard library aside: path beside the model file,
+    /// and text. A checkpoint keeps the model file itself as `model.mdl`, so no other can be that.
+    pub fn imports(&self) -> Result<Vec<(String, String)>, ModelError> {
+        let imports = self.front.imports();
+        if imports.iter().any(|(path, _)| path == "model") {
+            let message = "checkpoints keep the model file as `model.mdl`, so an imported module \
+                           cannot be called `model`; rename it";
+            return Err(ModelError::Asked(message.into()));
+        }
+        let file = |path: String| format!("{}.mdl", path.replace('.', "/"));
+        Ok(imports.into_iter().map(|(path, text)| (file(path), text)).collect())
     }
 
     /// The passes on one entry.
@@ -158,68 +190,85 @@ impl Model {
         }
     }
 
-    /// The configuration as the ecosystem's `config.json`.
-    pub fn config_json(&mut self) -> serde_json::Map<String, serde_json::Value> {
-        let mut json = to_json(&self.front.program, &self.config);
+    /// The configuration as the ecosystem's `config.json`; what the model was bound from comes
+    /// along, as far as the model file does not read it.
+    pub fn config_json(&mut self) -> Map<String, Value> {
+        let mut json = to_json(&self.front.program, &self.config, self.json.as_ref());
         let name = self.front.model().map_or(String::new(), |m| m.name);
-        let family = name.trim_end_matches("ForCausalLM").to_lowercase();
-        json.insert("architectures".into(), serde_json::json!([name]));
-        json.insert("model_type".into(), serde_json::json!(family));
-        json.insert("torch_dtype".into(), serde_json::json!("float32"));
-        json.insert("hidden_act".into(), serde_json::json!("silu"));
+        json.entry("model_type").or_insert_with(|| Value::from(model_type(&name)));
+        json.entry("architectures").or_insert_with(|| serde_json::json!([name]));
+        for (key, value) in usual() {
+            json.entry(key).or_insert(value);
+        }
         json
     }
 }
 
-/// The embedded model file whose model has this name.
-fn embedded_for(architecture: &str) -> Result<(String, String), ModelError> {
-    for (name, text) in embedded::MODELS {
-        if text.contains(&format!("model {architecture}(")) {
-            return Ok((format!("models/{name}.mdl"), text.to_string()));
-        }
+/// Values that readers of a `config.json` want and that say nothing about what is computed, as
+/// published Llama models have them.
+fn usual() -> [(&'static str, Value); 6] {
+    [
+        ("attention_dropout", Value::from(0.0)),
+        ("dtype", Value::from("float32")),
+        ("initializer_range", Value::from(0.02)),
+        ("max_position_embeddings", Value::from(2048)),
+        ("torch_dtype", Value::from("float32")),
+        ("use_cache", Value::from(true)),
+    ]
+}
+
+/// `llama` for `LlamaForCausalLM`: the ecosystem names its families and their models so.
+fn model_type(architecture: &str) -> String {
+    architecture.trim_end_matches("ForCausalLM").to_lowercase()
+}
+
+/// Reads a `config.json`.
+pub fn read_config(path: &Path) -> Result<Map<String, Value>, ModelError> {
+    let bytes = std::fs::read(path).map_err(|e| ModelError::File(path.into(), e))?;
+    let form = |reason: String| ModelError::Form(format!("`{}` {reason}", path.display()));
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(json)) => Ok(json),
+        Ok(_) => Err(form("is no JSON object".into())),
+        Err(e) => Err(form(format!("is not JSON: {e}"))),
     }
-    let message = format!("no embedded model is called `{architecture}` (config.json names it)");
+}
+
+/// The name of the embedded model file for a `config.json`: that of its first architecture, or of
+/// its `model_type` where it names no architecture.
+fn embedded_for(json: &Map<String, Value>, path: &Path) -> Result<&'static str, ModelError> {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let architecture = text(json.get("architectures").and_then(|list| list.get(0)));
+    let family = text(json.get("model_type"));
+    let known: Vec<(&str, &str)> = embedded::MODELS
+        .iter()
+        .filter_map(|(file, text)| Some((*file, model_name(text)?)))
+        .collect();
+    let found = known.iter().find(|(_, name)| match (&architecture, &family) {
+        (Some(wanted), _) => name == wanted,
+        (None, Some(family)) => model_type(name) == *family,
+        (None, None) => false,
+    });
+    if let Some((file, _)) = found {
+        return Ok(file);
+    }
+    let names: Vec<&str> = known.iter().map(|(_, name)| *name).collect();
+    let asked = match (architecture, family) {
+        (Some(name), _) => format!("architecture `{name}`"),
+        (None, Some(family)) => format!("model type `{family}`"),
+        (None, None) => "no architecture".into(),
+    };
+    let message = format!(
+        "`{}` names {asked}, and embedded models are: {}; put a model.mdl beside it for another",
+        path.display(),
+        names.join(", ")
+    );
     Err(ModelError::Form(message))
 }
 
-/// One parameter's values, stacked: read from a checkpoint under any of its names.
-pub fn read_param(weights: &Weights, param: &Param) -> Result<Vec<f32>, ModelError> {
-    let mut out = Vec::with_capacity(param.ty.elements() as usize);
-    let known: Vec<&str> = weights.names().collect();
-    for (name, _) in param.stored_tensors() {
-        let name = if known.contains(&name.as_str()) {
-            name
-        } else {
-            let other = param.also_stored.iter().find(|n| known.contains(&n.as_str()));
-            other.cloned().unwrap_or(name)
-        };
-        let shape = weights.shape(&name)?;
-        let ty = param.tensor_type();
-        if !shapes_agree(shape, &ty) {
-            let message = format!("`{name}` has shape {shape:?}, the model wants {ty}");
-            return Err(ModelError::Shape(message));
-        }
-        out.extend(weights.read_f32(&name)?);
-    }
-    Ok(out)
-}
-
-/// Does a stored shape merge adjacent axes of the type, and nothing else?
-pub fn shapes_agree(shape: &[usize], ty: &Type) -> bool {
-    let mut axes = ty.axes.iter().map(|a| a.size);
-    for dim in shape {
-        let mut product = 1;
-        while product < *dim as u64 {
-            let Some(size) = axes.next() else {
-                return false;
-            };
-            product *= size;
-        }
-        if product != *dim as u64 {
-            return false;
-        }
-    }
-    axes.all(|size| size == 1)
+/// The name behind the first `model` of a model file.
+fn model_name(text: &str) -> Option<&str> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("model "));
+    lines.next()?.split('(').next()
 }
 
 /// The shape under which a parameter's tensors are stored: the first axes that make up the outer

@@ -56,6 +56,19 @@ impl Runner {
         }
     }
 
+    /// Writes some of an input's values, from element `start` on.
+    pub fn write_range(&mut self, role: &InputRole, start: u64, values: &[f32]) {
+        match self {
+            Runner::Machine(m) => m.write_range(role, start, values),
+            Runner::Interpreter(i) => {
+                if let Some(at) = i.graph.inputs.iter().position(|r| r == role) {
+                    let to = &mut i.inputs[at].data[start as usize..];
+                    to.iter_mut().zip(values).for_each(|(to, x)| *to = f64::from(*x));
+                }
+            }
+        }
+    }
+
     pub fn write_data(&mut self, name: &str, ids: &[i32]) {
         match self {
             Runner::Machine(m) => m.write_data(name, ids),

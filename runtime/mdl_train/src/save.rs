@@ -4,19 +4,20 @@
 //! then renamed, then `latest` is replaced. One run at a time writes to a directory: what else
 //! has the name of an unfinished step there is taken for a leftover and removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{
     CheckpointError, FORMAT, FileRecord, Manifest, hex, paths, read_step, steps,
 };
 use crate::packing::Cursor;
+use crate::tensor_file::{Tensor, write_tensors};
 
 // Values are written as they lie in memory, and safetensors are little-endian.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -47,8 +48,10 @@ pub struct Snapshot {
     /// The model's `config.json`, with `bos_token_id` and `eos_token_id` where it has them.
     pub config_json: String,
     pub tokenizer_json: Option<Vec<u8>>,
-    /// Source text with all imports in it.
+    /// Text of the model file.
     pub model_mdl: String,
+    /// What it imports: path beside the model file, and text.
+    pub modules: Vec<(String, String)>,
     /// The run's settings.
     pub run_json: String,
 }
@@ -80,24 +83,31 @@ pub fn save(
 fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     fs::create_dir(dir)?;
     let parameters = &snapshot.parameters;
-    let mut values: Vec<Values> =
-        parameters.iter().map(|it| (it.name.clone(), &*it.shape, &*it.value)).collect();
-    let mut moments: Vec<Values> = parameters
+    let values: Vec<Values> =
+        parameters.iter().map(|it| (it.name.clone(), it, &*it.value)).collect();
+    let moments: Vec<Values> = parameters
         .iter()
         .flat_map(|it| [("m", &it.m), ("v", &it.v)].map(|(part, data)| (it, part, data)))
-        .map(|(it, part, data)| (format!("{part}.{}", it.name), &*it.shape, &**data))
+        .map(|(it, part, data)| (format!("{part}.{}", it.name), it, &**data))
         .collect();
     let mut files = BTreeMap::new();
     let mut put = |name: &str, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
-        write_file(&dir.join(name), write).map(|record| files.insert(name.to_owned(), record))
+        let path = dir.join(name);
+        let folder = path.parent().unwrap_or(dir);
+        fs::create_dir_all(folder)?;
+        files.insert(name.to_owned(), write_file(&path, write)?);
+        sync_directory(folder)
     };
-    put("model.safetensors", &mut |out| write_tensors(out, &mut values))?;
-    put("optimizer.safetensors", &mut |out| write_tensors(out, &mut moments))?;
+    put("model.safetensors", &mut |out| write_values(out, &values))?;
+    put("optimizer.safetensors", &mut |out| write_values(out, &moments))?;
     put("config.json", &mut |out| out.write_all(snapshot.config_json.as_bytes()))?;
     if let Some(json) = &snapshot.tokenizer_json {
         put("tokenizer.json", &mut |out| out.write_all(json))?;
     }
     put("model.mdl", &mut |out| out.write_all(snapshot.model_mdl.as_bytes()))?;
+    for (path, text) in &snapshot.modules {
+        put(path, &mut |out| out.write_all(text.as_bytes()))?;
+    }
     put("run.json", &mut |out| out.write_all(snapshot.run_json.as_bytes()))?;
     let mut manifest = Manifest {
         format: FORMAT,
@@ -114,26 +124,15 @@ fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     sync_directory(dir)
 }
 
-/// Name, shape and values of a tensor.
-type Values<'a> = (String, &'a [usize], &'a [f32]);
+/// The name of a tensor, the parameter that gives its shape, and its values.
+type Values<'a> = (String, &'a Parameter, &'a [f32]);
 
-fn write_tensors(out: &mut dyn Write, tensors: &mut [Values]) -> io::Result<()> {
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut end = 0;
-    let infos = tensors.iter().map(|(name, shape, data)| {
-        let start = end;
-        end += size_of_val(*data);
-        let data_offsets = (start, end);
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets })
-    });
-    // Readers of published models refuse a file that does not say whose layout it has.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let header = Metadata::new(Some(format), infos.collect()).map_err(io::Error::other)?;
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    tensors.iter().try_for_each(|(_, _, data)| out.write_all(bytemuck::cast_slice(data)))
+fn write_values(out: &mut dyn Write, values: &[Values]) -> io::Result<()> {
+    let tensors: Vec<Tensor> = values
+        .iter()
+        .map(|(name, it, _)| Tensor { name: name.clone(), dtype: Dtype::F32, shape: &it.shape })
+        .collect();
+    write_tensors(out, &tensors, |i| Ok(Cow::Borrowed(bytemuck::cast_slice(values[i].2))))
 }
 
 struct Hashed {
@@ -156,7 +155,7 @@ impl Write for Hashed {
 }
 
 /// Writes a file and waits until it is on the disk.
-fn write_file(
+pub(crate) fn write_file(
     path: &Path,
     write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<FileRecord> {
@@ -185,7 +184,7 @@ fn commit(dir: &Path, name: &str, temporary: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_directory(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
@@ -244,6 +243,7 @@ mod tests {
             config_json: "{\"vocab_size\":7}".to_owned(),
             tokenizer_json: None,
             model_mdl: "model M {}".to_owned(),
+            modules: vec![("block.mdl".to_owned(), "block B() {}".to_owned())],
             run_json: "{}".to_owned(),
         }
     }
@@ -323,7 +323,7 @@ mod tests {
         let step = dir.join("step-00000020");
         let whole: Vec<_> =
             paths(&step).into_iter().map(|path| (fs::read(&path).expect("saved"), path)).collect();
-        assert_eq!(whole.len(), 6);
+        assert_eq!(whole.len(), 7);
         for (bytes, path) in &whole {
             let last = bytes.len() - 1;
             let cases: [(&str, Edit); 4] = [

@@ -1,13 +1,14 @@
 //! A training session: weights resident, ready to step. What a step does is in the executable.
 
 use crate::checkpoint::{Checkpoint, Parameter, Snapshot};
+use crate::import::{self, ModelTensors};
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, initial, read_param, stored_shape};
+use crate::model::{Model, ModelError, initial, stored_shape};
 use crate::packing::{Batch, Cursor, Evaluation};
 use crate::weights::Weights;
 use mdl_check::entry::{EntryOptions, function};
 use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout};
-use mdl_ir::graph::{Body, Graph, InputRole, Stage, ValueId};
+use mdl_ir::graph::{Body, Graph, InputRole, Param, Stage, ValueId};
 use mdl_ir::interp::{Env, run};
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
@@ -104,6 +105,8 @@ pub struct Session {
     schedule: Schedule,
     /// Shapes under which parameters are stored.
     shapes: Vec<Vec<usize>>,
+    /// Files that the model imports.
+    modules: Vec<(String, String)>,
 }
 
 fn purpose(settings: &Settings) -> Purpose {
@@ -157,6 +160,7 @@ impl Session {
         device: Arc<Device>,
     ) -> Result<Session, ModelError> {
         let schedule = Schedule::new(&model, &settings)?;
+        let modules = model.imports()?;
         let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
@@ -172,6 +176,7 @@ impl Session {
             validate,
             schedule,
             shapes,
+            modules,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             let values = initial(param, session.settings.seed);
@@ -182,27 +187,26 @@ impl Session {
 
     /// Weights of a checkpoint, fresh optimizer.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
-        for (p, param) in self.graph.params.iter().enumerate() {
-            let values = read_param(weights, param)?;
-            self.train.write_input(&InputRole::Param(p), &values);
-        }
-        Ok(())
+        Ok(import::load(&self.train, weights, &self.graph.params)?)
     }
 
     /// Weights, optimizer state, step and place in the data.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), ModelError> {
-        self.load_weights(&checkpoint.weights()?)?;
-        let optimizer = checkpoint.optimizer()?;
-        for (p, param) in self.graph.params.iter().enumerate() {
-            let roles = [("m", InputRole::Moment1(p)), ("v", InputRole::Moment2(p))];
-            for (prefix, role) in roles {
-                let mut values = Vec::new();
-                for (name, _) in param.stored_tensors() {
-                    values.extend(optimizer.read_f32(&format!("{prefix}.{name}"))?);
-                }
-                self.train.write_input(&role, &values);
-            }
-        }
+        let (weights, optimizer) = (checkpoint.weights()?, checkpoint.optimizer()?);
+        let n = self.graph.params.len();
+        let moments: Vec<Param> = ["m", "v"]
+            .iter()
+            .flat_map(|m| self.graph.params.iter().map(|p| moment(p, m)))
+            .collect();
+        let moments = ModelTensors::find(&optimizer, &moments)?;
+        self.load_weights(&weights)?;
+        moments.each(|place, values| {
+            let role = match place.param < n {
+                true => InputRole::Moment1(place.param),
+                false => InputRole::Moment2(place.param - n),
+            };
+            self.train.write_range(&role, place.range.start, values);
+        });
         self.step = checkpoint.manifest.step;
         self.cursor = checkpoint.manifest.cursor.sample;
         Ok(())
@@ -264,9 +268,16 @@ impl Session {
             config_json: pretty(&config),
             tokenizer_json: tokenizer,
             model_mdl: self.model.text.clone(),
+            modules: self.modules.clone(),
             run_json: pretty(&self.settings),
         }
     }
+}
+
+/// A parameter's moment as a checkpoint has it: the same tensors under other names.
+fn moment(param: &Param, prefix: &str) -> Param {
+    let stored = format!("{prefix}.{}", param.stored);
+    Param { stored, also_stored: Vec::new(), init: None, ..param.clone() }
 }
 
 /// Plain data as readable JSON.

@@ -3,6 +3,7 @@
 //! Files are mapped, not read: opening costs nothing but the header, and each tensor is
 //! converted to f32 when it is asked for. The header comes from anywhere, so it is compared
 //! with the file's length, and its ranges with each other, before any of them is used.
+//! Whether the tensors are those of a model is what `import` looks at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -10,6 +11,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
+
+use crate::floats::widen;
+use crate::import::{Difference, listed};
 
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
@@ -21,15 +25,12 @@ pub enum WeightsError {
     Damaged { path: String, reason: String },
     #[error("tensor `{name}` is not in `{path}`; is this a checkpoint of the same model?")]
     Missing { name: String, path: String },
-    #[error(
-        "`{path}` has {} tensors that the model does not: {}; is it of the same model?",
-        names.len(), names.iter().take(5).map(|it| format!("`{it}`")).collect::<Vec<_>>().join(", ")
-    )]
-    Extra { names: Vec<String>, path: String },
-    #[error("tensor `{name}` in `{path}` has shape {found:?}, and {expected:?} in the model")]
-    Shape { name: String, path: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("tensor `{name}` in `{path}` is {dtype}; convert it to F32, BF16 or F16")]
     Dtype { name: String, path: String, dtype: String },
+    #[error("`{path}` does not hold the weights of this model:{}", listed(differences))]
+    Differs { path: String, differences: Vec<Difference> },
+    #[error("`{path}` holds weights that are not finite:{}", listed(differences))]
+    NotFinite { path: String, differences: Vec<Difference> },
 }
 
 impl WeightsError {
@@ -37,9 +38,8 @@ impl WeightsError {
         match self {
             Self::NotFound { .. } => "E0921",
             Self::Damaged { .. } => "E0922",
-            Self::Missing { .. } | Self::Extra { .. } | Self::Shape { .. } | Self::Dtype { .. } => {
-                "E0923"
-            }
+            Self::Missing { .. } | Self::Dtype { .. } | Self::Differs { .. } => "E0923",
+            Self::NotFinite { .. } => "E0926",
         }
     }
 }
@@ -56,6 +56,14 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
+}
+
+/// A tensor in a mapped file: its values as they are stored, row-major and little-endian.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'w> {
+    pub dtype: Dtype,
+    pub shape: &'w [usize],
+    pub bytes: &'w [u8],
 }
 
 /// Tensors by name, in files that stay mapped.
@@ -94,18 +102,24 @@ impl Weights {
         Ok(&self.entry(name)?.shape)
     }
 
+    /// A tensor as it lies in its file.
+    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let Entry { file_idx, dtype, shape, range } = self.tensors.get(name)?;
+        let bytes = &self.files[*file_idx].bytes[range.clone()];
+        Some(Stored { dtype: *dtype, shape, bytes })
+    }
+
     /// Row-major values; BF16 and F16 are widened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let Entry { file_idx, dtype, range, .. } = self.entry(name)?;
-        let bytes = &self.files[*file_idx].bytes[range.clone()];
-        match dtype {
-            Dtype::F32 => Ok(bytes.chunks_exact(4).map(f32_of).collect()),
-            Dtype::BF16 => Ok(bytes.chunks_exact(2).map(bf16_of).collect()),
-            Dtype::F16 => Ok(bytes.chunks_exact(2).map(f16_of).collect()),
-            other => Err(WeightsError::Dtype {
+        let Mapped { path, bytes } = &self.files[*file_idx];
+        let mut values = Vec::new();
+        match widen(*dtype, &bytes[range.clone()], &mut values) {
+            true => Ok(values),
+            false => Err(WeightsError::Dtype {
                 name: name.to_owned(),
-                path: self.files[*file_idx].path.display().to_string(),
-                dtype: format!("{other:?}"),
+                path: path.display().to_string(),
+                dtype: format!("{dtype:?}"),
             }),
         }
     }
@@ -125,35 +139,9 @@ impl Weights {
         Ok(file.bytes[entry.range.clone()].chunks_exact(8).map(id).collect())
     }
 
-    /// Whether every tensor that the model has is here in its shape, and nothing else is.
-    ///
-    /// Two leftovers that published checkpoints hold are let be: tables of rotary frequencies,
-    /// and the head of a model whose head is its embedding.
-    pub fn check<'a>(
-        &self,
-        expected: impl IntoIterator<Item = (&'a str, &'a [usize])>,
-    ) -> Result<(), WeightsError> {
-        let mut known = BTreeSet::new();
-        for (name, shape) in expected {
-            let found = self.shape(name)?;
-            if found != shape {
-                return Err(WeightsError::Shape {
-                    name: name.to_owned(),
-                    path: self.path.display().to_string(),
-                    found: found.to_vec(),
-                    expected: shape.to_vec(),
-                });
-            }
-            known.insert(name);
-        }
-        let leftover =
-            |name: &str| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
-        let extra = self.names().filter(|name| !known.contains(name) && !leftover(name));
-        let names: Vec<String> = extra.map(str::to_owned).collect();
-        if !names.is_empty() {
-            return Err(WeightsError::Extra { names, path: self.path.display().to_string() });
-        }
-        Ok(())
+    /// The file or the directory that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
@@ -223,114 +211,5 @@ fn damaged(path: &Path, reason: impl ToString) -> WeightsError {
     WeightsError::Damaged { path: path.display().to_string(), reason: reason.to_string() }
 }
 
-fn f32_of(bytes: &[u8]) -> f32 {
-    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-fn bf16_of(bytes: &[u8]) -> f32 {
-    f32::from_le_bytes([0, 0, bytes[0], bytes[1]])
-}
-
-fn f16_of(bytes: &[u8]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes([bytes[0], bytes[1]]));
-    let sign = (bits & 0x8000) << 16;
-    let (exponent, mantissa) = (bits >> 10 & 0x1f, bits & 0x3ff);
-    let magnitude = match exponent {
-        0 => (mantissa as f32 * 2f32.powi(-24)).to_bits(),
-        31 => 0x7f80_0000 | mantissa << 13,
-        _ => (exponent + 112) << 23 | mantissa << 13,
-    };
-    f32::from_bits(sign | magnitude)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn directory(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("mdl_weights_{name}_{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("the temporary directory is writable");
-        path
-    }
-
-    fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
-        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
-    }
-
-    fn put(path: PathBuf, bytes: &[u8]) {
-        fs::write(path, bytes).expect("the temporary directory is writable");
-    }
-
-    #[test]
-    fn narrow_types_are_widened() {
-        let dir = directory("widen");
-        let header = r#"{"b":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},
-            "h":{"dtype":"F16","shape":[2,3],"data_offsets":[4,16]},
-            "i":{"dtype":"I8","shape":[1],"data_offsets":[16,17]}}"#;
-        let halves: [u16; 8] = [0xbfc0, 0x7f80, 0x3c00, 0xc000, 0x0001, 0x7bff, 0xfc00, 0x0400];
-        let mut data: Vec<u8> = halves.iter().flat_map(|it| it.to_le_bytes()).collect();
-        data.push(1);
-        put(dir.join("model.safetensors"), &safetensors(header, &data));
-        let weights = Weights::open(&dir).expect("the file is whole");
-        assert_eq!(weights.names().collect::<Vec<_>>(), ["b", "h", "i"]);
-        assert_eq!(weights.shape("h").ok(), Some([2, 3].as_slice()));
-        assert_eq!(weights.read_f32("b").ok(), Some(vec![-1.5, f32::INFINITY]));
-        let small = 2f32.powi(-24);
-        let h = vec![1.0, -2.0, small, 65504.0, f32::NEG_INFINITY, 2f32.powi(-14)];
-        assert_eq!(weights.read_f32("h").ok(), Some(h));
-        assert_eq!(weights.read_f32("i").expect_err("integers").code(), "E0923");
-        assert_eq!(weights.read_f32("none").expect_err("missing").code(), "E0923");
-    }
-
-    #[test]
-    fn headers_that_lie_are_errors() {
-        let dir = directory("lies");
-        let path = dir.join("model.safetensors");
-        let one = |shape: &str, offsets: &str| {
-            format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
-        };
-        let two = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
-            "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        let files = [
-            safetensors(&one("[2]", "[0,8]"), &[0; 4]),
-            safetensors(&one("[3]", "[0,8]"), &[0; 8]),
-            safetensors(&one("[2]", "[8,0]"), &[0; 8]),
-            safetensors(&one("[4294967296,4294967296,4]", "[0,0]"), &[]),
-            safetensors(&one("[2]", "[0,18446744073709551615]"), &[0; 8]),
-            safetensors(two, &[0; 12]),
-            safetensors(&"[".repeat(10_000), &[]),
-            u64::MAX.to_le_bytes().to_vec(),
-            vec![],
-            vec![1, 2, 3],
-        ];
-        for (i, bytes) in files.iter().enumerate() {
-            put(path.clone(), bytes);
-            let error = Weights::open(&dir).expect_err("the header lies");
-            assert_eq!(error.code(), "E0922", "file {i}: {error}");
-        }
-        assert_eq!(Weights::open(&dir.join("none")).expect_err("nothing").code(), "E0921");
-    }
-
-    #[test]
-    fn shards_are_found_through_the_index() {
-        let dir = directory("shards");
-        for (file, name, value) in [("x.safetensors", "a", 1f32), ("y.safetensors", "b", 2.0)] {
-            let header =
-                format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
-            put(dir.join(file), &safetensors(&header, &value.to_le_bytes()));
-        }
-        let index = dir.join("model.safetensors.index.json");
-        put(index.clone(), br#"{"weight_map":{"a":"x.safetensors","b":"y.safetensors"}}"#);
-        let weights = Weights::open(&dir).expect("both shards are there");
-        assert_eq!(weights.read_f32("b").ok(), Some(vec![2.0]));
-        let one: &[usize] = &[1];
-        assert!(weights.check([("a", one), ("b", one)]).is_ok());
-        assert_eq!(weights.check([("a", one)]).expect_err("b is extra").code(), "E0923");
-        assert!(weights.check([("a", one), ("b", &[2])]).is_err());
-        put(index.clone(), br#"{"weight_map":{"a":"y.safetensors"}}"#);
-        assert_eq!(Weights::open(&dir).expect_err("wrong shard").code(), "E0923");
-        put(index, br#"{"weight_map":{"a":"../x.safetensors"}}"#);
-        assert_eq!(Weights::open(&dir).expect_err("leads out").code(), "E0922");
-    }
-}
+mod tests;

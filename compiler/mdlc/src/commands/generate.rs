@@ -8,7 +8,9 @@ use clap::Parser;
 use mdl_kernels::Device;
 use mdl_train::checkpoint;
 use mdl_train::generate::{Batch, Generator, Room, Sampling, Spent};
-use mdl_train::model::{Model, read_param};
+use mdl_train::import;
+use mdl_train::machine::Machine;
+use mdl_train::model::Model;
 use mdl_train::tokenizer::Tokenizer;
 use mdl_train::weights::Weights;
 use output::{Form, Output};
@@ -184,7 +186,8 @@ fn open(
     let params = params.map(|shape| shape.iter().product::<usize>() as u64).sum();
     let room = Room { batch, capacity, chunk: Room::chunk_for(params, at_once) };
     let device = Arc::new(Device::cpu(None));
-    Ok(Generator::open(model, room, device, |param| read_param(&weights, param))?)
+    let load = |machine: &Machine| Ok(import::load(machine, &weights, &machine.executable.params)?);
+    Ok(Generator::open(model, room, device, load)?)
 }
 
 /// Times on standard error. The first run of each step compiles its kernels.

@@ -23,7 +23,10 @@ pub fn rows(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let runs = args.runs.max(1);
     let capacity = (POSITIONS[1] + runs + 2) as u64;
     let room = Room { batch: 1, capacity, chunk: Some(CHUNK) };
-    let mut generator = Generator::open(&mut model, room, device.clone(), |p| Ok(initial(p, 1)))?;
+    let mut generator = Generator::open(&mut model, room, device.clone(), |machine| {
+        machine.write_params(|p| initial(p, 1));
+        Ok(())
+    })?;
     let prompt: Vec<u32> =
         (0..POSITIONS[1] as u64 + 1).map(|i| (i * 7919 % vocab) as u32).collect();
     generator.prefill(&[&prompt])?;
