@@ -1,12 +1,18 @@
 //! Sessions: resuming and threads do not change a bit.
 
+use mdl_driver::embedded;
 use mdl_kernels::Device;
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::checkpoint;
+use mdl_train::export::{Options, export};
+use mdl_train::generate::{Generator, Room};
+use mdl_train::import;
+use mdl_train::machine::Machine;
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings};
-use std::path::PathBuf;
+use mdl_train::weights::Weights;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 fn settings() -> Settings {
@@ -81,4 +87,49 @@ fn resuming_rejoins_the_curve_bit_for_bit() {
     assert_eq!(second.step, 4);
     assert_eq!(steps(&mut second, 4), whole[4..]);
     std::fs::remove_dir_all(&dir).expect("written above");
+}
+
+/// A model file of one's own and a module in a folder beside it.
+fn own_model(dir: &Path) -> PathBuf {
+    let text = |path: &[&str]| {
+        let path: Vec<String> = path.iter().map(|part| part.to_string()).collect();
+        embedded::module(&path).expect("a part of the compiler").1
+    };
+    let own = text(&["llama"]).replace("use std.mlp.SwiGlu", "use parts.mlp.SwiGlu");
+    std::fs::create_dir_all(dir.join("parts")).expect("writable");
+    std::fs::write(dir.join("parts/mlp.mdl"), text(&["std", "mlp"])).expect("writable");
+    std::fs::write(dir.join("own.mdl"), own).expect("writable");
+    dir.join("own.mdl")
+}
+
+#[test]
+fn a_checkpoint_has_the_modules_that_its_model_imports() {
+    let (dir, source) = (folder("own"), folder("own-source"));
+    let file = own_model(&source).display().to_string();
+    let open = || {
+        let model = Model::open(&file, Some("tiny")).expect("a model with a module beside it");
+        Session::open(model, settings(), Arc::new(Device::cpu(Some(2)))).expect("compiles")
+    };
+    let mut trained = open();
+    steps(&mut trained, 2);
+    let step = checkpoint::save(&dir, &trained.snapshot(None, [None, None]), None).expect("saved");
+    assert!(step.join("parts/mlp.mdl").is_file());
+    let whole = checkpoint::open(&dir).expect("complete");
+    let mut again = open();
+    again.resume(&whole).expect("the same model");
+    std::fs::remove_dir_all(&source).expect("written above");
+    let mut model = Model::of_checkpoint(&step).expect("model.mdl and what it imports");
+    let weights = Weights::open(&step).expect("written above");
+    let device = Arc::new(Device::cpu(None));
+    let room = Room { batch: 1, capacity: 2, chunk: None };
+    let load = |machine: &Machine| Ok(import::load(machine, &weights, &machine.executable.params)?);
+    let mut generator = Generator::open(&mut model, room, device, load).expect("the same model");
+    assert!(generator.push(&[7]).is_ok_and(|logits| logits.iter().all(|x| x.is_finite())));
+    let to = folder("own-export");
+    let options = Options { dtype: None, shard_bytes: u64::MAX, force: false };
+    let done = export(&dir, &to, &options).expect("whole");
+    assert!(to.join("parts/mlp.mdl").is_file() && done.notes.len() == 2, "{:?}", done.notes);
+    std::fs::write(step.join("parts/mlp.mdl"), "").expect("writable");
+    assert_eq!(checkpoint::open(&step).expect_err("another module").code(), "E0922");
+    let _ = (std::fs::remove_dir_all(&dir), std::fs::remove_dir_all(&to));
 }

@@ -264,7 +264,7 @@ fn is_embedded(model: &Model) -> bool {
 }
 
 fn put_in_place(temporary: &Path, to: &Path, old: bool) -> io::Result<()> {
-    let aside = temporary.with_extension("old");
+    let aside = temporary.with_extension(format!("old-{}", std::process::id()));
     if old {
         fs::rename(to, &aside)?;
     }
