@@ -1,5 +1,5 @@
-//! What a configuration has to do with a `config.json`: which of its values are read, and the values
-//! that give a bound configuration back.
+//! What a configuration has to do with a `config.json`: which of its values are read, and the
+//! values that give a bound configuration back.
 
 use crate::config::{Config, Setting};
 use crate::program::{ItemRef, Program};

@@ -42,7 +42,7 @@ pub struct Against {
     /// Tensors of the checkpoint, if there are weights beside the `config.json`.
     pub tensors: Option<usize>,
     pub differences: Vec<Difference>,
-    /// Values of `config.json` that the model file does not read and that may matter: `key = value`.
+    /// Values of `config.json` that the model file does not read and that may matter.
     pub unread: Vec<String>,
 }
 

@@ -27,9 +27,16 @@ pub enum WeightsError {
     Missing { name: String, path: String },
     #[error("tensor `{name}` in `{path}` is {dtype}; convert it to F32, BF16 or F16")]
     Dtype { name: String, path: String, dtype: String },
-    #[error("`{path}` does not hold the weights of this model:{}", listed(differences))]
+    #[error(
+        "`{path}` does not hold the weights of this model; take the sizes of its \
+        config.json, or other weights:{}",
+        listed(differences)
+    )]
     Differs { path: String, differences: Vec<Difference> },
-    #[error("`{path}` holds weights that are not finite:{}", listed(differences))]
+    #[error(
+        "`{path}` holds weights that are not finite; take an older step, or copy it again:{}",
+        listed(differences)
+    )]
     NotFinite { path: String, differences: Vec<Difference> },
 }
 
