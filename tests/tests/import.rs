@@ -357,7 +357,8 @@ fn a_tied_weight_has_either_name_or_both_with_equal_values() {
     let mut config = tiny_config();
     config["tie_word_embeddings"] = json!(true);
     let head = |t: &mut Vec<Tensor>| t.pop().expect("the head is last");
-    let cases: [(&str, fn(&mut Vec<Tensor>, Tensor), bool); 4] = [
+    type Edit = fn(&mut Vec<Tensor>, Tensor);
+    let cases: [(&str, Edit, bool); 4] = [
         ("embedding", |_, _| {}, true),
         (
             "head",

@@ -125,6 +125,8 @@ fn a_checkpoint_has_the_modules_that_its_model_imports() {
     let load = |machine: &Machine| Ok(import::load(machine, &weights, &machine.executable.params)?);
     let mut generator = Generator::open(&mut model, room, device, load).expect("the same model");
     assert!(generator.push(&[7]).is_ok_and(|logits| logits.iter().all(|x| x.is_finite())));
+    let again = Model::open(&step.join("model.mdl").display().to_string(), Some("tiny"));
+    assert_eq!(again.expect("a run can go on from its step").imports().len(), 1);
     let to = folder("own-export");
     let options = Options { dtype: None, shard_bytes: u64::MAX, force: false };
     let done = export(&dir, &to, &options).expect("whole");

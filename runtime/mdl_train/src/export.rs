@@ -247,9 +247,8 @@ fn write_others(
         write_json(&dir.join("generation_config.json"), &Value::Object(generation))?;
     }
     if !is_embedded(model) {
-        let imports = model.imports().map_err(io::Error::other)?;
         let root = ("model.mdl".to_owned(), model.text.clone());
-        for (name, text) in imports.iter().chain([&root]) {
+        for (name, text) in model.imports().iter().chain([&root]) {
             let path = dir.join(name);
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
             write_file(&path, &mut |out| out.write_all(text.as_bytes()))?;
@@ -290,8 +289,8 @@ fn notes(source: &Path, config: &Map<String, Value>, model: &Model) -> Vec<Strin
     if !is_embedded(model) {
         let name = config["architectures"][0].as_str().unwrap_or_default().to_owned();
         notes.push(format!(
-            "`{name}` is no model of this compiler's own, so its model.mdl went along; other tools \
-             compute what they know under this name"
+            "the checkpoint has a model file of its own, which went along; other tools compute \
+             what they know as `{name}`"
         ));
     }
     notes

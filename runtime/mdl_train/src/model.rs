@@ -151,16 +151,10 @@ impl Model {
     }
 
     /// The files that the model imports, the standard library aside: path beside the model file,
-    /// and text. A checkpoint keeps the model file itself as `model.mdl`, so no other can be that.
-    pub fn imports(&self) -> Result<Vec<(String, String)>, ModelError> {
-        let imports = self.front.imports();
-        if imports.iter().any(|(path, _)| path == "model") {
-            let message = "checkpoints keep the model file as `model.mdl`, so an imported module \
-                           cannot be called `model`; rename it";
-            return Err(ModelError::Asked(message.into()));
-        }
+    /// and text. None of them is `model.mdl`, since `model` is a word of the language.
+    pub fn imports(&self) -> Vec<(String, String)> {
         let file = |path: String| format!("{}.mdl", path.replace('.', "/"));
-        Ok(imports.into_iter().map(|(path, text)| (file(path), text)).collect())
+        self.front.imports().into_iter().map(|(path, text)| (file(path), text)).collect()
     }
 
     /// The passes on one entry.

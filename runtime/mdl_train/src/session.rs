@@ -105,8 +105,6 @@ pub struct Session {
     schedule: Schedule,
     /// Shapes under which parameters are stored.
     shapes: Vec<Vec<usize>>,
-    /// Files that the model imports.
-    modules: Vec<(String, String)>,
 }
 
 fn purpose(settings: &Settings) -> Purpose {
@@ -160,7 +158,6 @@ impl Session {
         device: Arc<Device>,
     ) -> Result<Session, ModelError> {
         let schedule = Schedule::new(&model, &settings)?;
-        let modules = model.imports()?;
         let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
@@ -176,7 +173,6 @@ impl Session {
             validate,
             schedule,
             shapes,
-            modules,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             let values = initial(param, session.settings.seed);
@@ -268,7 +264,7 @@ impl Session {
             config_json: pretty(&config),
             tokenizer_json: tokenizer,
             model_mdl: self.model.text.clone(),
-            modules: self.modules.clone(),
+            modules: self.model.imports(),
             run_json: pretty(&self.settings),
         }
     }
