@@ -43,7 +43,7 @@ fn triad<N: Size>(a: &[f32], b: &[f32], out: &mut [f32], _unaligned: &[f32]) {
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "u64")]
 fn fill_kernel<N: Size>(out: &mut [f32], value: f32, _unaligned: &[f32]) {
     let vectors = out.len() / N::value();
     let first = vectors * UNIT_POS as usize / CUBE_DIM as usize;
