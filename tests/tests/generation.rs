@@ -146,7 +146,7 @@ fn a_batch_continues_each_prompt_as_if_it_were_alone() {
     for sampling in [greedy, sampled] {
         // A third of all ids end a sequence in the second round.
         for ends in [0, 3] {
-            let is_end = |id: u32| ends > 0 && id % ends == 0;
+            let is_end = |id: u32| ends > 0 && id.is_multiple_of(ends);
             let found = continued(&mut together, &prompts, sampling, is_end);
             for (i, prompt) in prompts.iter().enumerate() {
                 let expected = continued(&mut alone, &[prompt], sampling, is_end);
