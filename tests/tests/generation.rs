@@ -4,10 +4,12 @@
 use mdl_check::entry::EntryOptions;
 use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
-use mdl_ir::graph::{Graph, InputRole, OutputRole, Param};
+use mdl_ir::build::Builder;
+use mdl_ir::graph::{Graph, InputRole, Node, OutputRole, Param, Stage};
 use mdl_ir::interp::{self, Env};
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
+use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_kernels::Device;
 use mdl_passes::incremental::{START, caches_only, incremental};
 use mdl_train::generate::{Batch, Event, Finish, GenerateError, Generator, Room, Sampling};
@@ -320,7 +322,7 @@ fn interpret(graph: &Graph, ids: &[u32], start: usize, caches: &mut Vec<Tensor>)
 const TOLERANCE_EXACT: f64 = 1e-12;
 
 #[test]
-fn groups_by_token_have_an_incremental_form() {
+fn matrices_by_token_have_an_incremental_form() {
     let rows = [tokens(9, 1, 11), tokens(9, 4, 11)];
     let at = |range: std::ops::Range<usize>| -> Vec<u32> {
         rows.iter().flat_map(|row| row[range.clone()].to_vec()).collect()
@@ -328,8 +330,6 @@ fn groups_by_token_have_an_incremental_form() {
     let exact = interpret(&graph(GROUPED, 9), &at(0..9), 0, &mut Vec::new());
     let chunk = incremental(&graph(GROUPED, 6), "T", 9).expect("nothing sums over time");
     let step = incremental(&graph(GROUPED, 1), "T", 9).expect("nothing sums over time");
-    let grouped = |n: &mdl_ir::graph::Node| matches!(n.op, Op::GroupedContract { .. });
-    assert!(step.body.nodes.iter().any(grouped), "the matrices are not gathered");
     let chunk = caches_only(chunk);
     assert!(chunk.outputs.iter().all(|role| matches!(role, OutputRole::Cache(_))));
     assert!(chunk.body.nodes.len() < step.body.nodes.len(), "logits are not computed");
@@ -344,6 +344,34 @@ fn groups_by_token_have_an_incremental_form() {
             }
         }
     }
+}
+
+/// Rows with the matrices of their groups; `rows` are the axes of the ids, `over` is summed.
+fn grouped(rows: &[&str], over: &str) -> Graph {
+    let axes = |names: &[&str]| names.iter().map(|n| Axis::new(*n, 3)).collect::<Vec<_>>();
+    let mut b = Builder::default();
+    let ids = b.input("ids", Type::new(DType::I32, axes(rows)));
+    let x = b.input("x", Type::new(DType::F32, axes(&[rows, &[over]].concat())));
+    let w = b.input("w", Type::new(DType::F32, axes(&["E", "N", over])));
+    let y = b.grouped_contract(x, w, ids, ("E", &[over.into()]), Default::default());
+    let inputs = ["ids", "x", "w"].map(|name| InputRole::Data(name.into())).to_vec();
+    Graph {
+        name: "grouped".into(),
+        stage: Stage::Forward,
+        params: Vec::new(),
+        inputs,
+        outputs: vec![OutputRole::Value("y".into())],
+        body: b.finish(vec![y.expect("the types agree")]),
+    }
+}
+
+#[test]
+fn grouped_contractions_pass_unless_they_sum_over_time() {
+    let step = incremental(&grouped(&["B", "T"], "K"), "T", 9).expect("rows are positions");
+    let kept = |n: &Node| matches!(n.op, Op::GroupedContract { .. });
+    assert!(step.body.nodes.iter().any(kept));
+    let fault = incremental(&grouped(&["B"], "T"), "T", 9).expect_err("sums over time");
+    assert!(fault.contains("mixes positions along `T`"), "{fault}");
 }
 
 #[test]
