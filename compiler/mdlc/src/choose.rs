@@ -4,7 +4,8 @@
 use crate::Failure;
 use crate::flags::ModelFlags;
 use crate::flags::config_values::flag_name;
-use mdl_check::config::{Config, Setting, to_json};
+use mdl_check::config::{Config, Setting};
+use mdl_check::config_json::to_json;
 use mdl_check::overrides::{Difference, differences, json_paths, least_json, overridden};
 use mdl_driver::embedded::MODELS;
 use mdl_driver::front::Front;
@@ -79,7 +80,7 @@ pub fn choose(file: Option<&str>, flags: &ModelFlags) -> Result<Chosen, Failure>
     };
     let config = changed(&mut front, &name, &published, values)?;
     let differences = differences(&config, &published);
-    let model = Model { front, config, text, name };
+    let model = Model { front, config, text, name, json: None };
     Ok(Chosen { model, preset, differences })
 }
 
@@ -186,7 +187,7 @@ fn nearest_preset(
     let mut nearest: Option<((usize, f64), &String)> = None;
     for preset in presets {
         let Some(config) = front.preset(preset) else { continue };
-        let distance = distance(&to_json(&front.program, &config).into(), values);
+        let distance = distance(&to_json(&front.program, &config, None).into(), values);
         if nearest.is_none_or(|(least, _)| distance < least) {
             nearest = Some((distance, preset));
         }

@@ -11,12 +11,11 @@ use std::sync::Arc;
 
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
-use mdl_ir::graph::InputRole;
 use mdl_kernels::Device;
 
 use crate::dataset::Document;
-use crate::machine::Machine;
 use crate::import;
+use crate::machine::Machine;
 use crate::model::{Model, ModelError};
 use crate::packing::Evaluation;
 use crate::session;

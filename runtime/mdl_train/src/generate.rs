@@ -11,12 +11,11 @@ mod sampling;
 pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
-use crate::import;
 use crate::machine::Machine;
 use crate::model::{Model, ModelError};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
-use mdl_ir::graph::{InputRole, OutputRole, Param};
+use mdl_ir::graph::OutputRole;
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::incremental::{START, caches_only, incremental};
@@ -238,7 +237,8 @@ const MOST_POSITIONS: u64 = 1 << 24;
 /// The step of `t` positions of each sequence; only a step of one gives logits.
 fn compile(model: &mut Model, room: &Room, t: u64, units: u32) -> Result<Executable, ModelError> {
     let sizes = vec![("B".to_string(), room.batch), ("T".to_string(), t)];
-    let graph = model.graph("logits", &EntryOptions { sizes, documents: false, auxiliary: false })?;
+    let graph =
+        model.graph("logits", &EntryOptions { sizes, documents: false, auxiliary: false })?;
     let mut graph = incremental(&graph, "T", room.capacity).map_err(ModelError::Asked)?;
     if t > 1 {
         graph = caches_only(graph);

@@ -3,8 +3,8 @@
 use super::Prompt;
 use crate::Failure;
 use crate::commands::say;
-use mdl_train::generate::Event;
 use mdl_train::decoding::Decoding;
+use mdl_train::generate::Event;
 use mdl_train::tokenizer::Tokenizer;
 
 /// How a sequence is printed.
