@@ -1,5 +1,5 @@
 //! Prints what grouped contractions reach beside a plain one with as many operations:
-//! `grouped [units]`.
+//! `grouped [units [shape]]`.
 //!
 //! Each is the best of several runs, the plain one in turns with the grouped ones, because other
 //! work on the machine moves all of them.
@@ -10,7 +10,9 @@ use mdl_kernels::{Arena, Device, Slice};
 use std::time::Instant;
 
 /// Rows, groups, n, k.
-const SHAPES: [[u32; 4]; 7] = [
+const SHAPES: [[u32; 4]; 9] = [
+    [24, 1, 1024, 512],
+    [24, 1, 1000, 500],
     [1024, 8, 1024, 512],
     [1024, 1, 1024, 512],
     [1024, 64, 1024, 512],
@@ -19,7 +21,7 @@ const SHAPES: [[u32; 4]; 7] = [
     [2, 8, 3584, 1024],
     [16, 8, 3584, 1024],
 ];
-const RUNS: u32 = 12;
+const RUNS: u32 = 30;
 
 /// A launch with its memory. Ids fall evenly; the numbers are all zero.
 struct Launch {
@@ -90,8 +92,12 @@ fn main() {
     let units = std::env::args().nth(1).map(|units| units.parse().expect("a number of units"));
     let device = Device::cpu(units);
     println!("{device:?}");
+    let wanted = std::env::args().nth(2).unwrap_or_default();
     for shape in SHAPES {
         let [rows, groups, n, k] = shape;
+        if !format!("{rows}x{groups}x{n}x{k}").contains(&wanted) {
+            continue;
+        }
         let flops = 2.0 * f64::from(rows) * f64::from(n) * f64::from(k);
         let count = (2e8 / flops).clamp(1.0, 20.0) as u32;
         let mut all = launches(&device, shape);

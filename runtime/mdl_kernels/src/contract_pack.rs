@@ -8,7 +8,7 @@ use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 
 /// Steps of k in one piece, so that few columns still give work to all units.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 /// A block of k and of columns.
 #[derive(CubeType, Clone, Copy)]
@@ -43,21 +43,37 @@ pub(crate) fn pack_b<N: Size>(
     let panel = piece / chunks;
     let k0 = piece % chunks * CHUNK;
     let k1 = min(k0 + CHUNK, block.depth);
-    for v in 0..comptime!(plan.tile_vectors) {
-        let column = block.column + panel * width + v * N::value();
-        let out = to + panel * width * block.depth + v * N::value();
-        let plan = comptime!(plan.clone());
-        if comptime!(matches!(plan.layout_b, LayoutB::Columns)) {
-            pack_b_columns::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
-        } else {
-            pack_b_gathered::<N>(b, base, workspace, out, block.k, k0, k1, column, plan);
+    let column = block.column + panel * width;
+    let out = to + panel * width * block.depth;
+    let whole = column + width <= comptime!(plan.columns);
+    if comptime!(matches!(plan.layout_b, LayoutB::Columns)) && whole {
+        for k in k0..k1 {
+            let k_offset = offset_of(block.k + k, comptime!(plan.k.clone()), true);
+            #[unroll]
+            for v in 0..comptime!(plan.tile_vectors) {
+                let lanes = load::<f32, N>(b, base + k_offset + column + v * N::value());
+                store::<f32, N>(workspace, out + k * width + v * N::value(), lanes);
+            }
+        }
+    } else {
+        for v in 0..comptime!(plan.tile_vectors) {
+            let (column, out) = (column + v * N::value(), out + v * N::value());
+            let plan = comptime!(plan.clone());
+            let mut k = k0;
+            if comptime!(matches!(plan.layout_b, LayoutB::Rows)) {
+                k = k0 + (k1 - k0) / N::value() * N::value();
+                let plan = comptime!(plan.clone());
+                pack_b_rows::<N>(b, base, workspace, out, block.k, k0, k, column, plan);
+            }
+            pack_b_gathered::<N>(b, base, workspace, out, block.k, k, k1, column, plan);
         }
     }
 }
 
-/// One vector of columns for k0..k1, n contiguous.
+/// One vector of columns for the whole vectors k0..k1, k contiguous: each line of b is read once,
+/// because with strides of a power of two it might be gone before its next element is needed.
 #[cube]
-fn pack_b_columns<N: Size>(
+fn pack_b_rows<N: Size>(
     b: &[f32],
     base: usize,
     workspace: &mut [f32],
@@ -69,13 +85,27 @@ fn pack_b_columns<N: Size>(
     #[comptime] plan: Plan,
 ) {
     let width = comptime!(plan.tile_vectors * plan.width);
-    if column + N::value() <= comptime!(plan.columns) {
-        for k in k0..k1 {
-            let from = base + offset_of(block_k + k, comptime!(plan.k.clone()), true) + column;
-            store::<f32, N>(workspace, out + k * width, load::<f32, N>(b, from));
+    let mut from = Array::<usize>::new(N::value());
+    #[unroll]
+    for lane in 0..N::value() {
+        let here = min(column + lane, comptime!(plan.columns - 1));
+        from[lane] = base + offset_of(here, comptime!(plan.n.clone()), false) + block_k;
+    }
+    for k in range_stepped(k0, k1, N::value()) {
+        let mut lines = Array::<Vector<f32, N>>::new(N::value());
+        #[unroll]
+        for lane in 0..N::value() {
+            lines[lane] = load::<f32, N>(b, from[lane] + k);
         }
-    } else {
-        pack_b_gathered::<N>(b, base, workspace, out, block_k, k0, k1, column, plan);
+        #[unroll]
+        for i in 0..N::value() {
+            let mut lanes = Vector::<f32, N>::empty();
+            #[unroll]
+            for lane in 0..N::value() {
+                lanes.insert(lane, lines[lane].extract(i));
+            }
+            store::<f32, N>(workspace, out + (k + i) * width, lanes);
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 
 use crate::contract_pack::prepare;
 use crate::contract_plan::{LayoutB, Plan, offset_of};
-use crate::contract_tile::{Finish, finish_tile};
+use crate::contract_tile::{Finish, dense_rows, finish_tile};
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
@@ -25,37 +25,26 @@ fn contract_skinny<N: Size>(
     prologue_inputs: &Sequence<Box<[f32]>>,
     epilogue_inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
-    workspace: &mut [f32],
+    packed: &mut [f32],
+    tiles: &mut [f32],
     _unaligned: &[f32],
     #[comptime] plan: Plan,
     #[comptime] chunk: usize,
 ) {
     let unit = UNIT_POS as usize;
     let units = comptime!(plan.units);
-    let own = comptime!(plan.packed_a_elements + plan.tile_elements);
-    let shared = comptime!(plan.packed_b_elements + plan.partial_elements);
-    let copies = comptime!(if plan.split_batch { plan.units } else { 1 });
-    let packed = copies * shared + unit * own;
-    let tile = packed + comptime!(plan.packed_a_elements);
-    pack_rows(a, prologue_inputs, workspace, packed, comptime!(plan.clone()));
+    let tile = unit * comptime!(plan.tile_elements);
+    let first = unit * comptime!(plan.packed_a_elements);
+    pack_rows(a, prologue_inputs, packed, first, comptime!(plan.clone()));
+    let from_a = dense_rows(first, comptime!(plan.rows), comptime!(plan.depth + plan.width));
     let chunks = comptime!(plan.columns.div_ceil(chunk));
     for c in chunks * unit / units..chunks * (unit + 1) / units {
         let column = c * chunk;
         let columns = min(chunk, comptime!(plan.columns) - column);
-        if comptime!(plan.layout_b == LayoutB::Rows) {
-            dot_columns::<N>(b, workspace, packed, tile, column, chunk, comptime!(plan.clone()));
-        } else {
-            add_rows::<N>(
-                b,
-                workspace,
-                packed,
-                tile,
-                column,
-                columns,
-                chunk,
-                comptime!(plan.clone()),
-            );
-        }
+        let plan_b = comptime!(plan.clone());
+        multiply_columns::<N>(
+            &*packed, &from_a, b, 0usize, tiles, tile, column, columns, chunk, plan_b,
+        );
         let finish = Finish {
             tile,
             row: 0usize.runtime(),
@@ -67,7 +56,7 @@ fn contract_skinny<N: Size>(
             last: true.runtime(),
         };
         let plan = comptime!(plan.clone());
-        finish_tile::<N>(workspace, epilogue_inputs, outputs, &finish, chunk, plan);
+        finish_tile::<N>(tiles, epilogue_inputs, outputs, &finish, chunk, plan);
     }
 }
 
@@ -92,12 +81,36 @@ fn pack_rows(
     }
 }
 
+/// The sums of a chunk of columns, at most as many as `chunk`, into rows of a tile that are `chunk`
+/// apart. The rows of a start at `from_a`, and b at `base`.
+#[cube]
+pub(crate) fn multiply_columns<N: Size>(
+    a: &[f32],
+    from_a: &Array<usize>,
+    b: &[f32],
+    base: usize,
+    tiles: &mut [f32],
+    tile: usize,
+    column: usize,
+    columns: usize,
+    #[comptime] chunk: usize,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.layout_b == LayoutB::Rows) {
+        dot_columns::<N>(a, from_a, b, base, tiles, tile, column, chunk, plan);
+    } else {
+        add_rows::<N>(a, from_a, b, base + column, tiles, tile, columns, chunk, plan);
+    }
+}
+
 /// b contiguous along k: each sum is a dot product, kept as a vector of partial sums.
 #[cube]
 fn dot_columns<N: Size>(
+    a: &[f32],
+    from_a: &Array<usize>,
     b: &[f32],
-    workspace: &mut [f32],
-    packed: usize,
+    base: usize,
+    tiles: &mut [f32],
     tile: usize,
     column: usize,
     #[comptime] chunk: usize,
@@ -105,14 +118,19 @@ fn dot_columns<N: Size>(
 ) {
     let rows = comptime!(plan.rows);
     let depth = comptime!(plan.depth);
-    let stride = comptime!(plan.depth + plan.width);
     let group = comptime!(columns_at_once(plan.rows));
+    // A copy that is indexed by constants alone stays in registers.
+    let mut row_at = Array::<usize>::new(rows);
+    #[unroll]
+    for m in 0..rows {
+        row_at[m] = from_a[m];
+    }
     for g in 0..comptime!(chunk / group) {
         let mut from = Array::<usize>::new(group);
         #[unroll]
         for c in 0..group {
             let n = min(column + g * group + c, comptime!(plan.columns - 1));
-            from[c] = offset_of(n, comptime!(plan.n.clone()), false);
+            from[c] = base + offset_of(n, comptime!(plan.n.clone()), false);
         }
         let mut sums = Array::<Vector<f32, N>>::new(comptime!(rows * group));
         for v in 0..comptime!(depth / plan.width) {
@@ -124,7 +142,7 @@ fn dot_columns<N: Size>(
             }
             #[unroll]
             for m in 0..rows {
-                let a_lanes = load::<f32, N>(&*workspace, packed + m * stride + k);
+                let a_lanes = load::<f32, N>(a, row_at[m] + k);
                 #[unroll]
                 for c in 0..group {
                     sums[m * group + c] = fma(a_lanes, b_lanes[c], sums[m * group + c]);
@@ -135,18 +153,18 @@ fn dot_columns<N: Size>(
         let spill = tile + comptime!(rows * chunk);
         #[unroll]
         for i in 0..comptime!(rows * group) {
-            store::<f32, N>(workspace, spill + i * N::value(), sums[i]);
+            store::<f32, N>(tiles, spill + i * N::value(), sums[i]);
         }
         for i in 0..comptime!(rows * group) {
             let m = i / group;
             let c = i % group;
             let n = min(column + g * group + c, comptime!(plan.columns - 1));
-            let start = offset_of(n, comptime!(plan.n.clone()), false);
-            let mut sum = sum_lanes::<N>(load::<f32, N>(&*workspace, spill + i * N::value()));
+            let start = base + offset_of(n, comptime!(plan.n.clone()), false);
+            let mut sum = sum_lanes::<N>(load::<f32, N>(&*tiles, spill + i * N::value()));
             for k in comptime!(depth / plan.width * plan.width)..depth {
-                sum = fma(workspace[packed + m * stride + k], b[start + k], sum);
+                sum = fma(a[from_a[m] + k], b[start + k], sum);
             }
-            workspace[tile + m * chunk + g * group + c] = sum;
+            tiles[tile + m * chunk + g * group + c] = sum;
         }
     }
 }
@@ -179,11 +197,12 @@ fn columns_at_once(rows: usize) -> usize {
 /// b contiguous along n: rows of b are added to rows of sums that stay in the nearest cache.
 #[cube]
 fn add_rows<N: Size>(
+    a: &[f32],
+    from_a: &Array<usize>,
     b: &[f32],
-    workspace: &mut [f32],
-    packed: usize,
+    base: usize,
+    tiles: &mut [f32],
     tile: usize,
-    column: usize,
     columns: usize,
     #[comptime] chunk: usize,
     #[comptime] plan: Plan,
@@ -192,27 +211,28 @@ fn add_rows<N: Size>(
     #[unroll]
     for m in 0..comptime!(plan.rows) {
         for v in 0..comptime!(chunk / plan.width) {
-            store::<f32, N>(workspace, tile + m * chunk + v * N::value(), Vector::new(0.0));
+            store::<f32, N>(tiles, tile + m * chunk + v * N::value(), Vector::new(0.0));
         }
     }
     for s in 0..comptime!(depth / STEPS) {
         let k = s * STEPS;
         let plan = comptime!(plan.clone());
-        add_steps::<N>(b, workspace, packed, tile, column, columns, k, STEPS, chunk, plan);
+        add_steps::<N>(a, from_a, b, base, tiles, tile, columns, k, STEPS, chunk, plan);
     }
     for k in comptime!(depth / STEPS * STEPS)..depth {
         let plan = comptime!(plan.clone());
-        add_steps::<N>(b, workspace, packed, tile, column, columns, k, 1usize, chunk, plan);
+        add_steps::<N>(a, from_a, b, base, tiles, tile, columns, k, 1usize, chunk, plan);
     }
 }
 
 #[cube]
 fn add_steps<N: Size>(
+    a: &[f32],
+    from_a: &Array<usize>,
     b: &[f32],
-    workspace: &mut [f32],
-    packed: usize,
+    base: usize,
+    tiles: &mut [f32],
     tile: usize,
-    column: usize,
     columns: usize,
     k: usize,
     #[comptime] steps: usize,
@@ -222,24 +242,25 @@ fn add_steps<N: Size>(
     let mut from = Array::<usize>::new(steps);
     #[unroll]
     for s in 0..steps {
-        from[s] = offset_of(k + s, comptime!(plan.k.clone()), true) + column;
+        from[s] = offset_of(k + s, comptime!(plan.k.clone()), true) + base;
     }
     for v in 0..columns / N::value() {
         let plan = comptime!(plan.clone());
         let c = v * N::value();
-        add_lanes::<N>(b, workspace, packed, tile, &from, k, c, steps, chunk, plan);
+        add_lanes::<N>(a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
     }
     for c in columns / N::value() * N::value()..columns {
         let plan = comptime!(plan.clone());
-        add_lanes::<Const<1>>(b, workspace, packed, tile, &from, k, c, steps, chunk, plan);
+        add_lanes::<Const<1>>(a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
     }
 }
 
 #[cube]
 fn add_lanes<N: Size>(
+    a: &[f32],
+    from_a: &Array<usize>,
     b: &[f32],
-    workspace: &mut [f32],
-    packed: usize,
+    tiles: &mut [f32],
     tile: usize,
     from: &Array<usize>,
     k: usize,
@@ -248,7 +269,6 @@ fn add_lanes<N: Size>(
     #[comptime] chunk: usize,
     #[comptime] plan: Plan,
 ) {
-    let stride = comptime!(plan.depth + plan.width);
     let mut lanes = Array::<Vector<f32, N>>::new(steps);
     #[unroll]
     for s in 0..steps {
@@ -257,13 +277,13 @@ fn add_lanes<N: Size>(
     #[unroll]
     for m in 0..comptime!(plan.rows) {
         let at = tile + m * chunk + c;
-        let mut sum = load::<f32, N>(&*workspace, at);
+        let mut sum = load::<f32, N>(&*tiles, at);
         #[unroll]
         for s in 0..steps {
-            let broadcast = Vector::<f32, N>::new(workspace[packed + m * stride + k + s]);
+            let broadcast = Vector::<f32, N>::new(a[from_a[m] + k + s]);
             sum = fma(broadcast, lanes[s], sum);
         }
-        store::<f32, N>(workspace, at, sum);
+        store::<f32, N>(tiles, at, sum);
     }
 }
 
@@ -275,6 +295,9 @@ pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
     let (extra, rest) = rest.split_at(plan.epilogue_views.len());
     let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
     let chunk = chunk_columns(&plan);
+    let units = plan.units as u64;
+    let [packed, tiles] =
+        [plan.packed_a_elements, plan.tile_elements].map(|elements| elements as u64 * units * 4);
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
         contract_skinny::launch_unchecked(
@@ -287,7 +310,8 @@ pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
             buffers(inputs),
             buffers(extra),
             buffers(outputs),
-            device.buffer(workspace),
+            device.buffer(&workspace.part(0, packed)),
+            device.buffer(&workspace.part(packed, tiles)),
             device.unaligned(&args[0]),
             plan,
             chunk,

@@ -13,6 +13,7 @@
 //! whose ids name no group, the strays, come last in the order.
 
 mod contract;
+mod in_place;
 mod outer;
 mod sort;
 #[cfg(test)]
@@ -47,7 +48,7 @@ const PIECES_PER_UNIT: usize = 4;
 const PIECE_ROWS: usize = 384;
 
 impl GroupedPlan {
-    fn of(rows: u32, groups: u32, shares: [u32; 2], one: &ContractSpec, device: &Device) -> Self {
+    fn new(rows: u32, groups: u32, shares: [u32; 2], one: &ContractSpec, device: &Device) -> Self {
         let parts = GroupedParts::of(rows, groups, one, device.units());
         let plan = Plan {
             block_depth: parts.depth as usize,
@@ -91,27 +92,50 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
     if spec.rows * spec.n == 0 {
         return;
     }
-    let plan = GroupedPlan::of(spec.rows, spec.groups, [spec.share, 1], &one, device);
+    let plan = GroupedPlan::new(spec.rows, spec.groups, [spec.share, 1], &one, device);
     let parts = GroupedParts::of(spec.rows, spec.groups, &one, device.units());
     let [counters, sorted, rest] = split(parts, &args[4]);
-    // SAFETY: the plan's sizes are those of the buffers, as the spec promises, and no id that is
-    // out of range leads to an access.
-    unsafe {
-        contract::grouped_contract::launch_unchecked(
-            device.client(),
-            CubeCount::new_single(),
-            device.cube_dim(),
-            device.vector_width(),
-            device.buffer(&args[0]),
-            device.buffer(&args[1]),
-            device.buffer(&args[2]),
-            device.buffer(&args[3]),
-            device.buffer(&counters),
-            device.buffer(&sorted),
-            device.buffer(&rest),
-            device.unaligned(&args[0]),
-            plan,
-        );
+    if spec.in_place() {
+        let chunk = in_place::chunk_columns(&plan);
+        // SAFETY: the plan's sizes are those of the buffers, as the spec promises, and no id that
+        // is out of range leads to an access.
+        unsafe {
+            in_place::grouped_in_place::launch_unchecked(
+                device.client(),
+                CubeCount::new_single(),
+                device.cube_dim(),
+                device.vector_width(),
+                device.buffer(&args[0]),
+                device.buffer(&args[1]),
+                device.buffer(&args[2]),
+                device.buffer(&args[3]),
+                device.buffer(&counters),
+                device.buffer(&sorted),
+                device.buffer(&rest),
+                device.unaligned(&args[0]),
+                plan,
+                chunk,
+            );
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe {
+            contract::grouped_contract::launch_unchecked(
+                device.client(),
+                CubeCount::new_single(),
+                device.cube_dim(),
+                device.vector_width(),
+                device.buffer(&args[0]),
+                device.buffer(&args[1]),
+                device.buffer(&args[2]),
+                device.buffer(&args[3]),
+                device.buffer(&counters),
+                device.buffer(&sorted),
+                device.buffer(&rest),
+                device.unaligned(&args[0]),
+                plan,
+            );
+        }
     }
     device.launched();
 }
@@ -123,7 +147,7 @@ pub(crate) fn launch_outer(device: &Device, spec: &GroupedOuterSpec, args: &[Sli
         return;
     }
     let shares = [spec.share_a, spec.share_b];
-    let mut plan = GroupedPlan::of(spec.rows, spec.groups, shares, &one, device);
+    let mut plan = GroupedPlan::new(spec.rows, spec.groups, shares, &one, device);
     // Whatever its sizes, a is packed: its rows are those of the order.
     plan.one.layout_a = LayoutA::Columns;
     let parts = GroupedParts::of(spec.rows, spec.groups, &one, device.units());

@@ -4,7 +4,7 @@ use super::GroupedPlan;
 use super::sort::{sort_rows, start_of};
 use super::tile::{Tile, clear, multiply_rows};
 use crate::contract::take;
-use crate::contract_pack::{Block, pack_b, pack_b_pieces};
+use crate::contract_pack::{Block, CHUNK, pack_b, pack_b_pieces};
 use crate::embedding::share;
 use cubecl::prelude::*;
 use mdl_ir::kernel::grouped::GroupedParts;
@@ -103,7 +103,11 @@ fn contract_piece<N: Size>(
             column: piece.column,
             columns: min(comptime!(plan.piece_columns), columns - piece.column),
         };
-        for part in 0..pack_b_pieces(&block, comptime!(plan.one.clone())) {
+        // Some steps of k of every panel before the next steps, to read long runs of each row.
+        let chunks = block.depth.div_ceil(CHUNK);
+        let parts = pack_b_pieces(&block, comptime!(plan.one.clone()));
+        for i in 0..parts {
+            let part = i % (parts / chunks) * chunks + i / (parts / chunks);
             pack_b::<N>(w, base, workspace, own, &block, part, comptime!(plan.one.clone()));
         }
         for rows in range_stepped(0, piece.rows, ROWS) {

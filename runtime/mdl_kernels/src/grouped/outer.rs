@@ -89,31 +89,30 @@ fn outer_piece<N: Size, M: Size>(
         let at = piece.start + k;
         let limit = comptime!(plan.one.columns);
         let share = comptime!(plan.share_b);
-        for panel in 0..piece.columns.div_ceil(width) {
-            let (from, to) = (piece.column + panel * width, own + panel * width * depth);
-            pack_panel::<N>(b, sorted, at, depth, workspace, to, from, width, limit, share);
-        }
+        let (first, count) = (piece.column, piece.columns);
+        pack_columns::<N>(b, sorted, at, depth, workspace, own, first, count, width, limit, share);
         let limit = comptime!(plan.one.rows);
         let share = comptime!(plan.share_a);
-        for panel in 0..piece.rows.div_ceil(height) {
-            let (from, to) = (piece.row + panel * height, packed_a + panel * height * depth);
-            pack_panel::<M>(a, sorted, at, depth, workspace, to, from, height, limit, share);
-        }
+        let (first, count) = (piece.row, piece.rows);
+        pack_columns::<M>(
+            a, sorted, at, depth, workspace, packed_a, first, count, height, limit, share,
+        );
         multiply_block::<N>(a, out, workspace, piece, depth, k == 0, comptime!(plan.clone()));
     }
 }
 
-/// Columns `column..column + width` of `depth` rows of the order, one row after the other. Columns
-/// past the edge repeat the last one: their sums are never stored.
+/// Packs `count` columns from `first` of `depth` rows of the order into panels of `width`, one row
+/// after the other. Columns past the edge repeat the last one: their sums are never stored.
 #[cube]
-fn pack_panel<N: Size>(
+fn pack_columns<N: Size>(
     x: &[f32],
     sorted: &[u32],
     start: usize,
     depth: usize,
     workspace: &mut [f32],
     to: usize,
-    column: usize,
+    first: usize,
+    count: usize,
     #[comptime] width: usize,
     #[comptime] columns: usize,
     #[comptime] share: usize,
@@ -121,16 +120,19 @@ fn pack_panel<N: Size>(
     let wide = N::value();
     for k in 0..depth {
         let from = usize::cast_from(sorted[start + k]) / share * columns;
-        let out = to + k * width;
-        if column + width <= columns {
-            #[unroll]
-            for v in 0..comptime!(width / wide) {
-                let lanes = load::<f32, N>(x, from + column + v * N::value());
-                store::<f32, N>(workspace, out + v * N::value(), lanes);
-            }
-        } else {
-            for c in 0..width {
-                workspace[out + c] = x[from + min(column + c, columns - 1)];
+        for panel in 0..count.div_ceil(width) {
+            let column = first + panel * width;
+            let out = to + (panel * depth + k) * width;
+            if column + width <= columns {
+                #[unroll]
+                for v in 0..comptime!(width / wide) {
+                    let lanes = load::<f32, N>(x, from + column + v * N::value());
+                    store::<f32, N>(workspace, out + v * N::value(), lanes);
+                }
+            } else {
+                for c in 0..width {
+                    workspace[out + c] = x[from + min(column + c, columns - 1)];
+                }
             }
         }
     }

@@ -48,7 +48,8 @@ pub(crate) fn multiply_rows<N: Size>(
                 let rows = dense_rows(tile.buffer, height, width);
                 store_tile::<N>(workspace, &rows, &sums, false, height, vectors);
                 let keep = !tile.first;
-                copy_rows::<N>(&*workspace, tile.buffer, out, to, tile, keep, width);
+                let (at, rows, columns) = (tile.buffer, tile.rows, tile.columns);
+                copy_rows::<N>(&*workspace, at, out, to, rows, columns, keep, width);
             }
         }
     }
@@ -61,18 +62,19 @@ pub(crate) fn copy_rows<N: Size>(
     at: usize,
     out: &mut [f32],
     to: &Array<usize>,
-    tile: &Tile,
+    rows: usize,
+    columns: usize,
     keep: bool,
     #[comptime] width: usize,
 ) {
-    let whole = tile.columns / N::value() * N::value();
-    for r in 0..tile.rows {
+    let whole = columns / N::value() * N::value();
+    for r in 0..rows {
         let from = at + r * width;
-        for v in 0..tile.columns / N::value() {
+        for v in 0..columns / N::value() {
             let c = v * N::value();
             put::<N>(load::<f32, N>(buffered, from + c), out, to[r] + c, keep);
         }
-        for c in whole..tile.columns {
+        for c in whole..columns {
             put::<Const<1>>(load::<f32, Const<1>>(buffered, from + c), out, to[r] + c, keep);
         }
     }
