@@ -206,8 +206,11 @@ fn other_architectures_agree_with_the_interpreter() {
         ("parallel.mdl", include_str!("../models/parallel.mdl")),
         ("odd.mdl", include_str!("../models/odd.mdl")),
         ("windowed.mdl", include_str!("../models/windowed.mdl")),
+        ("grouped.mdl", include_str!("../models/grouped.mdl")),
     ] {
-        faults.extend(agree(file, text, "ragged", &device));
+        for preset in Front::load(file, text, &|_| None).presets() {
+            faults.extend(agree(file, text, &preset, &device));
+        }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -8,7 +8,7 @@ use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 
 /// Steps of k in one piece, so that few columns still give work to all units.
-pub(crate) const CHUNK: usize = 64;
+const CHUNK: usize = 64;
 
 /// A block of k and of columns.
 #[derive(CubeType, Clone, Copy)]
@@ -26,8 +26,7 @@ pub(crate) fn pack_b_pieces(block: &Block, #[comptime] plan: Plan) -> usize {
     block.columns.div_ceil(width) * block.depth.div_ceil(CHUNK)
 }
 
-/// Packs one piece of a block of b into panels of a tile's width, k outermost, the first of them
-/// at `to` in the workspace.
+/// Packs one piece of a block of b.
 #[cube]
 pub(crate) fn pack_b<N: Size>(
     b: &[f32],
@@ -38,11 +37,28 @@ pub(crate) fn pack_b<N: Size>(
     piece: usize,
     #[comptime] plan: Plan,
 ) {
-    let width = comptime!(plan.tile_vectors * plan.width);
     let chunks = block.depth.div_ceil(CHUNK);
     let panel = piece / chunks;
     let k0 = piece % chunks * CHUNK;
     let k1 = min(k0 + CHUNK, block.depth);
+    pack_b_panel::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+}
+
+/// Packs steps k0..k1 of a block of b into a panel of a tile's width, k outermost. The first panel
+/// lies at `to` in the workspace.
+#[cube]
+pub(crate) fn pack_b_panel<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    block: &Block,
+    panel: usize,
+    k0: usize,
+    k1: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
     let column = block.column + panel * width;
     let out = to + panel * width * block.depth;
     let whole = column + width <= comptime!(plan.columns);

@@ -4,13 +4,17 @@ use super::GroupedPlan;
 use super::sort::{sort_rows, start_of};
 use super::tile::{Tile, clear, multiply_rows};
 use crate::contract::take;
-use crate::contract_pack::{Block, CHUNK, pack_b, pack_b_pieces};
+use crate::contract_pack::{Block, pack_b_panel};
+use crate::contract_plan::{LayoutB, Plan};
 use crate::embedding::share;
 use cubecl::prelude::*;
 use mdl_ir::kernel::grouped::GroupedParts;
 
 /// Rows that are multiplied with a packed block before the next ones, so that they stay in cache.
 const ROWS: usize = GroupedParts::ROWS as usize;
+/// Rows of a matrix whose n is contiguous that are packed together: so many pages that addresses
+/// are still known when the next columns are read.
+const STEPS: usize = 32;
 
 #[cube(launch_unchecked, address_type = "u64")]
 pub(crate) fn grouped_contract<N: Size>(
@@ -103,13 +107,8 @@ fn contract_piece<N: Size>(
             column: piece.column,
             columns: min(comptime!(plan.piece_columns), columns - piece.column),
         };
-        // Some steps of k of every panel before the next steps, to read long runs of each row.
-        let chunks = block.depth.div_ceil(CHUNK);
-        let parts = pack_b_pieces(&block, comptime!(plan.one.clone()));
-        for i in 0..parts {
-            let part = i % (parts / chunks) * chunks + i / (parts / chunks);
-            pack_b::<N>(w, base, workspace, own, &block, part, comptime!(plan.one.clone()));
-        }
+        let plan_b = comptime!(plan.one.clone());
+        pack_block::<N>(w, base, workspace, own, &block, plan_b);
         for rows in range_stepped(0, piece.rows, ROWS) {
             let here = Piece {
                 group: piece.group,
@@ -119,6 +118,30 @@ fn contract_piece<N: Size>(
             };
             let plan = comptime!(plan.clone());
             multiply_block::<N>(a, out, sorted, workspace, &here, &block, plan);
+        }
+    }
+}
+
+/// Packs a block in the order that reads the longest runs of w.
+#[cube]
+fn pack_block<N: Size>(
+    w: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let panels = block.columns.div_ceil(comptime!(plan.tile_vectors * plan.width));
+    let step = comptime!(match plan.layout_b {
+        LayoutB::Columns => STEPS,
+        LayoutB::Rows | LayoutB::Gathered => plan.block_depth,
+    });
+    for k0 in range_stepped(0, block.depth, step) {
+        let k1 = min(k0 + step, block.depth);
+        for panel in 0..panels {
+            let plan = comptime!(plan.clone());
+            pack_b_panel::<N>(w, base, workspace, to, block, panel, k0, k1, plan);
         }
     }
 }
