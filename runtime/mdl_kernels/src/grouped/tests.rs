@@ -32,7 +32,9 @@ impl Routing {
             Routing::One => groups as i32 - 1,
             Routing::Strays => match row % 3 {
                 0 => (any % groups / 2 * 2) as i32,
-                1 => groups as i32 + if any % 2 == 0 { 0 } else { i32::MAX - groups as i32 },
+                1 => {
+                    groups as i32 + if any.is_multiple_of(2) { 0 } else { i32::MAX - groups as i32 }
+                }
                 _ => -1 - (any as i32) * 2_000_000,
             },
         }
