@@ -186,6 +186,7 @@ impl Builder {
         let (a, b) = (*a, *b);
         let (ta, tb) = (self.ty(a), self.ty(b));
         let both = axes.iter().all(|x| ta.has(x) && tb.has(x));
+        // What is multiplied by gathered matrices has no axis of its own.
         if both && let Some(grouped) = self.grouped(a, b, axes, span) {
             return Some(grouped);
         }
