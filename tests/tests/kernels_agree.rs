@@ -14,6 +14,7 @@ use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
+use mdl_passes::incremental::{START, incremental};
 use mdl_train::machine::Machine;
 use std::sync::Arc;
 
@@ -27,6 +28,9 @@ const SMALL: u64 = 1_000_000;
 
 const B: u64 = 3;
 const T: u64 = 37;
+
+/// Tokens that are generated one after the other.
+const CONTINUED: u64 = 13;
 
 const RAGGED: &str = "
 preset ragged: Llama {
@@ -168,6 +172,48 @@ fn compare(
     Ok(worst(graph, executable, device))
 }
 
+/// Logits of one token after the other, with caches, against those of the whole sequence: the
+/// largest relative error of a position.
+fn generation(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Result<f64, String> {
+    let mut front = Front::load(file, text, &|_| None);
+    let config = front.preset(preset).ok_or_else(|| front.report(false))?;
+    let mut graph = |t: u64| {
+        let sizes = vec![("B".into(), 1), ("T".into(), t)];
+        let graph = front.build(&config, "logits", &EntryOptions { sizes, documents: false, auxiliary: false });
+        graph.ok_or_else(|| front.report(false))
+    };
+    let (whole, step) = (graph(CONTINUED)?, incremental(&graph(1)?, "T", CONTINUED)?);
+    let exact = interp::run(&whole.body, inputs(&whole), &Env::default()).remove(0).data;
+    let trace = run(step, &mut front, &Purpose::Forward).map_err(|bug| bug.to_string())?;
+    let state = state_layout(trace.last(), &Purpose::Forward);
+    let executable = finish(trace.last(), &state, device.units()).map_err(|bug| bug.to_string())?;
+    let machine = Machine::new(device.clone(), executable);
+    let mut tokens = Vec::new();
+    for (role, value) in whole.inputs.iter().zip(inputs(&whole)) {
+        match role {
+            InputRole::Param(_) => {
+                let values: Vec<f32> = value.data.iter().map(|x| *x as f32).collect();
+                machine.write_input(role, &values);
+            }
+            _ => tokens = value.data,
+        }
+    }
+    let mut worst = 0.0f64;
+    for (at, (token, exact)) in
+        tokens.iter().zip(exact.chunks(exact.len() / CONTINUED as usize)).enumerate()
+    {
+        machine.write_data(START, &[at as i32]);
+        machine.write_data("tokens", &[*token as i32]);
+        machine.run();
+        let got = machine.read_value("logits").ok_or("logits come out")?;
+        let off: f64 = got.iter().zip(exact).map(|(g, e)| (f64::from(*g) - e).powi(2)).sum();
+        let norm: f64 = exact.iter().map(|e| e * e).sum();
+        let error = (off / norm.max(f64::MIN_POSITIVE)).sqrt();
+        worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+    }
+    Ok(worst)
+}
+
 fn device() -> Arc<Device> {
     Arc::new(Device::cpu(None))
 }
@@ -201,15 +247,26 @@ fn ragged_llamas_agree_with_the_interpreter() {
 fn other_architectures_agree_with_the_interpreter() {
     let device = device();
     let mut faults = Vec::new();
-    for (file, text) in [
-        ("learned.mdl", include_str!("../models/learned.mdl")),
-        ("parallel.mdl", include_str!("../models/parallel.mdl")),
-        ("odd.mdl", include_str!("../models/odd.mdl")),
-        ("windowed.mdl", include_str!("../models/windowed.mdl")),
-        ("grouped.mdl", include_str!("../models/grouped.mdl")),
-    ] {
-        for preset in Front::load(file, text, &|_| None).presets() {
-            faults.extend(agree(file, text, &preset, &device));
+    for (file, text) in mdl_tests::models() {
+        for preset in Front::load(&file, &text, &|_| None).presets() {
+            faults.extend(agree(&file, &text, &preset, &device));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn generation_with_caches_is_the_full_forward_pass() {
+    let device = device();
+    let llama = embedded::model("llama").expect("llama is part of the compiler").to_string();
+    let mut models = mdl_tests::models();
+    models.push(("models/llama.mdl".to_string(), llama + RAGGED));
+    let mut faults = Vec::new();
+    for (file, text) in models {
+        match generation(&file, &text, "ragged", &device) {
+            Err(fault) => faults.push(format!("{file}: {fault}")),
+            Ok(error) if error > TOLERANCE => faults.push(format!("{file}: off by {error:.1e}")),
+            Ok(_) => {}
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

@@ -111,34 +111,9 @@ fn gradients_of_a_llama_agree_with_differences() {
     check("models/llama.mdl", &text, "small_tied");
 }
 
-/// Smaller sizes than the files' own presets have.
-const OTHERS: [(&str, &str, &str); 3] = [
-    (
-        "learned.mdl",
-        include_str!("../models/learned.mdl"),
-        "preset small: Learned {
-    hidden = 6, layers = 2, heads = 3, head = 2, ffn = 5, vocab = 11, positions = 7
-}",
-    ),
-    (
-        "parallel.mdl",
-        include_str!("../models/parallel.mdl"),
-        "preset small: Parallel {
-    hidden = 6, layers = 2, kv_heads = 2, group = 3, head = 4, ffn = 5, vocab = 11
-}",
-    ),
-    (
-        "odd.mdl",
-        include_str!("../models/odd.mdl"),
-        "preset small: Odd {
-    heads = 3, head = 4, layers = 2, experts = 2, ffn = 5, vocab = 11
-}",
-    ),
-];
-
 #[test]
 fn gradients_of_other_architectures_agree_with_differences() {
-    for (file, text, preset) in OTHERS {
-        check(file, &format!("{text}\n{preset}\n"), "small");
+    for (file, text) in mdl_tests::models() {
+        check(&file, &text, "small");
     }
 }

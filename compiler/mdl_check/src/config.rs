@@ -1,6 +1,7 @@
 //! Configurations: the fields of a `config` item bound by a preset, by a `config.json`, or by
 //! made-up numbers.
 
+use crate::config_json::own_value;
 use crate::nearest::nearest;
 use crate::program::{ItemRef, Program, item_name, standard_home};
 use crate::size::Size;
@@ -46,8 +47,8 @@ type Partial = Option<Setting>;
 /// Fields of one configuration with all that are within it.
 const MAX_FIELDS: usize = 10_000;
 
-struct Binder<'a, 'b> {
-    program: &'a Program,
+pub(crate) struct Binder<'a, 'b> {
+    pub(crate) program: &'a Program,
     sink: &'b mut Sink,
     json: Option<&'a serde_json::Value>,
     sample: bool,
@@ -55,6 +56,8 @@ struct Binder<'a, 'b> {
     handed: u64,
     /// Configurations that are being bound, one within the other.
     open: Vec<ItemRef>,
+    /// The fields that hold them.
+    path: Vec<String>,
     /// Fields bound so far: configurations within each other could double at each level.
     fields: usize,
 }
@@ -73,7 +76,7 @@ pub fn bind(
         Source::Preset(..) => (None, false),
         Source::Sample => (None, true),
     };
-    let mut binder = Binder { program, sink, json, sample, handed: 0, open: Vec::new(), fields: 0 };
+    let mut binder = Binder { json, sample, ..Binder::new(program, sink) };
     let given: Vec<(&ast::Name, &Expr)> = match source {
         Source::Preset(_, bindings) => bindings.iter().map(|(n, e)| (n, e)).collect(),
         _ => Vec::new(),
@@ -85,7 +88,20 @@ pub fn bind(
     binder.config(item, &given, scope, at)
 }
 
-impl Binder<'_, '_> {
+impl<'a, 'b> Binder<'a, 'b> {
+    fn new(program: &'a Program, sink: &'b mut Sink) -> Self {
+        let (open, path) = (Vec::new(), Vec::new());
+        Binder { program, sink, json: None, sample: false, handed: 0, open, path, fields: 0 }
+    }
+
+    pub(crate) fn of_json(
+        program: &'a Program,
+        json: &'a serde_json::Value,
+        sink: &'b mut Sink,
+    ) -> Self {
+        Binder { json: Some(json), ..Binder::new(program, sink) }
+    }
+
     fn fail<T>(&mut self, code: &'static str, message: String, at: Span, here: &str) -> Option<T> {
         self.sink.push(Diagnostic::error(code, message, at, here));
         None
@@ -229,11 +245,15 @@ impl Binder<'_, '_> {
             (Some(e), _) => (self.eval(e, so_far)?, e.span),
             (None, FieldType::Config(ty)) => {
                 let item = self.lookup(so_far.item.module, ty)?;
-                return self.config(item, &[], item.module, at).map(Setting::Config);
+                self.path.push(name.clone());
+                let bound = self.config(item, &[], item.module, at);
+                self.path.pop();
+                return bound.map(Setting::Config);
             }
-            (None, _) => match &field.default {
-                Some(e) => (self.eval(e, so_far)?, e.span),
-                None => (None, field.span),
+            (None, _) => match (self.own(name), &field.default) {
+                (Some(value), _) => (self.plain(value, name, field.span)?, field.span),
+                (None, Some(e)) => (self.eval(e, so_far)?, e.span),
+                (None, None) => (None, field.span),
             },
         };
         let value = match value {
@@ -267,7 +287,7 @@ impl Binder<'_, '_> {
     }
 
     /// A value as the field's kind wants it; named sizes start their own polynomial here.
-    fn fit(
+    pub(crate) fn fit(
         &mut self,
         field: &ast::Field,
         value: Setting,
@@ -294,6 +314,12 @@ impl Binder<'_, '_> {
                     self.fail("E0307", message, place, "sizes are 1 to 2147483647")
                 }
             },
+            // A fraction of a size, as `head * from("partial_rotary_factor")`, is a size where it
+            // is a whole number.
+            (FieldType::Size, Setting::Real(x)) if whole(x).is_some() => {
+                let n = whole(x).unwrap_or(1);
+                Some(Setting::Size(Size::named(name, n)))
+            }
             (FieldType::Real, Setting::Size(size)) => Some(Setting::Real(size.as_f64())),
             (FieldType::Real, Setting::Real(x)) if !x.is_nan() => Some(Setting::Real(x)),
             (FieldType::Real, Setting::Real(x)) => {
@@ -389,7 +415,7 @@ impl Binder<'_, '_> {
     }
 
     /// Outer None: reported. Inner None: absent.
-    fn eval(&mut self, e: &Expr, so_far: &Config) -> Option<Partial> {
+    pub(crate) fn eval(&mut self, e: &Expr, so_far: &Config) -> Option<Partial> {
         match &e.kind {
             ExprKind::Number(text) => Some(Some(self.number(text, e.span)?)),
             ExprKind::Text(t) => Some(Some(Setting::Text(t.clone()))),
@@ -495,6 +521,15 @@ impl Binder<'_, '_> {
                 }
             }
         }
+        self.plain(value, path, at)
+    }
+
+    /// What a `config.json` that this compiler wrote says of the field itself.
+    fn own(&self, name: &str) -> Option<&'a serde_json::Value> {
+        own_value(self.json?, &self.path, name)
+    }
+
+    fn plain(&mut self, value: &serde_json::Value, path: &str, at: Span) -> Option<Partial> {
         match value {
             serde_json::Value::Null => Some(None),
             serde_json::Value::Bool(b) => Some(Some(Setting::Bool(*b))),
@@ -515,6 +550,14 @@ impl Binder<'_, '_> {
 /// may agree; powers of two that fall let most divisions leave no remainder.
 pub fn made_up_size(n: usize) -> u64 {
     4 << 6usize.saturating_sub(n)
+}
+
+/// The number of elements that a real stands for. Products of fractions that a text holds in
+/// decimals, such as 0.29 · 100, miss their whole number by a few roundings of 10⁻¹⁶.
+fn whole(x: f64) -> Option<u64> {
+    let n = x.round();
+    let near = (x - n).abs() <= 1e-9 * n.abs();
+    (near && (1.0..2_147_483_648.0).contains(&n)).then_some(n as u64)
 }
 
 fn kind(value: &Setting) -> &'static str {

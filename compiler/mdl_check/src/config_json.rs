@@ -1,11 +1,19 @@
 //! What a configuration has to do with a `config.json`: which of its values are read, and the
 //! values that give a bound configuration back.
 
-use crate::config::{Config, Setting};
+use crate::config::{Binder, Config, Setting};
 use crate::program::{ItemRef, Program};
-use mdl_syntax::ast::{BinaryOp, Expr, ExprKind, FieldType, ItemKind};
+use crate::size::Size;
+use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, FieldType, ItemKind};
+use mdl_syntax::diag::Sink;
+use mdl_syntax::span::Span;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The object of `config.json` that holds fields by their own names, one within the other where
+/// configurations are: those that no key gives back, such as a size that a preset chose instead of
+/// a computed default. Binding looks there first.
+pub const OWN: &str = "mdl";
 
 /// The value at `a.b`, unless something on the way is missing.
 pub fn lookup<'j>(json: &'j Value, path: &str) -> Option<&'j Value> {
@@ -59,6 +67,7 @@ pub fn to_json(
     known: Option<&Map<String, Value>>,
 ) -> Map<String, Value> {
     let mut out = known.cloned().unwrap_or_default();
+    out.remove(OWN);
     for path in reads(program, config.item) {
         remove(&mut out, &path);
     }
@@ -69,7 +78,71 @@ pub fn to_json(
     for (name, _) in objects.iter().filter(|(_, tells)| !**tells) {
         out.remove(name);
     }
+    let read = Value::Object(out.clone());
+    let mut sink = Sink::default();
+    let own = own_fields(&mut Binder::of_json(program, &read, &mut sink), config);
+    if !own.is_empty() {
+        out.insert(OWN.to_string(), Value::Object(own));
+    }
     out
+}
+
+/// The value of a field under its own name; the path is that of the configurations around it.
+pub fn own_value<'j>(json: &'j Value, path: &[String], field: &str) -> Option<&'j Value> {
+    let mut value = json.get(OWN)?;
+    for key in path {
+        value = value.get(key)?;
+    }
+    value.get(field).filter(|v| !v.is_object())
+}
+
+fn plain(setting: &Setting) -> Value {
+    match setting {
+        Setting::Size(s) => json!(s.value()),
+        Setting::Real(x) => json!(x),
+        Setting::Bool(b) => json!(b),
+        Setting::Text(t) => json!(t),
+        Setting::Config(_) => Value::Null,
+    }
+}
+
+/// The fields that the keys do not give back.
+fn own_fields(binder: &mut Binder<'_, '_>, config: &Config) -> Map<String, Value> {
+    let mut own = Map::new();
+    let program = binder.program;
+    let ItemKind::Config(decl) = &program.item(config.item).kind else { return own };
+    for field in &decl.fields {
+        let name = &field.name.text;
+        match config.fields.get(name) {
+            Some(Setting::Config(inner)) => {
+                let within = own_fields(binder, inner);
+                if !within.is_empty() {
+                    own.insert(name.clone(), Value::Object(within));
+                }
+            }
+            Some(setting) if !gives_back(binder, field, config, setting) => {
+                own.insert(name.clone(), plain(setting));
+            }
+            _ => {}
+        }
+    }
+    own
+}
+
+fn gives_back(
+    binder: &mut Binder<'_, '_>,
+    field: &ast::Field,
+    config: &Config,
+    setting: &Setting,
+) -> bool {
+    let default = field.default.as_ref();
+    let value = default.and_then(|e| binder.eval(e, config)).flatten();
+    let fitted = value.and_then(|v| binder.fit(field, v, field.span, Span::default()));
+    match (&field.ty, fitted, setting) {
+        (FieldType::Size, Some(Setting::Size(a)), Setting::Size(b)) => a.value() == b.value(),
+        (_, Some(fitted), setting) => fitted == *setting,
+        (_, None, _) => false,
+    }
 }
 
 struct Writer<'p> {
@@ -98,10 +171,7 @@ impl Writer<'_> {
                     self.config(inner);
                     continue;
                 }
-                Some(Setting::Size(s)) => json!(s.value()),
-                Some(Setting::Real(x)) => json!(x),
-                Some(Setting::Bool(b)) => json!(b),
-                Some(Setting::Text(t)) => json!(t),
+                Some(setting) => plain(setting),
                 None => continue,
             };
             let Some(default) = &field.default else { continue };
@@ -173,17 +243,39 @@ fn flatten<'e>(e: &'e Expr, out: &mut Vec<&'e Expr>) {
     }
 }
 
-/// The key and its value for `from("key")`, or for `from("key") / field`.
+/// The key and its value for `from("key")`, or for `from("key")` divided or multiplied by a number
+/// or by a size of the configuration.
 fn turned_around<'e>(e: &'e Expr, config: &Config, value: &Value) -> Option<(&'e str, Value)> {
     match &e.kind {
         ExprKind::Call { .. } => Some((from(e)?, value.clone())),
-        ExprKind::Binary(BinaryOp::Div, a, b) => {
-            let (ExprKind::Name(by), Some(n)) = (&b.kind, value.as_u64()) else { return None };
-            let Some(Setting::Size(size)) = config.fields.get(&by.text) else { return None };
-            Some((from(a)?, json!(n * size.value()?)))
+        ExprKind::Binary(op @ (BinaryOp::Div | BinaryOp::Mul), a, b) => {
+            let (from, by) = match (number(a, config), number(b, config)) {
+                (None, Some(by)) => (a, by),
+                (Some(by), None) if *op == BinaryOp::Mul => (b, by),
+                _ => return None,
+            };
+            let back = if *op == BinaryOp::Div { BinaryOp::Mul } else { BinaryOp::Div };
+            let inner = match Size::number(value.as_u64()?).combine(back, &by)? {
+                size if size.is_fraction() => json!(size.as_f64()),
+                size => json!(size.value()?),
+            };
+            turned_around(from, config, &inner)
         }
         _ => None,
     }
+}
+
+/// A whole number, or a size of the configuration, as a number.
+fn number(e: &Expr, config: &Config) -> Option<Size> {
+    let n = match &e.kind {
+        ExprKind::Number(text) => text.parse().ok()?,
+        ExprKind::Name(name) => match config.fields.get(&name.text)? {
+            Setting::Size(size) => size.value()?,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    (n > 0).then(|| Size::number(n))
 }
 
 pub(crate) fn insert(out: &mut Map<String, Value>, path: &str, value: Value) {

@@ -210,10 +210,12 @@ impl Builder {
         let (x, y) = (pad(args[0])?, pad(args[1])?);
         let (x, y) = if x.2 <= y.2 { (x, y) } else { (y, x) };
         let fills = x.2 == 0 && y.2 == x.4 && y.2 + y.4 == x.3.size;
-        if !fills || x.1 != y.1 || x.3 != y.3 {
+        if !fills || x.3 != y.3 {
             return None;
         }
-        self.push(Op::Concat { axis: x.1, into: x.3 }, &[x.0, y.0], span).ok()
+        let renamed = Op::Rename { from: y.1, to: x.1.clone() };
+        let second = self.push(renamed, &[y.0], span).ok()?;
+        self.push(Op::Concat { axis: x.1, into: x.3 }, &[x.0, second], span).ok()
     }
 
     /// Copies a body's nodes into this one with `args` for its inputs; gives its outputs.

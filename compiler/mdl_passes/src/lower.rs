@@ -9,6 +9,7 @@
 
 use crate::layout::{Loc, Turn, slice_stride, through};
 use crate::region::region_spec;
+use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{KernelSpec, workspace_bytes};
 use mdl_ir::op::{Kernel, Op};
@@ -175,6 +176,17 @@ impl Lowering {
         Ok(())
     }
 
+    fn zeros(&mut self, name: &str, ty: &Type, to: &Loc) -> Done<()> {
+        let mut b = Builder::default();
+        let zero = b.number(0.0, Default::default());
+        let broadcast = Op::Broadcast { axes: ty.axes.clone() };
+        let zeros = b.push(broadcast, &[zero], Default::default())?;
+        let to = access(to, ty);
+        let spec = region_spec(&b.finish(vec![zeros]), &[], &[], std::slice::from_ref(&to.loc))?;
+        self.launch(&format!("{name}.zeros"), KernelSpec::Region(spec), &[to], 0);
+        Ok(())
+    }
+
     /// A dense place of this value, copied if it lies otherwise.
     pub(crate) fn dense(&mut self, name: &str, ty: &Type, loc: &Loc) -> Done<Loc> {
         if trimmed(loc).is_dense(ty) {
@@ -229,6 +241,7 @@ impl Lowering {
             Op::Concat { axis, into } => {
                 return self.concat(body, node, (axis, into), places, wanted);
             }
+            Op::Pad { start, into, .. } => return self.pad(body, node, (*start, into), places),
             _ => {}
         }
         if let Op::Call { kernel: Kernel::AdamW, body: inner, .. } = &node.op {
@@ -274,6 +287,26 @@ impl Lowering {
             }
         }
         places.insert(node.results[0], whole);
+        Ok(())
+    }
+
+    /// Zeros first, then the argument in their middle.
+    fn pad(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        (start, into): (u64, &mdl_ir::tensor_type::Axis),
+        places: &mut Places,
+    ) -> Done<()> {
+        let (result, argument) = (node.results[0], node.args[0]);
+        let (name, ty) = (body.name(result), body.ty(result));
+        let whole = self.fresh(name, ty);
+        self.zeros(name, ty, &whole)?;
+        let mut part = whole.clone();
+        part.offset += start * whole.stride(ty, &into.name);
+        let from = places[&argument].clone();
+        self.copy(body.name(argument), body.ty(argument), &from, &part)?;
+        places.insert(result, whole);
         Ok(())
     }
 }

@@ -255,7 +255,9 @@ impl Session {
         for (key, id) in ["bos_token_id", "eos_token_id"].iter().zip(ids) {
             config.insert(key.to_string(), serde_json::json!(id));
         }
-        config.insert("max_position_embeddings".into(), serde_json::json!(self.settings.t));
+        // Where the model reads this key itself, its own value stays.
+        let context = config.entry("max_position_embeddings");
+        context.or_insert(serde_json::json!(self.settings.t));
         Snapshot {
             step: self.step,
             cursor: Cursor { sample: self.cursor },
