@@ -179,7 +179,11 @@ fn generation(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Res
     let config = front.preset(preset).ok_or_else(|| front.report(false))?;
     let mut graph = |t: u64| {
         let sizes = vec![("B".into(), 1), ("T".into(), t)];
-        let graph = front.build(&config, "logits", &EntryOptions { sizes, documents: false, auxiliary: false });
+        let graph = front.build(
+            &config,
+            "logits",
+            &EntryOptions { sizes, documents: false, auxiliary: false },
+        );
         graph.ok_or_else(|| front.report(false))
     };
     let (whole, step) = (graph(CONTINUED)?, incremental(&graph(1)?, "T", CONTINUED)?);

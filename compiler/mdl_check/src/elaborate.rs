@@ -555,7 +555,13 @@ impl Elaborator<'_> {
         let message = format!("axis `{name}` would be {}", size.explained());
         match size.value() {
             Some(n) if in_range(n) => Ok(()),
-            None if size.is_fraction() && self.sample && !size.is_number() => Err(Reported),
+            // Made-up numbers leave remainders and differences that real ones do not.
+            _ if self.sample
+                && !size.is_number()
+                && (size.is_fraction() || size.as_f64() < 1.0) =>
+            {
+                Err(Reported)
+            }
             None if size.is_fraction() => {
                 self.fail("E0407", message, at, "this division leaves a remainder")
             }

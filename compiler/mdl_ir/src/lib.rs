@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod op;
 pub mod place;
 pub mod print;
+pub mod reach;
 pub mod read;
 pub mod tensor;
 pub mod tensor_type;

@@ -12,10 +12,11 @@ pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
 use crate::machine::Machine;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, within_reach};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
-use mdl_ir::graph::OutputRole;
+use mdl_ir::graph::{Graph, OutputRole};
+use mdl_ir::reach::reach;
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::incremental::{START, caches_only, incremental};
@@ -127,6 +128,10 @@ impl Generator {
         device: Arc<Device>,
         load: impl FnOnce(&Machine) -> Result<(), ModelError>,
     ) -> Result<Generator, ModelError> {
+        let graph = entry(model, &room, 1)?;
+        within_reach(&graph, room.capacity)?;
+        let table = reach(&graph, "T").map_or(u64::MAX, |table| table.longest);
+        room.chunk = room.chunk.filter(|width| *width <= table);
         // The last chunk of a prompt may reach past it.
         room.capacity = room
             .capacity
@@ -234,11 +239,15 @@ impl Generator {
 /// Positions are counted in f32, which is exact up to here.
 const MOST_POSITIONS: u64 = 1 << 24;
 
+/// Logits of `t` positions of each sequence.
+fn entry(model: &mut Model, room: &Room, t: u64) -> Result<Graph, ModelError> {
+    let sizes = vec![("B".to_string(), room.batch), ("T".to_string(), t)];
+    model.graph("logits", &EntryOptions { sizes, documents: false, auxiliary: false })
+}
+
 /// The step of `t` positions of each sequence; only a step of one gives logits.
 fn compile(model: &mut Model, room: &Room, t: u64, units: u32) -> Result<Executable, ModelError> {
-    let sizes = vec![("B".to_string(), room.batch), ("T".to_string(), t)];
-    let graph =
-        model.graph("logits", &EntryOptions { sizes, documents: false, auxiliary: false })?;
+    let graph = entry(model, room, t)?;
     let mut graph = incremental(&graph, "T", room.capacity).map_err(ModelError::Asked)?;
     if t > 1 {
         graph = caches_only(graph);

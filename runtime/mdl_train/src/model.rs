@@ -11,6 +11,7 @@ use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Bug, Purpose, Trace, run};
 use mdl_ir::graph::{Graph, Param};
 use mdl_ir::interp::{Env, mix};
+use mdl_ir::reach::{Reach, reach};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -136,6 +137,11 @@ impl Model {
         name: String,
     ) -> Result<Model, ModelError> {
         match config {
+            // Ids of tokens are checked against this size, never by the kernels.
+            Some(config) if !front.failed() && !config.fields.contains_key("vocab") => {
+                let message = format!("the configuration of `{name}` has no size `vocab`");
+                Err(ModelError::Asked(message + ": call the size of the vocabulary so"))
+            }
             Some(config) if !front.failed() => Ok(Model { front, config, text, name, json: None }),
             _ => Err(ModelError::Source(front.report(false))),
         }
@@ -171,7 +177,11 @@ impl Model {
     pub fn graph(&mut self, entry: &str, options: &EntryOptions) -> Result<Graph, ModelError> {
         let config = self.config.clone();
         match self.front.build(&config, entry, options) {
-            Some(graph) if !self.front.failed() => Ok(graph),
+            Some(graph) if !self.front.failed() => {
+                let t = options.sizes.iter().find(|(name, _)| name == "T").map_or(1, |(_, n)| *n);
+                within_reach(&graph, t)?;
+                Ok(graph)
+            }
             _ => Err(ModelError::Source(self.front.report(false))),
         }
     }
@@ -195,6 +205,16 @@ impl Model {
             json.entry(key).or_insert(value);
         }
         json
+    }
+}
+
+/// Refuses sequences of `t` tokens where a table of positions is shorter.
+pub fn within_reach(graph: &Graph, t: u64) -> Result<(), ModelError> {
+    match reach(graph, "T") {
+        Some(Reach { table, longest }) if longest < t => Err(ModelError::Asked(format!(
+            "{t} tokens do not fit: the table `{table}` has positions for {longest}"
+        ))),
+        _ => Ok(()),
     }
 }
 
