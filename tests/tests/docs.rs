@@ -1,6 +1,7 @@
 //! The examples of the documents: each block marked `mdl` is a module that checks and is canonical.
 //!
-//! A block marked `mdl,fragment` is part of a file; where it is whole items it is canonical too.
+//! A block marked `mdl,file=NAME` is one too, under that name in commands that follow. A block
+//! marked `mdl,fragment` is part of a file; where it is whole items it is canonical too.
 
 use mdl_driver::front::Front;
 use std::path::Path;
@@ -18,7 +19,7 @@ fn blocks(markdown: &str) -> Vec<Block> {
     for (index, line) in markdown.lines().enumerate() {
         match &mut open {
             None => {
-                let is_whole = line == "```mdl";
+                let is_whole = line == "```mdl" || line.starts_with("```mdl,file=");
                 if is_whole || line == "```mdl,fragment" {
                     open = Some(Block { line: index + 2, is_whole, text: String::new() });
                 }
@@ -37,10 +38,12 @@ fn blocks(markdown: &str) -> Vec<Block> {
 fn documents() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut names = vec!["README.md".to_string()];
-    for entry in std::fs::read_dir(root.join("docs")).expect("there are documents") {
-        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
-        if name.ends_with(".md") {
-            names.push(format!("docs/{name}"));
+    for folder in ["docs", "docs/commands"] {
+        for entry in std::fs::read_dir(root.join(folder)).expect("there are documents") {
+            let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+            if name.ends_with(".md") {
+                names.push(format!("{folder}/{name}"));
+            }
         }
     }
     names.sort();
