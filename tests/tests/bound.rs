@@ -49,7 +49,11 @@ fn tables_of_positions_bound_the_sequence() {
         let mut front = Front::load(file, text, &|_| None);
         let config = front.preset("small").expect("every model there has it");
         let sizes = vec![("B".into(), 1), ("T".into(), 5)];
-        let graph = front.build(&config, "loss", &EntryOptions { sizes, documents: true });
+        let graph = front.build(
+            &config,
+            "loss",
+            &EntryOptions { sizes, documents: true, auxiliary: false },
+        );
         let found = reach(&graph.expect("checked elsewhere"), "T");
         let table = "places".to_string();
         assert_eq!(found, longest.map(|longest| Reach { table, longest }), "{file}");

@@ -8,8 +8,7 @@ use front_end::root;
 use mdl_driver::embedded;
 use mdl_syntax::ast::{Fn, Item, ItemKind, Module};
 use mdl_syntax::diag::Sink;
-use mdl_syntax::source::FileId;
-use mdl_syntax::span::Span;
+use mdl_syntax::span::{FileId, Span};
 
 const PAGE: &str = "docs/stdlib.md";
 
@@ -55,8 +54,7 @@ fn shown(text: &str, item: &Item) -> Option<(String, String)> {
     let own = text_of(text, item.span);
     match &item.kind {
         ItemKind::Fn(f) => {
-            let kernel = f.kernel.as_ref().map(|k| format!("@kernel({})\n", k.text));
-            let code = kernel.unwrap_or_default() + &signature(text_of(text, f.span)) + "\n";
+            let code = signature(text_of(text, f.span)).replacen(") fn ", ")\nfn ", 1) + "\n";
             Some((f.name.text.clone(), code))
         }
         ItemKind::Block(b) => {
