@@ -15,7 +15,8 @@ const PAGE: &str = "docs/stdlib.md";
 const HEAD: &str = "# The standard library
 
 This page is made from the doc comments of `stdlib/*.mdl`; change it there.
-Every function has its axes in brackets, and its shapes are those of its signature: `..` stands for any other axes.
+Every function has its axes in brackets, and its shapes are those of its signature: `..` stands \
+for any other axes.
 A doc comment has the formula and where it is from.
 ";
 
