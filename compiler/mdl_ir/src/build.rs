@@ -213,8 +213,11 @@ impl Builder {
         if !fills || x.3 != y.3 {
             return None;
         }
-        let renamed = Op::Rename { from: y.1, to: x.1.clone() };
-        let second = self.push(renamed, &[y.0], span).ok()?;
+        // The parts may have been cut under two names.
+        let second = match x.1 == y.1 {
+            true => y.0,
+            false => self.push(Op::Rename { from: y.1, to: x.1.clone() }, &[y.0], span).ok()?,
+        };
         self.push(Op::Concat { axis: x.1, into: x.3 }, &[x.0, second], span).ok()
     }
 
