@@ -30,7 +30,7 @@ fn config_json_gives_every_preset_back() {
         let mut front = Front::load(&file, &text, &|_| None);
         for preset in front.presets() {
             let config = front.preset(&preset).expect("checked elsewhere");
-            let json = serde_json::Value::Object(to_json(&front.program, &config));
+            let json = serde_json::Value::Object(to_json(&front.program, &config, None));
             let again = front.config_json(&json);
             let again = again.unwrap_or_else(|| panic!("{file}: {}", front.report(false)));
             let (mut a, mut b) = (Vec::new(), Vec::new());

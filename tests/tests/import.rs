@@ -38,7 +38,7 @@ fn a_tied_bf16_model_comes_in_whole() {
     put_model(&dir, &config, &tensors);
     let mut model = Model::of_checkpoint(&dir).expect("a Llama");
     let sizes = vec![("B".to_string(), 2), ("T".to_string(), 24)];
-    let options = EntryOptions { sizes, documents: true };
+    let options = EntryOptions { sizes, documents: true, auxiliary: false };
     let trace = model.compile("loss", &options, &Purpose::Forward).expect("compiles");
     let device = Arc::new(Device::cpu(None));
     let state = state_layout(trace.last(), &Purpose::Forward);
