@@ -18,6 +18,7 @@ pub mod plan;
 pub mod recompute;
 pub mod region;
 pub mod request;
+pub mod saving;
 mod specs;
 mod specs_grouped;
 pub mod unfold;
