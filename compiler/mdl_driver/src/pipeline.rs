@@ -2,6 +2,7 @@
 //!
 //! After every pass the verifier runs. `mdlc dump`, timings and tests read this table.
 
+use crate::budget::within;
 use crate::front::Front;
 use mdl_ir::graph::{Graph, OutputRole, Stage};
 use mdl_ir::verify::verify;
@@ -106,6 +107,9 @@ fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
 }
 
 fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    if let (Some(budget), true) = (&input.memory.budget, has_gradients(graph)) {
+        return within(graph, &state_layout(graph, input.purpose), budget);
+    }
     if !input.memory.activation_checkpointing {
         return Ok(graph.clone());
     }
@@ -128,6 +132,10 @@ impl std::fmt::Display for Bug {
         let faults = self.faults.join("; ");
         if self.pass == "plan" {
             return write!(f, "error[E0952]: no kernel of this device does this: {faults}");
+        }
+        // A budget that does not hold is the one fault of a pass that a user can have.
+        if let Some(small) = faults.strip_prefix("the budget of ") {
+            return write!(f, "error[E0953]: the budget of {small}");
         }
         write!(f, "the compiler has a bug in pass `{}`: {faults}", self.pass)
     }

@@ -94,6 +94,13 @@ pub struct BufferPlan {
     pub last: usize,
 }
 
+/// What a device does in a second: FLOPs, and bytes read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Executable {
     pub name: String,
@@ -125,6 +132,30 @@ impl Executable {
             Step::Loop { count, body } => count * body.len() as u64,
         };
         self.steps.iter().map(count).sum()
+    }
+
+    /// The launch at which most bytes of the work space are in use, and how many those are.
+    pub fn peak(&self) -> (usize, u64) {
+        let last = self.buffers.iter().map(|b| b.last).max().unwrap_or(0);
+        let live = |at: usize| {
+            let here = self.buffers.iter().filter(|b| b.space == Space::Work);
+            here.filter(|b| b.first <= at && at <= b.last).map(|b| b.bytes).sum::<u64>()
+        };
+        let all = (0..=last).map(|at| (at, live(at)));
+        all.max_by_key(|(at, bytes)| (*bytes, usize::MAX - at)).unwrap_or((0, 0))
+    }
+
+    /// Seconds of one run where every launch takes the longer of its arithmetic and its traffic.
+    pub fn seconds(&self, speed: &Speed) -> f64 {
+        let launch = |l: &Launch| {
+            let bytes: u64 = l.args.iter().map(|a| a.bytes).sum();
+            (l.flops as f64 / speed.flops).max(bytes as f64 / speed.bytes)
+        };
+        let step = |s: &Step| match s {
+            Step::Launch(l) => launch(l),
+            Step::Loop { count, body } => *count as f64 * body.iter().map(launch).sum::<f64>(),
+        };
+        self.steps.iter().map(step).sum()
     }
 
     /// FLOPs of one run, and bytes that its launches read and write.

@@ -1,10 +1,11 @@
 //! What a run asks of the compiler besides the model and the optimizer: how memory is saved, and
 //! with which numbers it computes. Plain data; a pass is given the part that it needs.
 
+use crate::executable::Speed;
 use serde::{Deserialize, Serialize};
 
 /// Ways to need less device memory, each at a price in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRequest {
     /// What a layer keeps for its gradient is computed again when the gradient needs it.
     pub activation_checkpointing: bool,
@@ -13,6 +14,17 @@ pub struct MemoryRequest {
     /// Parameters and the optimizer's state live in host memory.
     pub cpu_offload: bool,
     pub sharding: Sharding,
+    /// The bytes that a step may take; the compiler then chooses what is saved.
+    pub budget: Option<Budget>,
+}
+
+/// A bound on the memory of a device, and what the choice within it goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    pub device: u64,
+    /// Threads that workspaces are sized for.
+    pub threads: u32,
+    pub speed: Speed,
 }
 
 /// How the state is divided among devices.

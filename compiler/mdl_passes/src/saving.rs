@@ -3,9 +3,9 @@
 //! A value that the gradient needs is saved, or is made from values that are there; those are saved
 //! or made in their turn, and each is made once. For a price λ of a byte the best choice is a
 //! minimum cut: a value that is there but not made pays its bytes, a value that is made pays its
-//! time and wants its operands there (Ford and Fulkerson, 1956; project selection). The price that
-//! meets the budget gives a lower bound on the time (Lagrangian relaxation), and branching on single
-//! values closes what is left of the gap.
+//! time and wants its operands there (Ford and Fulkerson, 1956). The price that meets the budget
+//! gives a lower bound on the time (Lagrangian relaxation), and branching on single values closes
+//! what is left of the gap.
 
 /// A value and what it takes to make it.
 #[derive(Clone, Debug, Default)]

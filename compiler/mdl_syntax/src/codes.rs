@@ -88,6 +88,7 @@ pub const CODES: &[Code] = &[
     code!("E0941", "this command line does not go together"),
     code!("E0951", "loss is not finite"),
     code!("E0952", "device cannot run this"),
+    code!("E0953", "the memory budget is too small"),
     code!("E0961", "generation has no room for this"),
     code!("E0962", "logits have no most likely token"),
 ];

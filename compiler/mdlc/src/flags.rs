@@ -1,6 +1,7 @@
 //! The flags of a training step, shared by `train`, `plan` and `bench step`. Names and defaults are
 //! those of the guide that the project starts from.
 
+pub mod bytes;
 pub mod config_values;
 pub mod given;
 pub mod request;
@@ -37,7 +38,7 @@ pub struct StepFlags {
 impl StepFlags {
     pub fn settings(&self) -> Settings {
         Settings {
-            memory: self.request.memory(),
+            memory: self.request.memory(self.training.units()),
             precision: self.request.precision(),
             ..self.training.settings()
         }

@@ -31,7 +31,8 @@ enum What {
 #[derive(Debug, Parser)]
 pub struct Args {
     what: What,
-    /// Model of `step` and `decode`: a path, or the name of an embedded model [default: llama_15m of llama]
+    /// Model of `step` and `decode`: a path, or the name of an embedded model
+    /// [default: llama_15m of llama]
     #[arg(long)]
     file: Option<String>,
     /// Timed runs; the median counts

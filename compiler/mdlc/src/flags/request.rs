@@ -2,7 +2,14 @@
 
 use super::given::Given;
 use clap::{Args, ValueEnum};
-use mdl_passes::request::{MemoryRequest, Precision, Sharding};
+use mdl_passes::executable::Speed;
+use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
+
+/// What the choice within a budget goes by; only the ratio of the two matters. A core with two
+/// AVX-512 units at 3 GHz does 2 · 2 · 16 · 3·10⁹ FLOPs in a second, and two memory channels move
+/// about 20 GB.
+const CORE_FLOPS: f64 = 1.9e11;
+const MEMORY_BYTES: f64 = 2e10;
 
 /// Requests of a run. None of them has its pass yet, and `without_effect` says so.
 #[derive(Clone, Debug, Args)]
@@ -24,6 +31,10 @@ pub struct RequestFlags {
     #[arg(long = "cpu_offload", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     cpu_offload: u8,
+    /// Bytes that a step may take, such as 8GiB: the compiler chooses what is saved and what is
+    /// computed again, as fast as fits
+    #[arg(long, value_name = "BYTES", value_parser = super::bytes::bytes)]
+    memory: Option<u64>,
     /// How the state is divided among devices
     #[arg(long = "sharding_strategy", default_value = "full")]
     sharding_strategy: Strategy,
@@ -41,8 +52,11 @@ enum Strategy {
 }
 
 impl RequestFlags {
-    pub fn memory(&self) -> MemoryRequest {
+    /// `threads` are those of the device.
+    pub fn memory(&self, threads: u32) -> MemoryRequest {
+        let speed = Speed { flops: f64::from(threads) * CORE_FLOPS, bytes: MEMORY_BYTES };
         MemoryRequest {
+            budget: self.memory.map(|device| Budget { device, threads, speed }),
             activation_checkpointing: self.activation_checkpointing == 1,
             offload_activations: self.offload_activations == 1,
             cpu_offload: self.cpu_offload == 1,

@@ -1,0 +1,153 @@
+//! A step within a number of bytes: which values of a layer are saved, and which computed again.
+//!
+//! What a set of saved values costs is known in two ways. A model of it, in which every value has a
+//! time and a size, proposes sets for some numbers of bytes; then each proposal is fused and
+//! planned, and its bytes and time are those of the plan. The choice is the fastest plan that fits.
+//! The proposals do not depend on the budget, so more bytes never give a slower step, and the
+//! smallest proposal is the least budget that there is.
+
+use mdl_ir::cost::node_flops;
+use mdl_ir::graph::{Body, Graph, Node};
+use mdl_ir::op::{Class, Op};
+use mdl_passes::executable::Speed;
+use mdl_passes::executable::{Executable, Space};
+use mdl_passes::fuse::fuse;
+use mdl_passes::plan::{StateLayout, plan};
+use mdl_passes::recompute::{Residual, recompute, residuals};
+use mdl_passes::request::Budget;
+use mdl_passes::saving::{Item, choose};
+use std::collections::HashMap;
+
+/// Numbers of bytes for which the model of the costs proposes a set.
+const PROPOSALS: u64 = 24;
+/// Values below this share of all that is saved stay saved: they decide nothing.
+const SMALL: u64 = 200;
+
+/// A set of values that are not saved, and the plan's bytes and seconds with it.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    pub dropped: Vec<Residual>,
+    pub device_bytes: u64,
+    pub seconds: f64,
+}
+
+/// All proposals for a placed graph, the fastest first.
+pub fn proposals(
+    graph: &Graph,
+    state: &StateLayout,
+    budget: &Budget,
+) -> Result<Vec<Proposal>, String> {
+    let all = residuals(graph);
+    let total: u64 = all.iter().map(|r| r.bytes).sum();
+    let open: Vec<&Residual> = all.iter().filter(|r| r.bytes * SMALL >= total).collect();
+    let (items, places) = items(graph, &open, &budget.speed);
+    let mut sets: Vec<Vec<bool>> = Vec::new();
+    for n in 0..=PROPOSALS {
+        let choice =
+            choose(&items, (u128::from(total) * u128::from(n) / u128::from(PROPOSALS)) as u64);
+        let set: Vec<bool> = places.iter().map(|at| !choice.saved[*at]).collect();
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    // Saving everything costs no time, whether or not the model thinks so.
+    let nothing = vec![false; open.len()];
+    if !sets.contains(&nothing) {
+        sets.push(nothing);
+    }
+    let mut out = Vec::new();
+    for set in sets {
+        let dropped: Vec<Residual> =
+            open.iter().zip(&set).filter(|(_, drop)| **drop).map(|(r, _)| (*r).clone()).collect();
+        let executable = plan(&fuse(&recompute(graph, &dropped)?)?, state, budget.threads)?;
+        let device_bytes = executable.state_bytes + executable.work_bytes;
+        out.push(Proposal { dropped, device_bytes, seconds: executable.seconds(&budget.speed) });
+    }
+    out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.device_bytes.cmp(&b.device_bytes)));
+    Ok(out)
+}
+
+/// The graph of the fastest proposal that fits the budget, or what stands in the way.
+pub fn within(graph: &Graph, state: &StateLayout, budget: &Budget) -> Result<Graph, String> {
+    let all = proposals(graph, state, budget)?;
+    if let Some(fits) = all.iter().find(|p| p.device_bytes <= budget.device) {
+        return recompute(graph, &fits.dropped);
+    }
+    let least = all.iter().min_by_key(|p| p.device_bytes).ok_or("there is a proposal")?;
+    let executable = plan(&fuse(&recompute(graph, &least.dropped)?)?, state, budget.threads)?;
+    Err(refusal(&executable, budget, least.device_bytes))
+}
+
+/// What the smallest plan needs, and what its memory holds.
+fn refusal(executable: &Executable, budget: &Budget, least: u64) -> String {
+    let at = executable.peak().0;
+    let live = |b: &&mdl_passes::executable::BufferPlan| {
+        b.space == Space::Work && b.first <= at && at <= b.last
+    };
+    let mut holders: Vec<_> = executable.buffers.iter().filter(live).collect();
+    holders.sort_by_key(|b| std::cmp::Reverse(b.bytes));
+    let holders: Vec<String> =
+        holders.iter().take(5).map(|b| format!("  {} bytes: {}", b.bytes, b.name)).collect();
+    format!(
+        "the budget of {} bytes is too small for this step, which needs {least} bytes\n  \
+         {} bytes: parameters, gradients and moments\n{}\n  help: give --memory {least}, a smaller \
+         batch, or a shorter context",
+        budget.device,
+        executable.state_bytes,
+        holders.join("\n")
+    )
+}
+
+/// The values of all forward regions as items, and where the residuals are among them.
+fn items(graph: &Graph, open: &[&Residual], speed: &Speed) -> (Vec<Item>, Vec<usize>) {
+    let mut items = Vec::new();
+    let mut places = vec![0; open.len()];
+    for (n, node) in graph.body.nodes.iter().enumerate() {
+        let of_region = |r: &&&Residual| r.node == n;
+        let Op::Repeat { count, body, .. } = &node.op else { continue };
+        if open.iter().find(of_region).is_none() {
+            continue;
+        }
+        let mut at: HashMap<mdl_ir::graph::ValueId, usize> = HashMap::new();
+        for input in &body.inputs {
+            at.insert(*input, items.len());
+            items.push(Item { there: true, ..Item::default() });
+        }
+        for inner in &body.nodes {
+            // One item for the work, and one for each result that comes of it.
+            let work = items.len();
+            let operands = inner.args.iter().map(|a| at[a]).collect();
+            let time = *count as f64 * seconds(body, inner, speed);
+            items.push(Item { time, operands, ..Item::default() });
+            for result in &inner.results {
+                at.insert(*result, items.len());
+                items.push(Item { operands: vec![work], ..Item::default() });
+            }
+        }
+        for (k, output) in body.outputs.iter().enumerate() {
+            let residual = open.iter().position(|r| (r.node, r.result) == (n, k));
+            let item = &mut items[at[output]];
+            match residual {
+                Some(r) => {
+                    (item.needed, item.bytes) = (true, Some(open[r].bytes));
+                    places[r] = at[output];
+                }
+                // The carry and what others read as well are there whatever happens.
+                None => item.there = true,
+            }
+        }
+    }
+    (items, places)
+}
+
+/// Time of one node where it runs by itself: arithmetic, or the bytes that it writes.
+fn seconds(body: &Body, node: &Node, speed: &Speed) -> f64 {
+    let bytes: u64 = node.results.iter().map(|r| body.ty(*r).bytes()).sum();
+    match node.op.class() {
+        Class::Source | Class::View => 0.0,
+        _ => {
+            let arithmetic = node_flops(body, node) as f64 / speed.flops;
+            arithmetic.max(2.0 * bytes as f64 / speed.bytes)
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A memory budget: plans keep to it, the least one is exact, more bytes are never slower, and what
+//! is chosen does not change a bit.
+
+use mdl_kernels::Device;
+use mdl_passes::executable::Speed;
+use mdl_passes::request::{Budget, MemoryRequest, Precision};
+use mdl_train::model::Model;
+use mdl_train::packing::Stream;
+use mdl_train::session::{Session, Settings, executables};
+use std::sync::Arc;
+
+const THREADS: u32 = 2;
+const SPEED: Speed = Speed { flops: 4e11, bytes: 2e10 };
+
+fn settings(batch: u64, t: u64, memory: MemoryRequest) -> Settings {
+    Settings {
+        batch,
+        t,
+        val_batch: 1,
+        max_steps: 8,
+        lr: 1e-3,
+        min_lr: 1e-4,
+        lr_decay_style: "cosine".into(),
+        lr_decay_iters: 8,
+        warmup: 0.25,
+        weight_decay: 0.1,
+        matrices_only: true,
+        beta1: 0.9,
+        beta2: 0.95,
+        grad_clip: 1.0,
+        seed: 7,
+        memory,
+        precision: Precision::default(),
+    }
+}
+
+fn within(device: u64) -> MemoryRequest {
+    let budget = Some(Budget { device, threads: THREADS, speed: SPEED });
+    MemoryRequest { budget, ..MemoryRequest::default() }
+}
+
+/// Bytes and seconds of the planned step, or why there is none.
+fn planned(file: &str, preset: &str, t: u64, memory: MemoryRequest) -> Result<(u64, f64), String> {
+    let mut model = Model::open(file, Some(preset)).expect("an embedded preset");
+    let (_, step, _) = executables(&mut model, &settings(2, t, memory), THREADS)
+        .map_err(|error| error.to_string())?;
+    Ok((step.state_bytes + step.work_bytes, step.seconds(&SPEED)))
+}
+
+/// The number of bytes that a refusal names.
+fn named(error: &str) -> u64 {
+    assert!(error.starts_with("error[E0953]: the budget of "), "{error}");
+    let (_, after) = error.split_once("needs ").expect("what is needed");
+    after.split(' ').next().and_then(|n| n.parse().ok()).expect("a number of bytes")
+}
+
+#[test]
+fn plans_keep_to_the_budget_and_the_least_one_is_exact() {
+    for (file, preset, t) in
+        [("llama", "tiny", 64), ("llama", "llama_15m", 1024), ("mixtral", "tiny", 64)]
+    {
+        let (all, fastest) = planned(file, preset, t, MemoryRequest::default()).expect("planned");
+        let refused = planned(file, preset, t, within(1)).expect_err("one byte is too little");
+        let least = named(&refused);
+        assert!(least < all, "{file} {preset}: something can be computed again");
+        let below = planned(file, preset, t, within(least - 1)).expect_err("below the least");
+        assert_eq!(named(&below), least, "{file} {preset}");
+        let (bytes, mut before) = planned(file, preset, t, within(least)).expect("the least");
+        assert_eq!(bytes, least, "{file} {preset}");
+        for tenth in 1..=10 {
+            let budget = least + (all - least) * tenth / 10;
+            let (bytes, seconds) = planned(file, preset, t, within(budget)).expect("above it");
+            assert!(bytes <= budget, "{file} {preset}: {bytes} of {budget}");
+            assert!(seconds <= before, "{file} {preset}: more bytes are slower");
+            before = seconds;
+        }
+        assert_eq!(before, fastest, "{file} {preset}: everything fits");
+    }
+}
+
+/// Losses and gradient norms of some steps, as bits, and a digest of the weights after them.
+fn trained(file: &str, memory: MemoryRequest) -> (Vec<(u64, u64)>, Vec<u32>) {
+    let model = Model::open(file, Some("tiny")).expect("an embedded preset");
+    let device = Arc::new(Device::cpu(Some(THREADS)));
+    let mut session = Session::open(model, settings(2, 33, memory), device).expect("compiles");
+    let ids = |n: u32| (0..n).map(|i| (i * i + 3 * i) % 250).collect::<Vec<u32>>();
+    let stream = Stream::new(&[ids(211), ids(97), ids(530)], 5);
+    let steps = (0..4).map(|_| {
+        let batch = stream.batch(session.cursor, 2, 33).expect("long enough");
+        let report = session.step(&batch);
+        (report.loss.to_bits(), report.grad_norm.to_bits())
+    });
+    let steps = steps.collect();
+    let snapshot = session.snapshot(None, [None, None]);
+    let weights = snapshot.parameters.iter().flat_map(|p| p.value.iter().map(|x| x.to_bits()));
+    (steps, weights.collect())
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    for file in ["llama", "mistral", "mixtral"] {
+        let plain = trained(file, MemoryRequest::default());
+        let layers = MemoryRequest { activation_checkpointing: true, ..MemoryRequest::default() };
+        assert_eq!(trained(file, layers), plain, "{file}: whole layers");
+        let least = named(&planned(file, "tiny", 33, within(1)).expect_err("too little"));
+        let (all, _) = planned(file, "tiny", 33, MemoryRequest::default()).expect("planned");
+        for budget in [least, (least + all) / 2] {
+            assert_eq!(trained(file, within(budget)), plain, "{file}: {budget} bytes");
+        }
+    }
+}
