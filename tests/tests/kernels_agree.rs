@@ -252,8 +252,10 @@ fn other_architectures_agree_with_the_interpreter() {
     let device = device();
     let mut faults = Vec::new();
     for (file, text) in mdl_tests::models() {
-        for preset in Front::load(&file, &text, &|_| None).presets() {
-            faults.extend(agree(&file, &text, &preset, &device));
+        // `small` is for gradients by differences.
+        let presets = Front::load(&file, &text, &|_| None).presets();
+        for preset in presets.iter().filter(|preset| *preset != "small") {
+            faults.extend(agree(&file, &text, preset, &device));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

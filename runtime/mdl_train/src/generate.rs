@@ -131,7 +131,7 @@ impl Generator {
         let graph = entry(model, &room, 1)?;
         within_reach(&graph, room.capacity)?;
         let table = reach(&graph, "T").map_or(u64::MAX, |table| table.longest);
-        room.chunk = room.chunk.filter(|width| *width <= table);
+        room.chunk = room.chunk.map(|width| width.min(table));
         // The last chunk of a prompt may reach past it.
         room.capacity = room
             .capacity
