@@ -29,6 +29,7 @@ impl Lowering {
         let mut asking = Asking { body, producers, users, places, wanted };
         let mut carries = Carries::new();
         for (i, node) in body.nodes.iter().enumerate().rev() {
+            self.here = node.span;
             match &node.op {
                 Op::Concat { .. } => asking.concat(self, node),
                 Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => asking.view(node),

@@ -3,6 +3,7 @@
 
 use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
+use mdl_ir::place::Place;
 use mdl_ir::tensor_type::Type;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,9 @@ pub struct Launch {
     pub spec: usize,
     pub args: Vec<Arg>,
     pub flops: u64,
+    /// Where the model file says what is computed, or what it was made from; for people.
+    #[serde(skip)]
+    pub place: Place,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +96,9 @@ pub struct BufferPlan {
     pub bytes: u64,
     pub first: usize,
     pub last: usize,
+    /// Where the model file says what lies in it, or what it was made from; for people.
+    #[serde(skip)]
+    pub place: Place,
 }
 
 /// What a device does in a second: FLOPs, and bytes read and written.

@@ -1,6 +1,8 @@
 //! Passes over graphs, and the way from a fused graph to an executable.
 
 pub mod adjoint;
+pub mod arena;
+mod arena_tree;
 mod ask;
 pub mod differentiate;
 pub mod executable;

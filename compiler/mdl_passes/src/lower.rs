@@ -13,6 +13,7 @@ use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{KernelSpec, workspace_bytes};
 use mdl_ir::op::{Kernel, Op};
+use mdl_ir::place::Place;
 use mdl_ir::tensor_type::Type;
 use std::collections::HashMap;
 
@@ -26,6 +27,8 @@ pub struct Buffer {
     /// Launches between which it is in use.
     pub first: usize,
     pub last: usize,
+    /// Where the model file says what lies in it.
+    pub place: Place,
     /// In which loop it was made, if in one.
     inside: Option<usize>,
 }
@@ -42,6 +45,7 @@ pub struct Use {
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub name: String,
+    pub place: Place,
     pub spec: KernelSpec,
     pub uses: Vec<Use>,
     pub flops: u64,
@@ -94,6 +98,8 @@ pub struct Lowering {
     pub clock: usize,
     pub(crate) current: Option<Loop>,
     pub(crate) loops: usize,
+    /// Where the model file says what is being lowered.
+    pub(crate) here: Place,
 }
 
 impl Lowering {
@@ -108,6 +114,7 @@ impl Lowering {
             state,
             first: usize::MAX,
             last: 0,
+            place: self.here,
             inside: self.current.as_ref().map(|l| l.number),
         });
         self.buffers.len() - 1
@@ -149,7 +156,7 @@ impl Lowering {
             self.touch(u.buffer);
         }
         self.clock += 1;
-        let planned = Planned { name: name.to_string(), spec, uses, flops };
+        let planned = Planned { name: name.to_string(), place: self.here, spec, uses, flops };
         match &mut self.current {
             Some(l) => l.body.push(planned),
             None => self.items.push(Item::Launch(Box::new(planned))),
@@ -224,6 +231,7 @@ impl Lowering {
         wanted: &Places,
         carries: &HashMap<(usize, usize), usize>,
     ) -> Done<()> {
+        self.here = node.span;
         match &node.op {
             Op::Repeat { .. } => return self.repeat(body, node, i, places, wanted, carries),
             Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } => {

@@ -1,9 +1,10 @@
 //! The static memory plan: every buffer gets an offset before anything runs, and the schedule
 //! becomes an executable.
 
+use crate::arena::{Lifetime, arrange};
 use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
 use crate::layout::{Loc, slice_stride};
-use crate::lower::{Item, Lowering, Places, Planned, stacked_loc};
+use crate::lower::{Buffer, Item, Lowering, Places, Planned, stacked_loc};
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::Type;
@@ -145,35 +146,18 @@ fn hold_borders(low: &mut Lowering, body: &Body, places: &Places) {
     }
 }
 
-/// Offsets of all buffers: state buffers where they belong, others by size, each at the lowest
-/// place that is free while it is in use.
+/// Offsets of all buffers: state buffers where they belong, others in the arena of the work space.
 fn assign(low: &Lowering) -> Vec<u64> {
     let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
-    let mut order: Vec<usize> = (0..low.buffers.len())
-        .filter(|b| low.buffers[*b].state.is_none() && low.buffers[*b].first != usize::MAX)
-        .collect();
-    order.sort_by_key(|b| (std::cmp::Reverse(low.buffers[*b].bytes), *b));
-    let mut placed: Vec<usize> = Vec::new();
-    for b in order {
-        let buffer = &low.buffers[b];
-        let mut taken: Vec<(u64, u64)> = placed
-            .iter()
-            .filter(|o| {
-                let other = &low.buffers[**o];
-                other.first <= buffer.last && buffer.first <= other.last
-            })
-            .map(|o| (offsets[*o], offsets[*o] + padded(low.buffers[*o].bytes)))
-            .collect();
-        taken.sort_unstable();
-        let mut at = 0;
-        for (from, to) in taken {
-            if at + padded(buffer.bytes) <= from {
-                break;
-            }
-            at = at.max(to);
-        }
+    let used = |b: &Buffer| b.state.is_none() && b.first != usize::MAX;
+    let work: Vec<usize> = (0..offsets.len()).filter(|b| used(&low.buffers[*b])).collect();
+    let lifetime = |b: &usize| {
+        let Buffer { bytes, first, last, .. } = low.buffers[*b];
+        Lifetime { bytes: padded(bytes), first, last: last.min(low.clock) }
+    };
+    let arena = arrange(&work.iter().map(lifetime).collect::<Vec<_>>());
+    for (b, at) in work.into_iter().zip(arena.offsets) {
         offsets[b] = at;
-        placed.push(b);
     }
     offsets
 }
@@ -216,7 +200,7 @@ fn emit(
             });
             Arg { space, offset: offsets[u.buffer] + u.offset, bytes: u.bytes, index }
         });
-        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops }
+        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops, place: p.place }
     };
     let steps: Vec<Step> = low
         .items
@@ -260,6 +244,7 @@ fn buffer_plans(low: &Lowering, offsets: &[u64]) -> Vec<BufferPlan> {
                 bytes: buffer.bytes,
                 first: buffer.first.min(low.clock),
                 last: buffer.last.min(low.clock),
+                place: buffer.place,
             }
         })
         .collect()
