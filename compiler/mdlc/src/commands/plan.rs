@@ -1,17 +1,22 @@
 //! `mdlc plan`: what a training step needs, known before anything runs.
 
+mod sweep;
+mod timeline;
+
 use super::say;
-use crate::Outcome;
 use crate::choose::{Chosen, choose};
 use crate::flags::StepFlags;
 use crate::flags::run::RunFlags;
 use crate::hardware::{Hardware, Machine};
+use crate::{Failure, Outcome};
 use clap::Parser;
 use mdl_check::config::Setting;
 use mdl_ir::active::active_params;
 use mdl_passes::executable::{BufferPlan, Executable, Space};
 use mdl_train::session::{Settings, executables};
 use serde_json::{Value, json};
+use std::path::PathBuf;
+use timeline::{Timeline, mib};
 
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLE)]
@@ -21,6 +26,12 @@ pub struct Args {
     /// One JSON object on standard output; all its numbers are bytes or counts
     #[arg(long)]
     json: bool,
+    /// Write a page for a browser with memory over the step and every kernel; it needs no network
+    #[arg(long, value_name = "REPORT.html")]
+    html: Option<PathBuf>,
+    /// Plan every combination of these values of a flag, such as `train_batch_size=1,2,4`
+    #[arg(long, value_name = "FLAG=N,N", conflicts_with = "html")]
+    sweep: Vec<String>,
     #[command(flatten)]
     flags: StepFlags,
 }
@@ -47,45 +58,54 @@ struct Report {
     hardware: Option<(Hardware, Machine)>,
 }
 
-pub fn run(Args { file, json, flags }: &Args) -> Outcome {
-    flags.note_without_effect(&RunFlags::names());
-    let mut chosen = choose(file.as_deref(), &flags.model)?;
-    chosen.note_differences();
-    let hardware = match flags.sources.hardware {
-        Some(hardware) => Some((hardware, hardware.machine()?)),
-        None => None,
-    };
-    let settings = flags.settings();
-    let (graph, executable, _) = executables(&mut chosen.model, &settings, flags.training.units())?;
-    let report = Report {
-        chosen,
-        settings,
-        parameters: graph.param_count(),
-        active: active_params(&graph),
-        executable,
-        hardware,
-    };
-    match json {
+pub fn run(args: &Args) -> Outcome {
+    args.flags.note_without_effect(&RunFlags::names());
+    if !args.sweep.is_empty() {
+        say(&sweep::run(&args.sweep, args.json)?);
+        return Ok(());
+    }
+    let report = Report::of(args)?;
+    report.chosen.note_differences();
+    if let Some(path) = &args.html {
+        let page = page(&report.json());
+        std::fs::write(path, page).map_err(|e| {
+            let path = path.display();
+            Failure::coded("E0941", format!("--html `{path}` cannot be written: {e}"))
+        })?;
+        eprintln!("note: the report is in {}", path.display());
+    }
+    match args.json {
         true => say(&format!("{}\n", serde_json::to_string_pretty(&report.json())?)),
         false => say(&report.text()),
     }
     Ok(())
 }
 
-/// Bytes that are in use at each launch, and the launch where they are most.
-fn peak(e: &Executable) -> (usize, u64) {
-    let last = e.buffers.iter().map(|b| b.last).max().unwrap_or(0);
-    let live = |at: usize| {
-        let here = e.buffers.iter().filter(|b| b.space == Space::Work);
-        here.filter(|b| b.first <= at && at <= b.last).map(|b| b.bytes).sum::<u64>()
-    };
-    (0..=last)
-        .map(|at| (at, live(at)))
-        .max_by_key(|(at, bytes)| (*bytes, usize::MAX - at))
-        .unwrap_or((0, 0))
+/// The page that shows this plan. A text within it cannot end the element that it stands in.
+fn page(plan: &Value) -> String {
+    let data = plan.to_string().replace('<', "\\u003c");
+    include_str!("plan/report.html").replace("\"the plan\"", &data)
 }
 
 impl Report {
+    fn of(args: &Args) -> Result<Report, Failure> {
+        let flags = &args.flags;
+        let mut chosen = choose(args.file.as_deref(), &flags.model)?;
+        let hardware = match flags.sources.hardware {
+            Some(hardware) => Some((hardware, hardware.machine()?)),
+            None => None,
+        };
+        let settings = flags.settings();
+        let units = flags.training.units();
+        let (graph, executable, _) = executables(&mut chosen.model, &settings, units)?;
+        let (parameters, active) = (graph.param_count(), active_params(&graph));
+        Ok(Report { chosen, settings, parameters, active, executable, hardware })
+    }
+
+    fn timeline(&self) -> Timeline<'_> {
+        Timeline::of(&self.executable, &self.chosen.model.front.sources)
+    }
+
     /// Bytes of device memory that the step needs. There is one device, and nothing of a step waits
     /// in host memory.
     fn device_need(&self) -> u64 {
@@ -107,7 +127,9 @@ impl Report {
     fn json(&self) -> Value {
         let e = &self.executable;
         let (flops, traffic) = e.work();
-        let (when, live) = peak(e);
+        let timeline = self.timeline();
+        let (when, live) = timeline.peak();
+        let (launch_list, buffer_list, loops) = timeline.json();
         let differences = self.chosen.differences.iter().map(|d| {
             json!({ "field": d.field, "value": value(&d.value), "preset": value(&d.instead_of) })
         });
@@ -147,13 +169,17 @@ impl Report {
             "flops_per_step": flops,
             "bytes_per_step": traffic,
             "tokens_per_step": self.settings.batch * self.settings.t,
+            "schedule": launch_list,
+            "loops": loops,
+            "buffers": buffer_list,
         })
     }
 
     fn text(&self) -> String {
         let e = &self.executable;
         let (flops, traffic) = e.work();
-        let (when, live) = peak(e);
+        let timeline = self.timeline();
+        let (when, live) = timeline.peak();
         let active = match self.active == self.parameters {
             true => String::new(),
             false => format!(" ({} active)", grouped(self.active)),
@@ -177,17 +203,7 @@ impl Report {
             e.launches(),
         );
         out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
-        out += "biggest buffers of the step:\n";
-        for b in self.biggest() {
-            out += &format!(
-                "        {:>14}   {}, launches {} to {}\n",
-                mib(b.bytes),
-                b.name,
-                b.first,
-                b.last
-            );
-        }
-        out
+        out + &timeline.text()
     }
 
     /// Whether the machine has what the plan needs, and what was taken for granted.
@@ -219,10 +235,6 @@ fn value(setting: &Setting) -> Value {
         Setting::Text(text) => json!(text),
         Setting::Config(config) => json!(config.name),
     }
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
 }
 
 /// A count with a comma between thousands.

@@ -1,0 +1,205 @@
+//! Memory over the launches of a step: what is in use at each of them, and as a picture of text.
+
+use mdl_ir::place::Place;
+use mdl_passes::executable::{BufferPlan, Executable, Launch, Space, Step};
+use mdl_passes::plan::ALIGNMENT;
+use mdl_syntax::source::SourceMap;
+use mdl_syntax::span::FileId;
+use serde_json::{Value, json};
+use std::ops::Range;
+
+/// One launch of the plan's clock; one in a loop stands for all its iterations.
+#[derive(Debug)]
+pub struct Event<'a> {
+    pub launch: &'a Launch,
+    pub kernel: String,
+    /// Iterations of the loop that it is in; 1 outside of loops.
+    pub count: u64,
+    /// Bytes of the work space that are in use while it runs, padded as the arena pads them.
+    pub live: u64,
+}
+
+#[derive(Debug)]
+pub struct Timeline<'a> {
+    pub events: Vec<Event<'a>>,
+    /// Which launches a loop has, and how often it runs.
+    pub loops: Vec<(Range<usize>, u64)>,
+    /// Buffers of the work space.
+    work: Vec<&'a BufferPlan>,
+    sources: &'a SourceMap,
+}
+
+/// Where something stands in a file.
+struct Line<'a> {
+    file: &'a str,
+    number: usize,
+    text: &'a str,
+}
+
+/// Columns and rows of the picture.
+const WIDTH: usize = 72;
+const HEIGHT: usize = 8;
+
+/// Buffers of the peak that are listed, the biggest ones.
+const SHOWN: usize = 8;
+
+impl<'a> Timeline<'a> {
+    pub fn of(e: &'a Executable, sources: &'a SourceMap) -> Timeline<'a> {
+        let work: Vec<&BufferPlan> = e.buffers.iter().filter(|b| b.space == Space::Work).collect();
+        let mut timeline = Timeline { events: Vec::new(), loops: Vec::new(), work, sources };
+        for step in &e.steps {
+            match step {
+                Step::Launch(launch) => timeline.add(e, launch, 1),
+                Step::Loop { count, body } => {
+                    let start = timeline.events.len();
+                    body.iter().for_each(|launch| timeline.add(e, launch, *count));
+                    timeline.loops.push((start..timeline.events.len(), *count));
+                }
+            }
+        }
+        timeline
+    }
+
+    fn add(&mut self, e: &Executable, launch: &'a Launch, count: u64) {
+        let live = self.in_use(self.events.len()).map(|b| padded(b.bytes)).sum();
+        let kernel = format!("{:?}", e.specs[launch.spec]);
+        let kernel = kernel.split('(').next().unwrap_or("").to_string();
+        self.events.push(Event { launch, kernel, count, live });
+    }
+
+    fn in_use(&self, at: usize) -> impl Iterator<Item = &'a BufferPlan> {
+        self.work.iter().copied().filter(move |b| b.first <= at && at <= b.last)
+    }
+
+    /// The first launch at which most bytes are in use, and how many.
+    pub fn peak(&self) -> (usize, u64) {
+        let all = self.events.iter().enumerate().map(|(at, e)| (at, e.live));
+        all.max_by_key(|(at, live)| (*live, usize::MAX - at)).unwrap_or((0, 0))
+    }
+
+    /// The line of the model file, or of the module that it imports, where this stands; None for
+    /// what no file says, such as a batch's tokens.
+    fn line(&self, place: Place) -> Option<Line<'a>> {
+        if place.end <= place.start {
+            return None;
+        }
+        let file = FileId(place.file);
+        let (number, _) = self.sources.position(file, place.start);
+        let range = self.sources.line_range(file, number);
+        let text = self.sources.text(file).get(range)?.trim();
+        Some(Line { file: self.sources.name(file), number, text })
+    }
+
+    fn source(&self, place: Place) -> Value {
+        self.line(place)
+            .map_or(Value::Null, |l| json!({ "file": l.file, "line": l.number, "text": l.text }))
+    }
+
+    pub fn json(&self) -> (Value, Value, Value) {
+        let launches = self.events.iter().map(|e| {
+            json!({
+                "name": e.launch.name, "kernel": e.kernel, "times": e.count,
+                "live_bytes": e.live, "flops": e.launch.flops, "bytes": traffic(e.launch),
+                "source": self.source(e.launch.place),
+            })
+        });
+        let last = self.events.len().saturating_sub(1);
+        let buffers = self.work.iter().map(|b| {
+            json!({
+                "name": b.name, "offset": b.offset, "bytes": b.bytes, "first": b.first.min(last),
+                "last": b.last.min(last), "source": self.source(b.place),
+            })
+        });
+        let loops = self.loops.iter();
+        let loops = loops.map(|(l, n)| json!({ "first": l.start, "last": l.end - 1, "times": n }));
+        (launches.collect(), buffers.collect(), loops.collect())
+    }
+
+    /// Bars of bytes over the launches, the loops below them, and what makes the peak.
+    pub fn text(&self) -> String {
+        let (when, most) = self.peak();
+        if most == 0 {
+            return String::new();
+        }
+        let columns = self.events.len().min(WIDTH);
+        let column = |at: usize| at * columns / self.events.len();
+        let mut bars = vec![0; columns];
+        for (at, e) in self.events.iter().enumerate() {
+            bars[column(at)] = e.live.max(bars[column(at)]);
+        }
+        let mut out = "work in use, launch by launch:\n".to_string();
+        for row in (0..HEIGHT).rev() {
+            let label = match row {
+                7 => mib(most),
+                3 => mib(most / 2),
+                _ => String::new(),
+            };
+            let bar: String = bars.iter().map(|live| block(*live, most, row)).collect();
+            out += format!("{label:>14} |{bar}").trim_end();
+            out.push('\n');
+        }
+        out += &self.below(columns, &column, when);
+        out + &self.at_peak(when)
+    }
+
+    /// The axis: loops with their counts, and a mark where the peak is.
+    fn below(&self, columns: usize, column: &dyn Fn(usize) -> usize, when: usize) -> String {
+        let mut axis = vec!['-'; columns];
+        for (range, count) in &self.loops {
+            let (from, to) = (column(range.start), column(range.end - 1));
+            let label: Vec<char> = format!(" {count} times ").chars().collect();
+            axis[from..=to].fill('=');
+            axis[from] = '[';
+            axis[to] = ']';
+            if label.len() + 2 <= to - from {
+                let start = from + (to - from + 1 - label.len()) / 2;
+                axis[start..start + label.len()].copy_from_slice(&label);
+            }
+        }
+        let axis: String = axis.into_iter().collect();
+        let mark = " ".repeat(column(when));
+        format!("{:>14} +{axis}\n{:>14}  {mark}^ launch {when}\n", "0", "")
+    }
+
+    fn at_peak(&self, when: usize) -> String {
+        let mut here: Vec<&BufferPlan> = self.in_use(when).collect();
+        here.sort_by_key(|b| std::cmp::Reverse(b.bytes));
+        let name = self.events.get(when).map_or("", |e| &e.launch.name);
+        let mut out = format!("in use at launch {when}, `{name}`:\n");
+        for b in here.iter().take(SHOWN) {
+            let last = b.last.min(self.events.len() - 1);
+            let source = self.line(b.place);
+            let source = source.map_or(String::new(), |l| format!("  {}:{}", l.file, l.number));
+            let when = format!("{}, launches {} to {last}", b.name, b.first);
+            out += &format!("{:>14}   {when:<44}{source}\n", mib(b.bytes));
+        }
+        let rest = here.iter().skip(SHOWN);
+        let bytes: u64 = rest.clone().map(|b| b.bytes).sum();
+        if rest.len() > 0 {
+            out += &format!("{:>14}   in {} smaller ones\n", mib(bytes), rest.len());
+        }
+        out
+    }
+}
+
+/// A character of a bar: eighths of a row.
+fn block(live: u64, most: u64, row: usize) -> char {
+    const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let eighths = (live as f64 / most as f64 * (HEIGHT * 8) as f64).round() as usize;
+    // What is in use at all is seen.
+    let eighths = eighths.max(usize::from(live > 0));
+    EIGHTHS[eighths.saturating_sub(row * 8).min(8)]
+}
+
+/// Bytes that a launch reads and writes.
+fn traffic(launch: &Launch) -> u64 {
+    launch.args.iter().map(|a| a.bytes).sum()
+}
+
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
