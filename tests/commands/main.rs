@@ -3,6 +3,7 @@
 mod flags;
 mod guide;
 mod presets;
+mod timeline;
 
 use serde_json::Value;
 use std::path::PathBuf;

@@ -97,8 +97,12 @@ impl Lowering {
         }
         let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
         let elements = ty.axes[0].size * slice_stride(&slice);
-        let name = body.name(out).to_string();
-        Ok(stacked_loc(self.buffer(&name, elements, None), ty))
+        // What is kept of a layer comes from a line of the layer, not from the one that repeats it.
+        let made_at = producer.map_or(node.span, |p| p.span);
+        let outside = std::mem::replace(&mut self.here, made_at);
+        let buffer = self.buffer(body.name(out), elements, None);
+        self.here = outside;
+        Ok(stacked_loc(buffer, ty))
     }
 
     #[allow(clippy::too_many_arguments)]

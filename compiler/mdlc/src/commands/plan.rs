@@ -42,6 +42,9 @@ Does a published model fit a machine, and what does a wider feed-forward block c
   mdlc plan --preset llama3_2_3b --intermediate_size 11008 --max_context_width 8192
 Sizes alone choose the nearest preset of a family, and differences from it are noted:
   mdlc plan --model_type llama_v3 --hidden_width 2048 --num_layers 16 --num_heads 32
+Which batch still fits, and where does the memory go?
+  mdlc plan --preset llama3_2_3b --sweep train_batch_size=1,2,4,8 --hardware p5
+  mdlc plan --preset llama3_2_3b --html report.html
 The flags are those of `mdlc train`; a tokenizer and data sets are never opened here.
 The exit status is 0 whether or not the plan fits.";
 

@@ -75,11 +75,21 @@ struct Row {
 /// The table of all combinations, or JSON of it.
 pub fn run(sweeps: &[String], json: bool) -> Result<String, Failure> {
     let flags = sweeps.iter().map(|s| swept(s)).collect::<Result<Vec<_>, _>>()?;
+    let others = others();
+    for (i, (flag, _)) in flags.iter().enumerate() {
+        let given = |arg: &String| {
+            let name = arg.strip_prefix("--").and_then(|rest| rest.split('=').next());
+            name.is_some_and(|name| name.replace('-', "_") == *flag)
+        };
+        if others.iter().any(given) || flags[..i].iter().any(|(other, _)| other == flag) {
+            let message = format!("--{flag} has two sets of values; give it once, in --sweep");
+            return Err(asked(message));
+        }
+    }
     let count = flags.iter().try_fold(1usize, |n, (_, values)| n.checked_mul(values.len()));
     if count.is_none_or(|n| n > COMBINATIONS) {
         return Err(asked(format!("a sweep has at most {COMBINATIONS} combinations; give fewer")));
     }
-    let others = others();
     let mut rows = Vec::new();
     for values in combinations(&flags) {
         let given: Vec<String> =
