@@ -2,17 +2,17 @@
 //! as small as can be found.
 //!
 //! No arena is smaller than the most bytes that are in use at one launch (`bound`), and most reach
-//! that bound. To find the smallest one is as hard as packing boxes, so each attempt is bounded, and
-//! the next one is made only where the ones before left more than a hundredth: buffers one after
-//! the other in a few orders, each at the lowest free place; a search that goes back
-//! (`arena_tree`); moves of single buffers from a fixed seed. Nothing depends on a clock, so the
-//! same buffers have the same offsets on every machine.
+//! that bound. To find the smallest one is as hard as packing boxes, so each attempt is bounded,
+//! and the next one is made only where those before left room: buffers one after the other in a few
+//! orders, each at the lowest free place; a search that goes back (`arena_tree`); moves of single
+//! buffers from a fixed seed. Nothing depends on a clock, so the same buffers have the same offsets
+//! on every machine.
 
 use crate::arena_tree::Tree;
 use std::cmp::Reverse;
 
-/// A buffer as the arena sees it: its size and the launches between which it is in use, both of them
-/// included.
+/// A buffer as the arena sees it: its size and the launches between which it is in use, both of
+/// them included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     /// Bytes with their padding, more than 0; offsets are sums of such sizes.
@@ -143,8 +143,8 @@ impl<'a> Search<'a> {
         best
     }
 
-    /// An order in which the lowest free places keep to the bound and `slack` thousandths, as far as
-    /// the search without the `small` buffers can tell. They come last.
+    /// An order in which the lowest free places keep to the bound and `slack` thousandths, as far
+    /// as the search without the `small` buffers can tell. They come last.
     fn below(&self, preference: Preference, small: u64, slack: u64) -> Option<Vec<usize>> {
         let least = self.bound / 1000 * small;
         let all = 0..self.lifetimes.len();
@@ -182,8 +182,8 @@ impl<'a> Search<'a> {
         Arena { offsets: places.into_iter().flatten().map(|(at, _)| at).collect(), bytes: height }
     }
 
-    /// A buffer that ends at the top is placed earlier, again and again; an arena that is not larger
-    /// than the one before is gone on with.
+    /// A buffer that ends at the top is placed earlier, again and again; an arena that is not
+    /// larger than the one before is gone on with.
     fn moved(&mut self, mut order: Vec<usize>, mut arena: Arena) -> Arena {
         for _ in 0..MOVES {
             let ends = |b: &usize| arena.offsets[*b] + self.lifetimes[*b].bytes == arena.bytes;

@@ -166,12 +166,16 @@ impl<'a> Timeline<'a> {
         here.sort_by_key(|b| std::cmp::Reverse(b.bytes));
         let name = self.events.get(when).map_or("", |e| &e.launch.name);
         let mut out = format!("in use at launch {when}, `{name}`:\n");
-        for b in here.iter().take(SHOWN) {
-            let last = b.last.min(self.events.len() - 1);
+        let last = self.events.len().saturating_sub(1);
+        let what =
+            |b: &BufferPlan| format!("{}, launches {} to {}", b.name, b.first, b.last.min(last));
+        let shown: Vec<_> = here.iter().take(SHOWN).map(|b| (b, what(b))).collect();
+        let width = shown.iter().map(|(_, what)| what.chars().count()).max().unwrap_or(0);
+        for (b, what) in shown {
             let source = self.line(b.place);
-            let source = source.map_or(String::new(), |l| format!("  {}:{}", l.file, l.number));
-            let when = format!("{}, launches {} to {last}", b.name, b.first);
-            out += &format!("{:>14}   {when:<44}{source}\n", mib(b.bytes));
+            let source = source.map_or(String::new(), |l| format!("{}:{}", l.file, l.number));
+            let line = format!("{:>14}   {what:<width$}  {source}", mib(b.bytes));
+            out += &format!("{}\n", line.trim_end());
         }
         let rest = here.iter().skip(SHOWN);
         let bytes: u64 = rest.clone().map(|b| b.bytes).sum();
