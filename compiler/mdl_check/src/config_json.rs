@@ -179,6 +179,8 @@ impl Writer<'_> {
             flatten(default, &mut alternatives);
             let last = alternatives.last().and_then(|e| literal(e));
             let is_default = last.is_some_and(|last| same(&last, &value));
+            let is_limit = alternatives.last().is_some_and(|e| e.kind == ExprKind::Infinity);
+            let value = if is_limit { whole(value) } else { value };
             let first = alternatives.iter().find_map(|e| turned_around(e, config, &value));
             if let Some((path, value)) = first {
                 self.set(path, value, default, is_default);
@@ -199,7 +201,19 @@ impl Writer<'_> {
         if let Some((object, _)) = path.split_once('.') {
             *self.objects.entry(object.to_owned()).or_default() |= !is_default;
         }
-        insert(&mut self.out, path, value);
+        // What the file says stays as it is written there: 10000 or 10000.0.
+        let known = self.known.as_ref().and_then(|known| lookup(known, path));
+        let written = known.filter(|known| known.is_number() && same(known, &value));
+        insert(&mut self.out, path, written.unwrap_or(&value).clone());
+    }
+}
+
+/// A real whose default is infinite limits a count, such as the width of a window: readers of a
+/// `config.json` want it without a point.
+fn whole(value: Value) -> Value {
+    match value.as_f64() {
+        Some(x) if x.fract() == 0.0 && (0.0..2f64.powi(53)).contains(&x) => json!(x as u64),
+        _ => value,
     }
 }
 
