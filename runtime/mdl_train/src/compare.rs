@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub const TOLERANCE: f64 = 1e-5;
 /// A router's loss is a mean of probabilities: one rounding for each of its few operations.
 pub const TOLERANCE_ROUTER: f64 = 1e-6;
+/// One rounding of f32, for gradients that are zero in exact arithmetic.
+pub const TOLERANCE_ZERO: f64 = f32::EPSILON as f64;
 /// After a few AdamW steps: the first steps divide gradients by their own size, so errors of tiny
 /// gradients are enlarged up to the size of a step.
 pub const TOLERANCE_AFTER: f64 = 1e-4;
@@ -153,16 +155,29 @@ fn read(runner: &Runner, role: &OutputRole) -> Result<Vec<f64>, ModelError> {
     runner.read(role).ok_or_else(|| ModelError::Form(format!("the graph has no {role:?}")))
 }
 
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|x| x * x).sum::<f64>().sqrt()
+}
+
 fn error(name: &str, got: &[f64], expected: &[f32], tolerance: f64) -> TensorError {
-    let square = |x: f64| x * x;
-    let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
-    let difference: f64 = got.iter().zip(expected).map(|(g, e)| square(g - f64::from(*e))).sum();
+    let difference = norm(got.iter().zip(expected).map(|(g, e)| g - f64::from(*e)));
     let error = if got.len() != expected.len() {
         f64::INFINITY
     } else {
-        difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
+        difference / norm(expected.iter().copied().map(f64::from)).max(f64::MIN_POSITIVE)
     };
     TensorError { name: name.to_string(), error, tolerance }
+}
+
+/// A gradient that the reference has as zero but for rounding, `norm` below f32's epsilon of the
+/// largest one: a part whose terms cancel, such as the queries of a window of one key. There is
+/// nothing to be relative to, so the difference is measured by the largest gradient, whose rounding
+/// is what such a part consists of, and may be no more than that.
+fn rounding_of_zero(row: &mut TensorError, norm: f64, largest: f64) {
+    if norm < TOLERANCE_ZERO * largest {
+        row.error *= norm.max(f64::MIN_POSITIVE) / largest;
+        row.tolerance = TOLERANCE_ZERO;
+    }
 }
 
 /// One row for every stored tensor of every parameter, under `prefix`.
@@ -174,15 +189,22 @@ fn stored(
     answers: &Answers,
     tensors: &mut Vec<TensorError>,
 ) -> Result<(), ModelError> {
+    let mut rows = Vec::new();
     for (p, param) in graph.params.iter().enumerate() {
         let values = read(runner, &role(p))?;
         for (name, range) in param.stored_tensors() {
             let name = format!("{prefix}.{name}");
             let expected = answers.weights.read_f32(&name)?;
             let got = &values[range.start as usize..range.end as usize];
-            tensors.push(error(&name, got, &expected, tolerance));
+            let size = norm(expected.iter().copied().map(f64::from));
+            rows.push((error(&name, got, &expected, tolerance), size));
         }
     }
+    let largest = rows.iter().map(|(_, size)| *size).fold(0.0, f64::max);
+    for (row, size) in &mut rows {
+        rounding_of_zero(row, *size, largest);
+    }
+    tensors.extend(rows.into_iter().map(|(row, _)| row));
     Ok(())
 }
 
