@@ -255,6 +255,10 @@ impl Session {
         for (key, id) in ["bos_token_id", "eos_token_id"].iter().zip(ids) {
             config.insert(key.to_string(), serde_json::json!(id));
         }
+        // Weights are saved as they are trained, whatever those that the run began with were.
+        for key in ["dtype", "torch_dtype"] {
+            config.insert(key.to_string(), serde_json::json!("float32"));
+        }
         // Where the model reads this key itself, its own value stays.
         let context = config.entry("max_position_embeddings");
         context.or_insert(serde_json::json!(self.settings.t));
