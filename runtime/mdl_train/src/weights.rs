@@ -184,7 +184,11 @@ impl Weights {
                 return Err(WeightsError::Missing { name: name.clone(), path });
             }
         }
-        Ok(())
+        // Files of two checkpoints that were mixed up show in this, whatever their values.
+        match self.tensors.keys().find(|name| !weight_map.contains_key(*name)) {
+            Some(name) => Err(damaged(index, format!("it does not list tensor `{name}`"))),
+            None => Ok(()),
+        }
     }
 
     fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
