@@ -3,10 +3,12 @@
 mod arguments;
 mod choose;
 mod commands;
+mod failure;
 mod flags;
 mod hardware;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use failure::Failure;
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -60,23 +62,6 @@ enum Command {
 /// What a command ends with: nothing to add, or a message for standard error and a failing exit
 /// status.
 type Outcome = Result<(), Failure>;
-
-/// A message that says what is wrong and what to do.
-#[derive(Debug)]
-struct Failure(String);
-
-impl<E: std::fmt::Display> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Failure(error.to_string())
-    }
-}
-
-impl Failure {
-    /// An error with its code in front.
-    fn coded(code: &str, e: impl std::fmt::Display) -> Failure {
-        Failure(format!("error[{code}]: {e}"))
-    }
-}
 
 /// The exit status for a command line that cannot be read, as the parser has it.
 const USAGE: u8 = 2;

@@ -19,6 +19,7 @@ use crate::import::ModelTensors;
 use crate::model::{Model, ModelError};
 use crate::save::{sync_directory, write_file};
 use crate::tensor_file::{Tensor, write_tensors};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
 /// Files that go along as they are, where the checkpoint has them.
@@ -63,11 +64,18 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Exported, Mod
     let weights = Weights::open(&source)?;
     let mut found = ModelTensors::find(&weights, &params)?;
     found.places.sort_by_cached_key(|place| in_order(&place.name));
+    // Only whether it can be read: a tokenizer may well have more ids than the model.
+    let tokenizer = source.join("tokenizer.json");
+    if tokenizer.exists() {
+        Tokenizer::open(&tokenizer.display().to_string(), usize::MAX)?;
+    }
     let contents = Contents::new(&found, options);
     let mut config = model.config_json();
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.into(), json!(dtype_name(contents.main_dtype())));
     }
+    // Readers want one; what published Llama models without a longer one have.
+    config.entry("max_position_embeddings").or_insert(json!(2048));
     let failed = |source| CheckpointError::Write { path: to.display().to_string(), source };
     let temporary = beside(to, "tmp")?;
     let _ = fs::remove_dir_all(&temporary);

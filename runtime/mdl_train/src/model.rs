@@ -2,6 +2,7 @@
 //! from.
 
 use crate::checkpoint;
+use crate::tokenizer::TokenizerError;
 use crate::weights::WeightsError;
 use mdl_check::config::Config;
 use mdl_check::config_json::to_json;
@@ -39,6 +40,8 @@ pub enum ModelError {
     Weights(#[from] WeightsError),
     #[error("error[{code}]: {0}", code = .0.code())]
     Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error("error[{code}]: {0}", code = .0.code())]
+    Tokenizer(#[from] TokenizerError),
     #[error("{0}")]
     Bug(#[from] Bug),
 }
@@ -220,13 +223,10 @@ pub fn within_reach(graph: &Graph, t: u64) -> Result<(), ModelError> {
 
 /// Values that readers of a `config.json` want and that say nothing about what is computed, as
 /// published Llama models have them.
-fn usual() -> [(&'static str, Value); 6] {
+fn usual() -> [(&'static str, Value); 3] {
     [
         ("attention_dropout", Value::from(0.0)),
-        ("dtype", Value::from("float32")),
         ("initializer_range", Value::from(0.02)),
-        ("max_position_embeddings", Value::from(2048)),
-        ("torch_dtype", Value::from("float32")),
         ("use_cache", Value::from(true)),
     ]
 }

@@ -57,11 +57,12 @@ pub struct Args {
 
 /// The tokenizer of a checkpoint: its own file, or bytes.
 pub fn tokenizer_for(
-    dir: &std::path::Path,
+    dir: Option<&std::path::Path>,
     given: Option<&str>,
     vocab: u64,
 ) -> Result<Tokenizer, Failure> {
-    let own = dir.join("tokenizer.json").exists().then(|| dir.display().to_string());
+    let own = dir.filter(|dir| dir.join("tokenizer.json").exists());
+    let own = own.map(|dir| dir.display().to_string());
     let name = given.map(str::to_string).or(own).unwrap_or("bytes".into());
     Tokenizer::open(&name, vocab as usize).map_err(|e| Failure(format!("error[{}]: {e}", e.code())))
 }
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> Outcome {
     let dir = checkpoint::model_directory(&args.checkpoint).map_err(ModelError::from)?;
     let model = Model::of_checkpoint(&dir)?;
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32);
-    let tokenizer = tokenizer_for(&dir, args.tokenizer.as_deref(), vocab)?;
+    let tokenizer = tokenizer_for(Some(&dir), args.tokenizer.as_deref(), vocab)?;
     if let Some(note) = tokenizer.note() {
         eprintln!("note: {note}");
     }

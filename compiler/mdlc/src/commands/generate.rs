@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Outcome {
     let dir = checkpoint::model_directory(&args.checkpoint)?;
     let mut model = Model::of_checkpoint(&dir)?;
     let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32);
-    let tokenizer = tokenizer_for(&dir, args.tokenizer.as_deref(), vocab)?;
+    let tokenizer = tokenizer_for(Some(&dir), args.tokenizer.as_deref(), vocab)?;
     let prompts = prompts(args, &tokenizer)?;
     let mut generator = open(args, &dir, &mut model, &prompts)?;
     let opened = begin.elapsed().as_secs_f64();

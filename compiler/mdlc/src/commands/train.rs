@@ -1,8 +1,10 @@
 //! `mdlc train`: compile and run.
 
+use super::eval::tokenizer_for;
 use crate::choose::choose;
-use crate::flags::StepFlags;
+use crate::flags::config_values::flag_name;
 use crate::flags::run::RunFlags;
+use crate::flags::{ModelFlags, StepFlags};
 use crate::{Failure, Outcome};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,6 +12,7 @@ use mdl_kernels::{Device, measure_fma_peak};
 use mdl_train::checkpoint::{self, Checkpoint};
 use mdl_train::dataset::{self, DataError, Split};
 use mdl_train::log::{JsonLog, Line, Record};
+use mdl_train::model::Model;
 use mdl_train::packing::{Evaluation, Stream};
 use mdl_train::session::Session;
 use mdl_train::tokenizer::Tokenizer;
@@ -23,7 +26,8 @@ use std::time::Instant;
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// A path, or the name of an embedded model; --preset or --model_type may stand for it
+    /// A path, or the name of an embedded model; --preset, --model_type or the checkpoint of
+    /// --init_from or --resume_from_checkpoint may stand for it
     file: Option<String>,
     #[command(flatten)]
     flags: StepFlags,
@@ -36,6 +40,8 @@ A published model that is changed, on a text of yours, with flags from a file:
 where run.toml has keys that are flags:
   lr = 3e-4
   warmup = 0.01
+Published weights that learn a text of yours; model, sizes and tokenizer are the checkpoint's:
+  mdlc train --init_from SmolLM-135M --dataset book.txt --checkpoint_dir run
 The command line wins over the file, and the file over --hardware.
 `mdlc plan` with the same flags says what the run needs.";
 
@@ -88,33 +94,57 @@ fn found(args: &RunFlags) -> Result<Option<Checkpoint>, Failure> {
     Ok(checkpoint)
 }
 
+/// The model that FILE and flags name, or else the one of the checkpoint to start from.
+fn model(file: Option<&str>, flags: &StepFlags, from: Option<&Path>) -> Result<Model, Failure> {
+    let ModelFlags { preset, model_type, values } = &flags.model;
+    let named = file.is_some() || preset.is_some() || model_type.is_some();
+    let Some(dir) = from.filter(|_| !named) else {
+        let chosen = choose(file, &flags.model)?;
+        chosen.note_differences();
+        return Ok(chosen.model);
+    };
+    if let Some((path, _)) = values.given.first() {
+        let flag = flag_name(path);
+        let message =
+            format!("without FILE the sizes are those of `{}`: drop --{flag}", dir.display());
+        return Err(Failure::coded("E0941", message));
+    }
+    Ok(Model::of_checkpoint(dir)?)
+}
+
 pub fn run(Args { file, flags }: &Args) -> Outcome {
     // Data sets are files, and those have no parts with names.
     flags.note_without_effect(&["dataset_config_name".to_string()]);
-    let chosen = choose(file.as_deref(), &flags.model)?;
-    chosen.note_differences();
-    let mut model = chosen.model;
     let args = &flags.run;
+    let resumed = found(args)?;
+    let from = match (&args.init_from, &resumed) {
+        (Some(dir), _) => Some(checkpoint::model_directory(dir)?),
+        (None, Some(checkpoint)) => Some(checkpoint.path.clone()),
+        (None, None) => None,
+    };
+    let mut model = model(file.as_deref(), flags, from.as_deref())?;
     model.front.check();
     if model.front.failed() {
         return Err(Failure(model.front.report(false)));
     }
-    let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32) as usize;
-    let tokenizer =
-        Tokenizer::open(&args.tokenizer, vocab).map_err(|e| Failure::coded(e.code(), e))?;
+    let vocab = model.size("vocab").unwrap_or(u64::MAX >> 32);
+    let tokenizer = tokenizer_for(from.as_deref(), args.tokenizer.as_deref(), vocab)?;
     if let Some(note) = tokenizer.note() {
         eprintln!("note: {note}");
     }
     let data = open_data(flags, &tokenizer)?;
     let device = Arc::new(Device::cpu(flags.training.threads));
     let mut session = Session::open(model, flags.settings(), device)?;
-    if let Some(dir) = &args.init_from {
-        let dir = checkpoint::model_directory(dir)?;
-        session.load_weights(&Weights::open(&dir).map_err(|e| Failure::coded(e.code(), e))?)?;
-    }
-    if let Some(checkpoint) = found(args)? {
-        session.resume(&checkpoint)?;
-        eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
+    match (&resumed, &from) {
+        (Some(checkpoint), _) => {
+            session.resume(checkpoint)?;
+            eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
+        }
+        (None, Some(dir)) => {
+            let weights = Weights::open(dir).map_err(|e| Failure::coded(e.code(), e))?;
+            session.load_weights(&weights)?;
+        }
+        (None, None) => {}
     }
     let executable = &session.train.executable;
     eprintln!(

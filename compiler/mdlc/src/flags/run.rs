@@ -19,9 +19,10 @@ pub struct RunFlags {
     #[arg(long = "validation_dataset", num_args = 1.., conflicts_with = "validation_split",
         value_name = "FILES")]
     pub validation_dataset: Vec<String>,
-    /// bytes, a tokenizer.json or a directory that has one
-    #[arg(long, default_value = "bytes")]
-    pub tokenizer: String,
+    /// bytes, a tokenizer.json or a directory that has one [default: that of the checkpoint to start
+    /// from, or else bytes]
+    #[arg(long)]
+    pub tokenizer: Option<String>,
     /// Let sequences attend across documents
     #[arg(long = "cross_documents", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
