@@ -42,9 +42,12 @@ fn a_published_model_goes_through_without_loss() {
     // As some tools store a tied weight: under the head's name alone.
     tensors[0].name = "lm_head.weight".into();
     let (from, to) = model("export-whole", &config, &tensors);
-    for (name, text) in [("tokenizer.json", "{}"), ("tokenizer_config.json", "{\"a\": 1}")] {
-        put_text(&from.join(name), text);
-    }
+    put_text(&from.join("tokenizer_config.json"), "{\"a\": 1}");
+    put_text(&from.join("tokenizer.json"), "{}");
+    let refused = export(&from, &to, &AS_IT_IS).expect_err("no tokenizer").to_string();
+    assert!(refused.contains("error[E0911]") && !to.exists(), "{refused}");
+    let words = r#"{"version":"1.0","model":{"type":"WordLevel","unk_token":"?","vocab":{"?":0}}}"#;
+    put_text(&from.join("tokenizer.json"), words);
     let done = export(&from, &to, &AS_IT_IS).expect("a whole model");
     assert_eq!((done.tensors, done.shards, done.notes.len()), (tensors.len(), 1, 0));
     let expected = [
@@ -97,7 +100,8 @@ fn the_rotary_embedding_is_written_in_the_spelling_that_all_readers_know() {
     }
 }
 
-/// A configuration from a preset has all that a reader asks for.
+/// A configuration from a preset has all that a reader asks for, but the element type and the
+/// context, which those know who write weights.
 #[test]
 fn a_preset_becomes_a_whole_config() {
     let mut model = Model::open("llama", Some("llama3_2_1b")).expect("an embedded preset");
@@ -110,8 +114,7 @@ fn a_preset_becomes_a_whole_config() {
         "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192},
-        "torch_dtype": "float32", "dtype": "float32", "initializer_range": 0.02,
-        "max_position_embeddings": 2048, "use_cache": true, "attention_dropout": 0.0,
+        "initializer_range": 0.02, "use_cache": true, "attention_dropout": 0.0,
     });
     assert_eq!(config, wanted);
 }

@@ -1,5 +1,5 @@
-//! What a command fails with. There is no conversion from every error that prints itself: those that
-//! know their code without printing it would lose it on the way.
+//! What a command fails with. There is no conversion from every error that prints itself: those
+//! that know their code without printing it would lose it on the way.
 
 use mdl_train::checkpoint::CheckpointError;
 use mdl_train::evaluation::EvaluationError;

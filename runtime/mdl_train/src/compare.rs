@@ -275,3 +275,23 @@ fn steps(
     }
     stored(&graph, &runner, OutputRole::Param, ("after", TOLERANCE_AFTER), answers, tensors)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a gradient with this norm passes beside one of norm 1, off by `difference`.
+    fn passes(norm: f32, difference: f64) -> bool {
+        let mut row = error("grad", &[f64::from(norm) + difference], &[norm], TOLERANCE);
+        rounding_of_zero(&mut row, f64::from(norm), 1.0);
+        row.error <= row.tolerance
+    }
+
+    #[test]
+    fn zeros_may_be_off_by_a_rounding_of_the_largest_gradient_and_nothing_else_is_excused() {
+        for norm in [0.0, 1e-20, 1e-8] {
+            assert!(passes(norm, 5e-8) && !passes(norm, 2e-7), "{norm} is rounding");
+        }
+        assert!(passes(1e-3, 9e-9) && !passes(1e-3, 2e-8), "small is not zero");
+    }
+}

@@ -19,8 +19,8 @@ pub struct RunFlags {
     #[arg(long = "validation_dataset", num_args = 1.., conflicts_with = "validation_split",
         value_name = "FILES")]
     pub validation_dataset: Vec<String>,
-    /// bytes, a tokenizer.json or a directory that has one [default: that of the checkpoint to start
-    /// from, or else bytes]
+    /// bytes, a tokenizer.json or a directory that has one [default: that of the checkpoint to
+    /// start from, or else bytes]
     #[arg(long)]
     pub tokenizer: Option<String>,
     /// Let sequences attend across documents

@@ -1,0 +1,86 @@
+//! Runs that start from a checkpoint alone, and what a damaged one is answered with.
+
+use crate::{file, mdlc};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A new folder for temporary files.
+fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("mdl-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    path
+}
+
+/// Trains with these arguments into a folder, to its end after `steps`.
+fn train(args: &[&str], steps: &str, text: &Path, to: &Path) -> String {
+    let (text, to) = (text.display().to_string(), to.display().to_string());
+    let run = ["--dataset", &text, "--checkpoint_dir", &to, "--max_steps", steps];
+    let run = [&["train"], args, &run, &["--max_context_width", "16"]].concat();
+    let called = mdlc(&run);
+    assert_eq!(called.status, 0, "{}", called.err);
+    called.err
+}
+
+fn config(step: &Path) -> Value {
+    let text = std::fs::read_to_string(step.join("config.json")).expect("a checkpoint");
+    serde_json::from_str(&text).expect("one JSON object")
+}
+
+#[test]
+fn a_checkpoint_stands_for_file_sizes_and_tokenizer() {
+    let text = file("story.txt", &"Once upon a time there was a window. ".repeat(40));
+    let (first, tuned) = (folder("first"), folder("tuned"));
+    // A vocabulary of words, so that bytes would be another number of tokens.
+    let words = r#"{"version":"1.0","pre_tokenizer":{"type":"WhitespaceSplit"},
+        "model":{"type":"WordLevel","unk_token":"?","vocab":{"?":0}}}"#;
+    let tokenizer = file("words.json", words);
+    let named = tokenizer.display().to_string();
+    train(&["mistral", "--preset", "tiny", "--tokenizer", &named], "1", &text, &first);
+    let written = config(&first.join("step-00000001"));
+    // Readers of the ecosystem refuse 7.0 here.
+    assert_eq!(written["sliding_window"], Value::from(7));
+    assert_eq!(written["max_position_embeddings"], Value::from(16));
+    let from = first.display().to_string();
+    let err = train(&["--init_from", &from], "1", &text, &tuned);
+    assert!(err.contains("model.mdl: 133440 parameters"), "{err}");
+    let step = tuned.join("step-00000001");
+    assert_eq!(config(&step), written);
+    assert!(step.join("tokenizer.json").is_file());
+    let err = train(&["--resume_from_checkpoint", &from], "2", &text, &first);
+    assert!(err.contains("resumed at step 1"), "{err}");
+    let refused = mdlc(&["train", "--init_from", &from, "--num_layers=3"]);
+    assert_eq!((refused.status, refused.err.contains("drop --num_layers")), (1, true));
+    for path in [first, tuned] {
+        std::fs::remove_dir_all(path).expect("written above");
+    }
+    for path in [text, tokenizer] {
+        std::fs::remove_file(path).expect("written above");
+    }
+}
+
+#[test]
+fn every_command_gives_the_code_of_a_damaged_checkpoint() {
+    let dir = folder("damaged");
+    std::fs::create_dir_all(&dir).expect("the temporary folder is writable");
+    std::fs::write(dir.join("model.safetensors"), "1234567").expect("writable");
+    let json = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 258}"#;
+    std::fs::write(dir.join("config.json"), json).expect("writable");
+    let (path, text) = (dir.display().to_string(), file("few.txt", &"a few words ".repeat(9)));
+    let text_path = text.display().to_string();
+    let to = format!("{path}-out");
+    for args in [
+        vec!["generate", &path, "--prompt", "a"],
+        vec!["eval", &path, "--dataset", &text_path],
+        vec!["export", &path, &to],
+        vec!["check", "llama", "--against", &path],
+        vec!["train", "--init_from", &path, "--dataset", &text_path, "--max_context_width", "8"],
+    ] {
+        let called = mdlc(&args);
+        assert_eq!(called.status, 1, "{args:?}");
+        assert!(called.err.contains("error[E0922]"), "{args:?}: {}", called.err);
+    }
+    assert!(!Path::new(&to).exists());
+    std::fs::remove_dir_all(dir).expect("written above");
+    std::fs::remove_file(text).expect("written above");
+}
