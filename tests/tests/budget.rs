@@ -3,7 +3,7 @@
 
 use mdl_kernels::Device;
 use mdl_passes::executable::Speed;
-use mdl_passes::request::{Budget, MemoryRequest, Precision};
+use mdl_passes::request::{Budget, MemoryRequest};
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings, executables};
@@ -13,25 +13,7 @@ const THREADS: u32 = 2;
 const SPEED: Speed = Speed { flops: 4e11, bytes: 2e10 };
 
 fn settings(batch: u64, t: u64, memory: MemoryRequest) -> Settings {
-    Settings {
-        batch,
-        t,
-        val_batch: 1,
-        max_steps: 8,
-        lr: 1e-3,
-        min_lr: 1e-4,
-        lr_decay_style: "cosine".into(),
-        lr_decay_iters: 8,
-        warmup: 0.25,
-        weight_decay: 0.1,
-        matrices_only: true,
-        beta1: 0.9,
-        beta2: 0.95,
-        grad_clip: 1.0,
-        seed: 7,
-        memory,
-        precision: Precision::default(),
-    }
+    Settings { memory, val_batch: 1, ..mdl_tests::settings(batch, t) }
 }
 
 fn within(device: u64) -> MemoryRequest {

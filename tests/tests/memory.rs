@@ -2,7 +2,6 @@
 //! pool is shared, and other tests would be counted.
 
 use mdl_kernels::Device;
-use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings};
@@ -10,24 +9,11 @@ use std::sync::Arc;
 
 fn settings() -> Settings {
     Settings {
-        batch: 3,
-        t: 37,
-        val_batch: 2,
-        max_steps: 8,
-        lr: 1e-3,
-        min_lr: 1e-4,
         lr_decay_style: "wsd".into(),
-        lr_decay_iters: 8,
-        warmup: 0.25,
         // A factor of one disappears from the formula that the kernel's numbers are read from.
         weight_decay: 1.0,
         matrices_only: false,
-        beta1: 0.9,
-        beta2: 0.95,
-        grad_clip: 1.0,
-        seed: 7,
-        memory: MemoryRequest::default(),
-        precision: Precision::default(),
+        ..mdl_tests::settings(3, 37)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use mdl_driver::embedded;
 use mdl_kernels::Device;
-use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::checkpoint;
 use mdl_train::export::{Options, export};
 use mdl_train::generate::{Generator, Room};
@@ -16,25 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 fn settings() -> Settings {
-    Settings {
-        batch: 3,
-        t: 37,
-        val_batch: 2,
-        max_steps: 8,
-        lr: 1e-3,
-        min_lr: 1e-4,
-        lr_decay_style: "cosine".into(),
-        lr_decay_iters: 8,
-        warmup: 0.25,
-        weight_decay: 0.1,
-        matrices_only: true,
-        beta1: 0.9,
-        beta2: 0.95,
-        grad_clip: 1.0,
-        seed: 7,
-        memory: MemoryRequest::default(),
-        precision: Precision::default(),
-    }
+    mdl_tests::settings(3, 37)
 }
 
 fn session(threads: u32) -> Session {

@@ -9,13 +9,15 @@
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Graph, Node};
 use mdl_ir::op::{Class, Op};
-use mdl_passes::executable::Speed;
-use mdl_passes::executable::{Executable, Space};
+use mdl_ir::place::Place;
+use mdl_passes::executable::{BufferPlan, Executable, Speed};
 use mdl_passes::fuse::fuse;
 use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::recompute::{Residual, recompute, residuals};
 use mdl_passes::request::Budget;
 use mdl_passes::saving::{Item, choose};
+use mdl_syntax::source::SourceMap;
+use mdl_syntax::span::FileId;
 use std::collections::HashMap;
 
 /// Numbers of bytes for which the model of the costs proposes a set.
@@ -68,32 +70,43 @@ pub fn proposals(
 }
 
 /// The graph of the fastest proposal that fits the budget, or what stands in the way.
-pub fn within(graph: &Graph, state: &StateLayout, budget: &Budget) -> Result<Graph, String> {
+pub fn within(
+    graph: &Graph,
+    state: &StateLayout,
+    budget: &Budget,
+    sources: &SourceMap,
+) -> Result<Graph, String> {
     let all = proposals(graph, state, budget)?;
     if let Some(fits) = all.iter().find(|p| p.device_bytes <= budget.device) {
         return recompute(graph, &fits.dropped);
     }
     let least = all.iter().min_by_key(|p| p.device_bytes).ok_or("there is a proposal")?;
     let executable = plan(&fuse(&recompute(graph, &least.dropped)?)?, state, budget.threads)?;
-    Err(refusal(&executable, budget, least.device_bytes))
+    Err(refusal(&executable, budget, sources))
 }
 
-/// What the smallest plan needs, and what its memory holds.
-fn refusal(executable: &Executable, budget: &Budget, least: u64) -> String {
-    let at = executable.peak().0;
-    let live = |b: &&mdl_passes::executable::BufferPlan| {
-        b.space == Space::Work && b.first <= at && at <= b.last
-    };
-    let mut holders: Vec<_> = executable.buffers.iter().filter(live).collect();
+/// Buffers that a refusal names.
+const NAMED: usize = 5;
+
+/// What the smallest plan needs, and which lines hold its memory at the peak.
+fn refusal(least: &Executable, budget: &Budget, sources: &SourceMap) -> String {
+    let mut holders: Vec<_> = least.in_use(least.peak().0).collect();
     holders.sort_by_key(|b| std::cmp::Reverse(b.bytes));
-    let holders: Vec<String> =
-        holders.iter().take(5).map(|b| format!("  {} bytes: {}", b.bytes, b.name)).collect();
+    let holder = |b: &&BufferPlan| {
+        let Place { file, start, end } = b.place;
+        let line = (end > start).then(|| {
+            let file = FileId(file);
+            format!("  {}:{}", sources.name(file), sources.position(file, start).0)
+        });
+        format!("  {} bytes: {}{}", b.bytes, b.name, line.unwrap_or_default())
+    };
+    let holders: Vec<String> = holders.iter().take(NAMED).map(holder).collect();
+    let (given, needed) = (budget.device, least.state_bytes + least.work_bytes);
     format!(
-        "the budget of {} bytes is too small for this step, which needs {least} bytes\n  \
-         {} bytes: parameters, gradients and moments\n{}\n  help: give --memory {least}, a smaller \
+        "the budget of {given} bytes is too small for this step, which needs {needed} bytes\n  \
+         {} bytes: parameters, gradients and moments\n{}\n  help: give --memory {needed}, a smaller \
          batch, or a shorter context",
-        budget.device,
-        executable.state_bytes,
+        least.state_bytes,
         holders.join("\n")
     )
 }
@@ -103,9 +116,8 @@ fn items(graph: &Graph, open: &[&Residual], speed: &Speed) -> (Vec<Item>, Vec<us
     let mut items = Vec::new();
     let mut places = vec![0; open.len()];
     for (n, node) in graph.body.nodes.iter().enumerate() {
-        let of_region = |r: &&&Residual| r.node == n;
         let Op::Repeat { count, body, .. } = &node.op else { continue };
-        if open.iter().find(of_region).is_none() {
+        if !open.iter().any(|r| r.node == n) {
             continue;
         }
         let mut at: HashMap<mdl_ir::graph::ValueId, usize> = HashMap::new();

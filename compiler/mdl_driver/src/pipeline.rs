@@ -108,7 +108,8 @@ fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
 
 fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     if let (Some(budget), true) = (&input.memory.budget, has_gradients(graph)) {
-        return within(graph, &state_layout(graph, input.purpose), budget);
+        let state = state_layout(graph, input.purpose);
+        return within(graph, &state, budget, &input.front.sources);
     }
     if !input.memory.activation_checkpointing {
         return Ok(graph.clone());

@@ -1,6 +1,7 @@
 //! What the runtime executes: launches with their buffers, as plain data. It decides nothing that
 //! is not written here.
 
+use crate::plan::padded;
 use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::place::Place;
@@ -61,6 +62,16 @@ pub struct Launch {
 pub enum Step {
     Launch(Launch),
     Loop { count: u64, body: Vec<Launch> },
+}
+
+impl Step {
+    /// Launches of the plan's clock, in which a loop counts once.
+    pub fn launches(&self) -> usize {
+        match self {
+            Step::Launch(_) => 1,
+            Step::Loop { body, .. } => body.len(),
+        }
+    }
 }
 
 /// Where a tensor of the graph's border lies. `slice` is the distance of its outermost slices in
@@ -141,15 +152,22 @@ impl Executable {
         self.steps.iter().map(count).sum()
     }
 
-    /// The launch at which most bytes of the work space are in use, and how many those are.
+    /// Buffers of the work space that are in use at a launch of the plan's clock.
+    pub fn in_use(&self, at: usize) -> impl Iterator<Item = &BufferPlan> {
+        let work = self.buffers.iter().filter(|b| b.space == Space::Work);
+        work.filter(move |b| b.first <= at && at <= b.last)
+    }
+
+    /// Their bytes, padded as the arena pads them.
+    pub fn live_bytes(&self, at: usize) -> u64 {
+        self.in_use(at).map(|b| padded(b.bytes)).sum()
+    }
+
+    /// The first launch at which most bytes are in use, and how many.
     pub fn peak(&self) -> (usize, u64) {
-        let last = self.buffers.iter().map(|b| b.last).max().unwrap_or(0);
-        let live = |at: usize| {
-            let here = self.buffers.iter().filter(|b| b.space == Space::Work);
-            here.filter(|b| b.first <= at && at <= b.last).map(|b| b.bytes).sum::<u64>()
-        };
-        let all = (0..=last).map(|at| (at, live(at)));
-        all.max_by_key(|(at, bytes)| (*bytes, usize::MAX - at)).unwrap_or((0, 0))
+        let clock: usize = self.steps.iter().map(Step::launches).sum();
+        let all = (0..clock).map(|at| (at, self.live_bytes(at)));
+        all.max_by_key(|(at, live)| (*live, usize::MAX - at)).unwrap_or((0, 0))
     }
 
     /// Seconds of one run where every launch takes the longer of its arithmetic and its traffic.

@@ -162,7 +162,8 @@ fn assign(low: &Lowering) -> Vec<u64> {
     offsets
 }
 
-fn padded(bytes: u64) -> u64 {
+/// Bytes of a buffer with what keeps the next one aligned.
+pub fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(ALIGNMENT)
 }
 

@@ -238,25 +238,17 @@ impl Outer<'_> {
             let arg = self.map[&node.results[k]];
             return Ok(Some(region.take(arg, name, ty, false)));
         }
-        if input.is_none() {
-            return Ok(None);
-        }
-        // The history of a carry is the one result of the new region that no old one stands for.
-        let old = body.outputs.iter().position(|o| *o == value).map(|k| node.results[k]);
-        match old.and_then(|r| self.map.get(&r)) {
-            Some(_) => Err("a saved carry is found above".into()),
-            None => {
-                let first = self.map[&node.results[0]];
-                let made = self.b.op(first).ok_or("a region makes its results")?;
-                let Op::Repeat { body: new, .. } = &made.op else {
-                    return Err("a repeated region".into());
-                };
-                let n = input.ok_or("checked above")?;
-                let k = (*carries..new.outputs.len()).find(|k| new.outputs[*k] == new.inputs[n]);
-                let arg = made.results[k.ok_or("a forward region saves its carries")?];
-                Ok(Some(region.take(arg, name, ty, false)))
-            }
-        }
+        let Some(carry) = input else { return Ok(None) };
+        let arg = self.history(node, carry).ok_or("a forward region saves its carries")?;
+        Ok(Some(region.take(arg, name, ty, false)))
+    }
+
+    /// What a forward region that was written here was given as this carry, in every iteration.
+    fn history(&self, node: &Node, carry: usize) -> Option<ValueId> {
+        let made = self.b.op(self.map[&node.results[0]])?;
+        let Op::Repeat { carries, body, .. } = &made.op else { return None };
+        let k = (*carries..body.outputs.len()).find(|k| body.outputs[*k] == body.inputs[carry])?;
+        Some(made.results[k])
     }
 }
 

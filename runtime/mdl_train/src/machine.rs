@@ -19,18 +19,19 @@ impl Machine {
     /// Allocates what the plan says, once.
     pub fn new(device: Arc<Device>, executable: Executable) -> Machine {
         let state = device.alloc(executable.state_bytes);
-        Machine::with_state(device, executable, state)
-    }
-
-    /// Uses the state of another machine, which must be at least as large.
-    pub fn beside(&self, executable: Executable) -> Machine {
-        assert!(executable.state_bytes <= self.state.bytes(), "the same model has the same state");
-        Machine::with_state(self.device.clone(), executable, self.state.clone())
-    }
-
-    fn with_state(device: Arc<Device>, executable: Executable, state: Arena) -> Machine {
         let work = device.alloc(executable.work_bytes);
         Machine { device, executable, state, work }
+    }
+
+    /// Uses the state of another machine, which must be at least as large, and its work space where
+    /// that is large enough: the two never run at one time, and every run writes its inputs anew.
+    pub fn beside(&self, executable: Executable) -> Machine {
+        assert!(executable.state_bytes <= self.state.bytes(), "the same model has the same state");
+        let work = match executable.work_bytes <= self.work.bytes() {
+            true => self.work.clone(),
+            false => self.device.alloc(executable.work_bytes),
+        };
+        Machine { device: self.device.clone(), executable, state: self.state.clone(), work }
     }
 
     fn arena(&self, space: Space) -> &Arena {

@@ -131,7 +131,7 @@ pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, M
 }
 
 /// The executables of a run: the training step, and the loss alone. They share the layout of the
-/// state.
+/// state, and the work space, which is as large as the larger one needs.
 pub fn executables(
     model: &mut Model,
     settings: &Settings,
@@ -139,13 +139,19 @@ pub fn executables(
 ) -> Result<(Graph, Executable, Executable), ModelError> {
     let trace = training_trace(model, settings)?;
     let state = state_layout(trace.last(), &purpose(settings));
-    let train = finish(trace.last(), &state, units)?;
+    let mut train = finish(trace.last(), &state, units)?;
     let loss = model.compile(
         "loss",
         &options(settings.val_batch, settings.t, false),
         &Purpose::Forward,
     )?;
     let validate = finish(loss.last(), &state, units)?;
+    train.work_bytes = train.work_bytes.max(validate.work_bytes);
+    let needed = train.state_bytes + train.work_bytes;
+    if let Some(budget) = settings.memory.budget.filter(|budget| budget.device < needed) {
+        let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);
+        return Err(ModelError::Asked(message + "; lower --val_batch_size"));
+    }
     let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
     Ok((graph, train, validate))
 }

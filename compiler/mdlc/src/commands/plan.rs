@@ -131,7 +131,7 @@ impl Report {
         let e = &self.executable;
         let (flops, traffic) = e.work();
         let timeline = self.timeline();
-        let (when, live) = timeline.peak();
+        let (when, live) = self.executable.peak();
         let (launch_list, buffer_list, loops) = timeline.json();
         let differences = self.chosen.differences.iter().map(|d| {
             json!({ "field": d.field, "value": value(&d.value), "preset": value(&d.instead_of) })
@@ -182,7 +182,7 @@ impl Report {
         let e = &self.executable;
         let (flops, traffic) = e.work();
         let timeline = self.timeline();
-        let (when, live) = timeline.peak();
+        let (when, live) = self.executable.peak();
         let active = match self.active == self.parameters {
             true => String::new(),
             false => format!(" ({} active)", grouped(self.active)),

@@ -2,7 +2,6 @@
 
 use mdl_ir::place::Place;
 use mdl_passes::executable::{BufferPlan, Executable, Launch, Space, Step};
-use mdl_passes::plan::ALIGNMENT;
 use mdl_syntax::source::SourceMap;
 use mdl_syntax::span::FileId;
 use serde_json::{Value, json};
@@ -24,8 +23,7 @@ pub struct Timeline<'a> {
     pub events: Vec<Event<'a>>,
     /// Which launches a loop has, and how often it runs.
     pub loops: Vec<(Range<usize>, u64)>,
-    /// Buffers of the work space.
-    work: Vec<&'a BufferPlan>,
+    executable: &'a Executable,
     sources: &'a SourceMap,
 }
 
@@ -45,8 +43,8 @@ const SHOWN: usize = 8;
 
 impl<'a> Timeline<'a> {
     pub fn of(e: &'a Executable, sources: &'a SourceMap) -> Timeline<'a> {
-        let work: Vec<&BufferPlan> = e.buffers.iter().filter(|b| b.space == Space::Work).collect();
-        let mut timeline = Timeline { events: Vec::new(), loops: Vec::new(), work, sources };
+        let (events, loops) = (Vec::new(), Vec::new());
+        let mut timeline = Timeline { events, loops, executable: e, sources };
         for step in &e.steps {
             match step {
                 Step::Launch(launch) => timeline.add(e, launch, 1),
@@ -61,20 +59,10 @@ impl<'a> Timeline<'a> {
     }
 
     fn add(&mut self, e: &Executable, launch: &'a Launch, count: u64) {
-        let live = self.in_use(self.events.len()).map(|b| padded(b.bytes)).sum();
+        let live = e.live_bytes(self.events.len());
         let kernel = format!("{:?}", e.specs[launch.spec]);
         let kernel = kernel.split('(').next().unwrap_or("").to_string();
         self.events.push(Event { launch, kernel, count, live });
-    }
-
-    fn in_use(&self, at: usize) -> impl Iterator<Item = &'a BufferPlan> {
-        self.work.iter().copied().filter(move |b| b.first <= at && at <= b.last)
-    }
-
-    /// The first launch at which most bytes are in use, and how many.
-    pub fn peak(&self) -> (usize, u64) {
-        let all = self.events.iter().enumerate().map(|(at, e)| (at, e.live));
-        all.max_by_key(|(at, live)| (*live, usize::MAX - at)).unwrap_or((0, 0))
     }
 
     /// The line of the model file, or of the module that it imports, where this stands; None for
@@ -104,7 +92,8 @@ impl<'a> Timeline<'a> {
             })
         });
         let last = self.events.len().saturating_sub(1);
-        let buffers = self.work.iter().map(|b| {
+        let work = self.executable.buffers.iter().filter(|b| b.space == Space::Work);
+        let buffers = work.map(|b| {
             json!({
                 "name": b.name, "offset": b.offset, "bytes": b.bytes, "first": b.first.min(last),
                 "last": b.last.min(last), "source": self.source(b.place),
@@ -117,7 +106,7 @@ impl<'a> Timeline<'a> {
 
     /// Bars of bytes over the launches, the loops below them, and what makes the peak.
     pub fn text(&self) -> String {
-        let (when, most) = self.peak();
+        let (when, most) = self.executable.peak();
         if most == 0 {
             return String::new();
         }
@@ -162,7 +151,7 @@ impl<'a> Timeline<'a> {
     }
 
     fn at_peak(&self, when: usize) -> String {
-        let mut here: Vec<&BufferPlan> = self.in_use(when).collect();
+        let mut here: Vec<&BufferPlan> = self.executable.in_use(when).collect();
         here.sort_by_key(|b| std::cmp::Reverse(b.bytes));
         let name = self.events.get(when).map_or("", |e| &e.launch.name);
         let mut out = format!("in use at launch {when}, `{name}`:\n");
@@ -198,10 +187,6 @@ fn block(live: u64, most: u64, row: usize) -> char {
 /// Bytes that a launch reads and writes.
 fn traffic(launch: &Launch) -> u64 {
     launch.args.iter().map(|a| a.bytes).sum()
-}
-
-fn padded(bytes: u64) -> u64 {
-    bytes.next_multiple_of(ALIGNMENT)
 }
 
 pub fn mib(bytes: u64) -> String {
