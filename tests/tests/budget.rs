@@ -43,6 +43,7 @@ fn plans_keep_to_the_budget_and_the_least_one_is_exact() {
     {
         let (all, fastest) = planned(file, preset, t, MemoryRequest::default()).expect("planned");
         let refused = planned(file, preset, t, within(1)).expect_err("one byte is too little");
+        assert!(refused.contains(&format!("models/{file}.mdl:")), "{refused}");
         let least = named(&refused);
         assert!(least < all, "{file} {preset}: something can be computed again");
         let below = planned(file, preset, t, within(least - 1)).expect_err("below the least");
@@ -58,6 +59,22 @@ fn plans_keep_to_the_budget_and_the_least_one_is_exact() {
         }
         assert_eq!(before, fastest, "{file} {preset}: everything fits");
     }
+}
+
+/// Validation runs in the step's work space, and counts where it needs more of it.
+#[test]
+fn validation_counts_too() {
+    let step = |val_batch, memory| {
+        let mut model = Model::open("llama", Some("tiny")).expect("an embedded preset");
+        let settings = Settings { val_batch, ..settings(1, 64, memory) };
+        let planned = executables(&mut model, &settings, THREADS);
+        planned.map(|(_, step, _)| step.state_bytes + step.work_bytes)
+    };
+    let small = step(1, MemoryRequest::default()).expect("planned");
+    let large = step(64, MemoryRequest::default()).expect("planned");
+    assert!(large > small);
+    let refused = step(64, within(small)).expect_err("validation is above the budget");
+    assert!(refused.to_string().contains("--val_batch_size"), "{refused}");
 }
 
 /// Losses and gradient norms of some steps, as bits, and a digest of the weights after them.

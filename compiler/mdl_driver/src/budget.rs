@@ -104,8 +104,8 @@ fn refusal(least: &Executable, budget: &Budget, sources: &SourceMap) -> String {
     let (given, needed) = (budget.device, least.state_bytes + least.work_bytes);
     format!(
         "the budget of {given} bytes is too small for this step, which needs {needed} bytes\n  \
-         {} bytes: parameters, gradients and moments\n{}\n  help: give --memory {needed}, a smaller \
-         batch, or a shorter context",
+         {} bytes: parameters, gradients and moments\n{}\n  \
+         help: give --memory {needed}, a smaller batch, or a shorter context",
         least.state_bytes,
         holders.join("\n")
     )
