@@ -1,5 +1,6 @@
 //! The commands as they are called: the binary with arguments, its exit status and what it says.
 
+mod accumulation;
 mod flags;
 mod from_checkpoint;
 mod guide;

@@ -25,6 +25,7 @@ pub fn models() -> Vec<(String, String)> {
 pub fn settings(batch: u64, t: u64) -> Settings {
     Settings {
         batch,
+        gradient_accumulation: 1,
         t,
         val_batch: 2,
         max_steps: 8,

@@ -26,7 +26,7 @@ fn planned(file: &str, preset: &str, t: u64, memory: MemoryRequest) -> Result<(u
     let mut model = Model::open(file, Some(preset)).expect("an embedded preset");
     let (_, step, _) = executables(&mut model, &settings(2, t, memory), THREADS)
         .map_err(|error| error.to_string())?;
-    Ok((step.state_bytes + step.work_bytes, step.seconds(&SPEED)))
+    Ok((step.state_bytes() + step.work_bytes(), step.seconds(&SPEED)))
 }
 
 /// The number of bytes that a refusal names.
@@ -68,7 +68,7 @@ fn validation_counts_too() {
         let mut model = Model::open("llama", Some("tiny")).expect("an embedded preset");
         let settings = Settings { val_batch, ..settings(1, 64, memory) };
         let planned = executables(&mut model, &settings, THREADS);
-        planned.map(|(_, step, _)| step.state_bytes + step.work_bytes)
+        planned.map(|(_, step, _)| step.state_bytes() + step.work_bytes())
     };
     let small = step(1, MemoryRequest::default()).expect("planned");
     let large = step(64, MemoryRequest::default()).expect("planned");

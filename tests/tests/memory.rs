@@ -22,14 +22,14 @@ fn the_plan_is_what_is_allocated_and_steps_allocate_nothing() {
     let model = Model::open("llama", Some("tiny")).expect("an embedded preset");
     let device = Arc::new(Device::cpu(None));
     let mut session = Session::open(model, settings(), device).expect("compiles");
-    let e = &session.train.executable;
+    let e = &session.train.first.executable;
     assert_eq!((e.state_bytes, e.work_bytes), session.train.allocated());
     let ids: Vec<u32> = (0..500).map(|i| (i * i + 3 * i) % 320).collect();
     let stream = Stream::new(&[ids], 5);
     let mut step = || {
         let batch = stream.batch(session.cursor, 3, 37).expect("long enough");
         session.step(&batch);
-        session.train.device.memory_usage()
+        session.train.first.device.memory_usage()
     };
     step();
     let before = step();

@@ -19,9 +19,13 @@ fn settings() -> Settings {
 }
 
 fn session(threads: u32) -> Session {
+    session_of(threads, settings())
+}
+
+fn session_of(threads: u32, settings: Settings) -> Session {
     let model = Model::open("llama", Some("tiny")).expect("an embedded preset");
     let device = Arc::new(Device::cpu(Some(threads)));
-    Session::open(model, settings(), device).expect("compiles")
+    Session::open(model, settings, device).expect("compiles")
 }
 
 fn stream() -> Stream {
@@ -34,7 +38,7 @@ fn steps(session: &mut Session, n: usize) -> Vec<(u64, u64)> {
     let stream = stream();
     (0..n)
         .map(|_| {
-            let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
+            let (b, t) = (session.settings.sequences() as usize, session.settings.t as usize);
             let batch = stream.batch(session.cursor, b, t).expect("long enough");
             let report = session.step(&batch);
             (report.loss.to_bits(), report.grad_norm.to_bits())
@@ -58,16 +62,24 @@ fn losses_fall_and_do_not_depend_on_threads() {
 
 #[test]
 fn resuming_rejoins_the_curve_bit_for_bit() {
-    let whole = steps(&mut session(2), 8);
-    let dir = folder("resume");
-    let mut first = session(2);
-    steps(&mut first, 4);
-    checkpoint::save(&dir, &first.snapshot(None, [None, None]), None).expect("saved");
-    let mut second = session(2);
-    second.resume(&checkpoint::open(&dir).expect("complete")).expect("the same model");
-    assert_eq!(second.step, 4);
-    assert_eq!(steps(&mut second, 4), whole[4..]);
-    std::fs::remove_dir_all(&dir).expect("written above");
+    for gradient_accumulation in [1, 3] {
+        let open = || session_of(2, Settings { gradient_accumulation, ..settings() });
+        let whole = steps(&mut open(), 8);
+        let dir = folder("resume");
+        let mut first = open();
+        steps(&mut first, 4);
+        checkpoint::save(&dir, &first.snapshot(None, [None, None]), None).expect("saved");
+        let mut second = open();
+        let checkpoint = checkpoint::open(&dir).expect("complete");
+        second.resume(&checkpoint).expect("the same model");
+        assert_eq!((second.step, second.cursor), (4, 4 * 3 * gradient_accumulation));
+        assert_eq!(steps(&mut second, 4), whole[4..]);
+        let run = checkpoint.text("run.json").expect("a file of the checkpoint");
+        let run: Settings = serde_json::from_str(&run).expect("settings");
+        assert_eq!(run.gradient_accumulation, gradient_accumulation);
+        assert_eq!(checkpoint.manifest.gradient_accumulation, gradient_accumulation);
+        std::fs::remove_dir_all(&dir).expect("written above");
+    }
 }
 
 /// A model file of one's own and a module in a folder beside it.

@@ -33,10 +33,11 @@ pub struct Proposal {
     pub seconds: f64,
 }
 
-/// All proposals for a placed graph, the fastest first.
+/// All proposals for a placed graph whose run has at least so many bytes of state, the fastest
+/// first.
 pub fn proposals(
     graph: &Graph,
-    state: &StateLayout,
+    (state, state_bytes): (&StateLayout, u64),
     budget: &Budget,
 ) -> Result<Vec<Proposal>, String> {
     let all = residuals(graph);
@@ -62,7 +63,7 @@ pub fn proposals(
         let dropped: Vec<Residual> =
             open.iter().zip(&set).filter(|(_, drop)| **drop).map(|(r, _)| (*r).clone()).collect();
         let executable = plan(&fuse(&recompute(graph, &dropped)?)?, state, budget.threads)?;
-        let device_bytes = executable.state_bytes + executable.work_bytes;
+        let device_bytes = executable.state_bytes.max(state_bytes) + executable.work_bytes;
         out.push(Proposal { dropped, device_bytes, seconds: executable.seconds(&budget.speed) });
     }
     out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.device_bytes.cmp(&b.device_bytes)));
@@ -72,16 +73,17 @@ pub fn proposals(
 /// The graph of the fastest proposal that fits the budget, or what stands in the way.
 pub fn within(
     graph: &Graph,
-    state: &StateLayout,
+    (state, state_bytes): (&StateLayout, u64),
     budget: &Budget,
     sources: &SourceMap,
 ) -> Result<Graph, String> {
-    let all = proposals(graph, state, budget)?;
+    let all = proposals(graph, (state, state_bytes), budget)?;
     if let Some(fits) = all.iter().find(|p| p.device_bytes <= budget.device) {
         return recompute(graph, &fits.dropped);
     }
     let least = all.iter().min_by_key(|p| p.device_bytes).ok_or("there is a proposal")?;
-    let executable = plan(&fuse(&recompute(graph, &least.dropped)?)?, state, budget.threads)?;
+    let mut executable = plan(&fuse(&recompute(graph, &least.dropped)?)?, state, budget.threads)?;
+    executable.state_bytes = executable.state_bytes.max(state_bytes);
     Err(refusal(&executable, budget, sources))
 }
 

@@ -8,7 +8,7 @@ use mdl_ir::graph::{Graph, OutputRole, Stage};
 use mdl_ir::verify::verify;
 use mdl_passes::executable::Executable;
 use mdl_passes::optimise::{Optimizer, decays, optimise};
-use mdl_passes::plan::{StateLayout, plan};
+use mdl_passes::plan::{SECTIONS, StateLayout, plan};
 use mdl_passes::recompute::residuals;
 use mdl_passes::request::MemoryRequest;
 use std::time::{Duration, Instant};
@@ -22,6 +22,11 @@ pub enum Purpose {
     Gradients,
     /// Gradients and the optimizer step.
     Training(Optimizer),
+    /// Gradients of one of several micro-batches: the first, or one that adds to the gradients of
+    /// those before.
+    MicroBatch { first: bool },
+    /// The optimizer step alone, on gradients that are there.
+    Update(Optimizer),
 }
 
 /// What a pass may look at besides the graph.
@@ -51,10 +56,22 @@ pub const PIPELINE: &[Pass] = &[
         run: unfold,
     },
     Pass {
+        name: "weigh",
+        why: "a micro-batch counts by its targets, which gradients have to know",
+        leaves: Stage::Forward,
+        run: weigh,
+    },
+    Pass {
         name: "differentiate",
         why: "gradients exist as nodes before anything decides about memory or kernels",
         leaves: Stage::Training,
         run: differentiate,
+    },
+    Pass {
+        name: "accumulate",
+        why: "the sum with earlier gradients is part of the kernels that make the new ones",
+        leaves: Stage::Training,
+        run: accumulate,
     },
     Pass {
         name: "optimise",
@@ -88,14 +105,28 @@ fn unfold(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
 
 fn differentiate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     match input.purpose {
-        Purpose::Forward => Ok(graph.clone()),
+        Purpose::Forward | Purpose::Update(_) => Ok(graph.clone()),
         _ => mdl_passes::differentiate::differentiate(graph),
+    }
+}
+
+fn weigh(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    match input.purpose {
+        Purpose::MicroBatch { .. } => mdl_passes::micro_batch::weigh(graph),
+        _ => Ok(graph.clone()),
+    }
+}
+
+fn accumulate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    match input.purpose {
+        Purpose::MicroBatch { first: false } => mdl_passes::micro_batch::accumulate(graph),
+        _ => Ok(graph.clone()),
     }
 }
 
 fn add_optimizer(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     match input.purpose {
-        Purpose::Training(optimizer) => {
+        Purpose::Training(optimizer) | Purpose::Update(optimizer) => {
             optimise(graph, &input.front.program, optimizer, &mut input.front.sink)
         }
         _ => Ok(graph.clone()),
@@ -109,7 +140,12 @@ fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
 fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     if let (Some(budget), true) = (&input.memory.budget, has_gradients(graph)) {
         let state = state_layout(graph, input.purpose);
-        return within(graph, &state, budget, &input.front.sources);
+        // The moments are there although a micro-batch does not see them.
+        let state_bytes = match input.purpose {
+            Purpose::MicroBatch { .. } => SECTIONS * state.section,
+            _ => 0,
+        };
+        return within(graph, (&state, state_bytes), budget, &input.front.sources);
     }
     if !input.memory.activation_checkpointing {
         return Ok(graph.clone());
@@ -195,8 +231,8 @@ fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
 /// Where the state of a model lies, for every executable of a run.
 pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
     StateLayout::of(&graph.params, |p| match purpose {
-        Purpose::Training(optimizer) => !decays(graph, p, optimizer),
-        Purpose::Forward | Purpose::Gradients => false,
+        Purpose::Training(optimizer) | Purpose::Update(optimizer) => !decays(graph, p, optimizer),
+        Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => false,
     })
 }
 

@@ -156,6 +156,8 @@ impl Param {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InputRole {
     Param(usize),
+    /// The gradient from the micro-batches before, or from all of a step.
+    Grad(usize),
     /// First and second moment of a parameter's gradient.
     Moment1(usize),
     Moment2(usize),

@@ -15,6 +15,8 @@ use grouped::{GroupedContractSpec, GroupedOuterSpec};
 pub enum KernelSpec {
     Region(RegionSpec),
     Contract(ContractSpec),
+    /// A contraction without an epilogue, added to what its output holds.
+    ContractAdd(ContractSpec),
     Attention(AttentionSpec),
     AttentionGrad(AttentionSpec),
     LinearCrossEntropy(LinearCrossEntropySpec),
@@ -198,17 +200,20 @@ pub struct AttentionSpec {
 }
 
 /// loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1), for x
-/// [rows, width] and w [vocab, width]; all logits are never stored. With `grad`, the same visit
-/// writes d loss/dx and d loss/dw.
+/// [rows, width] and w [vocab, width]; all logits are never stored. With `weighted`, the loss is
+/// that times a number. With `grad`, the same visit writes d loss/dx and d loss/dw; with
+/// `accumulate`, the latter is added to what dw holds.
 ///
-/// Buffers: x, w, targets i32 [rows], loss f32 [1], (dx [rows, width], dw [vocab, width] if grad),
-/// workspace.
+/// Buffers: x, w, targets i32 [rows], (weight f32 [1] if weighted), loss f32 [1], (dx [rows,
+/// width], dw [vocab, width] if grad), workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearCrossEntropySpec {
     pub rows: u32,
     pub vocab: u32,
     pub width: u32,
     pub grad: bool,
+    pub weighted: bool,
+    pub accumulate: bool,
 }
 
 /// out[i, :] = table[ids[i], :]. Ids are known to be in range. Buffers: table [vocab, width], ids
@@ -467,7 +472,9 @@ impl LinearCrossEntropySpec {
 /// The memory plan reserves exactly this, so a kernel may rely on it and must not need more.
 pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
     match spec {
-        KernelSpec::Contract(spec) => contract_workspace_bytes(spec, units),
+        KernelSpec::Contract(spec) | KernelSpec::ContractAdd(spec) => {
+            contract_workspace_bytes(spec, units)
+        }
         KernelSpec::LinearCrossEntropy(spec) => LinearCrossEntropyParts::of(spec, units).end,
         KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
         KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),

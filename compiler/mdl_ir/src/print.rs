@@ -48,6 +48,7 @@ pub fn print(graph: &Graph) -> String {
 pub fn input_role(role: &InputRole) -> String {
     match role {
         InputRole::Param(i) => format!("param {i}"),
+        InputRole::Grad(i) => format!("grad {i}"),
         InputRole::Moment1(i) => format!("moment1 {i}"),
         InputRole::Moment2(i) => format!("moment2 {i}"),
         InputRole::Data(name) => format!("data {name}"),

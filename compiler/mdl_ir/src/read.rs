@@ -283,6 +283,7 @@ fn input_role(text: &str) -> Result<InputRole, String> {
     let (word, rest) = text.split_once(' ').ok_or("a role has a name or a number")?;
     Ok(match word {
         "param" => InputRole::Param(number(rest)?),
+        "grad" => InputRole::Grad(number(rest)?),
         "moment1" => InputRole::Moment1(number(rest)?),
         "moment2" => InputRole::Moment2(number(rest)?),
         "data" => InputRole::Data(rest.to_string()),

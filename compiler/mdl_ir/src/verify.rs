@@ -83,7 +83,8 @@ fn check_body(body: &Body, place: &str, stage: Stage, faults: &mut Vec<String>) 
 fn check_roles(graph: &Graph, faults: &mut Vec<String>) {
     for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {
         let param = match role {
-            InputRole::Param(p) | InputRole::Moment1(p) | InputRole::Moment2(p) => *p,
+            InputRole::Param(p) | InputRole::Grad(p) => *p,
+            InputRole::Moment1(p) | InputRole::Moment2(p) => *p,
             _ => continue,
         };
         if graph.params.get(param).map(|p| &p.ty) != Some(graph.body.ty(*id)) {

@@ -422,7 +422,7 @@ impl<'a> Backward<'a> {
     fn add(&mut self, value: ValueId, g: ValueId, at: Place) -> Result<(), String> {
         let sum = match self.grads.get(&value).copied() {
             None => g,
-            Some(old) => accumulate(self.writer(), old, g, at)?,
+            Some(old) => accumulated(self.writer(), old, g, at)?,
         };
         self.grads.insert(value, sum);
         Ok(())
@@ -680,7 +680,12 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
 }
 
 /// The sum of two gradients. Rows scattered into a table are added to the other gradient in place.
-fn accumulate(b: &mut Builder, x: ValueId, y: ValueId, at: Place) -> Result<ValueId, String> {
+pub(crate) fn accumulated(
+    b: &mut Builder,
+    x: ValueId,
+    y: ValueId,
+    at: Place,
+) -> Result<ValueId, String> {
     for (scatter, base) in [(x, y), (y, x)] {
         let Some(Node { op: Op::ScatterAdd { axis }, args, .. }) = b.op(scatter) else {
             continue;

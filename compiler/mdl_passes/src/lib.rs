@@ -15,6 +15,7 @@ pub mod lower;
 mod lower_kernel;
 mod lower_repeat;
 pub mod mask;
+pub mod micro_batch;
 pub mod optimise;
 pub mod plan;
 pub mod recompute;

@@ -7,7 +7,7 @@ use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, GatherSpec, KernelSpec};
 use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
-use mdl_ir::op::{Kernel, Op};
+use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
 
 impl Lowering {
@@ -44,6 +44,7 @@ impl Lowering {
         let (mut args, outs) = (sized(&locs, &node.args), sized(results, &node.results));
         let full = locs;
         let locs: Vec<Loc> = args.iter().map(|a| a.loc.clone()).collect();
+        let whole = results;
         let results: Vec<Loc> = outs.iter().map(|a| a.loc.clone()).collect();
         let results = results.as_slice();
         let spec = match &node.op {
@@ -51,9 +52,20 @@ impl Lowering {
                 KernelSpec::Region(region_spec(inner, axes, &locs, results)?)
             }
             Op::Call { kernel: Kernel::Contraction, body: inner, .. } => {
-                let (spec, order) = crate::specs::contraction(inner, &locs)?;
-                args = order.into_iter().map(|i| args[i].clone()).collect();
-                KernelSpec::Contract(spec)
+                if let Some((product, old)) = added(inner)
+                    && full[old] == *to
+                {
+                    args.remove(old);
+                    let mut operands = locs;
+                    operands.remove(old);
+                    let (spec, order) = crate::specs::contraction(&product, &operands)?;
+                    args = order.into_iter().map(|i| args[i].clone()).collect();
+                    KernelSpec::ContractAdd(spec)
+                } else {
+                    let (spec, order) = crate::specs::contraction(inner, &locs)?;
+                    args = order.into_iter().map(|i| args[i].clone()).collect();
+                    KernelSpec::Contract(spec)
+                }
             }
             Op::Call { kernel: Kernel::Attention, axes, body: inner } => {
                 let spec = crate::specs::attention(inner, axes)?;
@@ -71,6 +83,13 @@ impl Lowering {
             }
             Op::Call { kernel: Kernel::LinearCrossEntropyGrad, axes, body: inner } => {
                 let spec = crate::specs::linear_cross_entropy(inner, axes, true)?;
+                if spec.accumulate {
+                    let (old, dw) = (full.last().ok_or("the old gradient")?, &whole[2]);
+                    if old != dw {
+                        self.copy(&name, body.ty(node.results[2]), old, dw)?;
+                    }
+                    args.pop();
+                }
                 KernelSpec::LinearCrossEntropy(spec)
             }
             Op::Call { kernel: Kernel::SumOfSquares, .. } => {
@@ -215,6 +234,24 @@ fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
         }
         _ => None,
     }
+}
+
+/// A contraction whose result is added to something and nothing else: the contraction alone, and
+/// which input it is added to.
+fn added(body: &Body) -> Option<(Body, usize)> {
+    let [product, sum] = &body.nodes[..] else { return None };
+    let adds = matches!(product.op, Op::Contract { .. }) && sum.op == Op::Binary(Binary::Add);
+    let old = *sum.args.iter().find(|a| !product.results.contains(a))?;
+    let input = body.inputs.iter().position(|i| *i == old)?;
+    let same = body.ty(old) == body.ty(product.results[0]) && !product.args.contains(&old);
+    if !adds || !same || body.outputs != sum.results || !sum.args.contains(&product.results[0]) {
+        return None;
+    }
+    let mut alone = body.clone();
+    alone.inputs.remove(input);
+    alone.nodes.pop();
+    alone.outputs = alone.nodes[0].results.clone();
+    Some((alone, input))
 }
 
 /// Is argument `n` of a contraction call multiplied, or read by the epilogue?

@@ -8,7 +8,7 @@
 use mdl_check::entry::function;
 use mdl_check::program::Program;
 use mdl_ir::build::Builder;
-use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, ValueId};
+use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Kernel, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
@@ -36,6 +36,31 @@ pub fn decays(graph: &Graph, param: usize, optimizer: &Optimizer) -> bool {
     !optimizer.matrices_only || ty.axes.len() >= 2
 }
 
+/// Parameters and their gradients as inputs and nothing computed: `optimise` makes the update of
+/// them that follows several micro-batches.
+pub fn gradients_of(graph: &Graph) -> Graph {
+    let mut body = Builder::default();
+    let mut inputs = Vec::new();
+    for (p, param) in graph.params.iter().enumerate() {
+        body.input(&param.name, param.ty.clone());
+        inputs.push(InputRole::Param(p));
+    }
+    let mut grads = Vec::new();
+    for (p, param) in graph.params.iter().enumerate() {
+        grads.push(body.input(&format!("g.{}", param.name), param.ty.clone()));
+        inputs.push(InputRole::Grad(p));
+    }
+    Graph {
+        name: graph.name.clone(),
+        stage: Stage::Forward,
+        params: graph.params.clone(),
+        inputs,
+        outputs: (0..grads.len()).map(OutputRole::Grad).collect(),
+        body: body.finish(grads),
+    }
+}
+
+/// The graph with the optimizer step behind its gradients.
 pub fn optimise(
     graph: &Graph,
     program: &Program,

@@ -57,7 +57,14 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut wanted = Places::new();
     for (id, role) in body.outputs.iter().zip(&graph.outputs) {
         let loc = match role {
-            OutputRole::Grad(p) => in_state(&mut low, graph, state, (*p, 1)),
+            OutputRole::Grad(p) => {
+                // Where gradients also come in, they are added to in place.
+                let old = graph.inputs.iter().position(|r| *r == InputRole::Grad(*p));
+                match old {
+                    Some(i) => places[&body.inputs[i]].clone(),
+                    None => in_state(&mut low, graph, state, (*p, 1)),
+                }
+            }
             OutputRole::Value(name) => {
                 let ty = body.ty(*id);
                 Loc::dense(low.buffer(name, ty.elements(), None), ty)
@@ -88,6 +95,7 @@ fn input_place(
     let ty = graph.body.ty(id);
     match role {
         InputRole::Param(p) => in_state(low, graph, state, (*p, 0)),
+        InputRole::Grad(p) => in_state(low, graph, state, (*p, 1)),
         InputRole::Moment1(p) => in_state(low, graph, state, (*p, 2)),
         InputRole::Moment2(p) => in_state(low, graph, state, (*p, 3)),
         InputRole::Data(name) | InputRole::Scalar(name) => {
@@ -97,10 +105,13 @@ fn input_place(
     }
 }
 
+/// Parts of the state of a training run: parameters, gradients, first and second moments.
+pub const SECTIONS: u64 = 4;
+
 /// Parameters alone, with gradients, or with gradients and both moments.
 fn sections(graph: &Graph) -> u64 {
     if graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_))) {
-        return 4;
+        return SECTIONS;
     }
     1 + u64::from(graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_))))
 }

@@ -155,7 +155,8 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
     })
 }
 
-/// Rows, vocabulary and width from the types of x and w.
+/// Rows, vocabulary and width from the types of x and w; behind those and the targets, a weight and
+/// an old gradient of w may come in.
 pub fn linear_cross_entropy(
     body: &Body,
     axes: &[String],
@@ -171,10 +172,13 @@ pub fn linear_cross_entropy(
     if !ordered {
         return Err(format!("cross-entropy of {x} and {w} is laid out in another order"));
     }
+    let more = body.inputs.iter().skip(3).map(|id| body.ty(*id));
     Ok(LinearCrossEntropySpec {
         rows: product(&x.axes[..x.axes.len() - 1]),
         vocab: w.axes[0].size as u32,
         width: w.axes[1].size as u32,
         grad,
+        weighted: more.clone().any(|ty| ty.axes.is_empty()),
+        accumulate: grad && more.clone().any(|ty| ty == w),
     })
 }

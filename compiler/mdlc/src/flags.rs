@@ -94,10 +94,14 @@ pub struct ModelFlags {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Training")]
 pub struct TrainingFlags {
-    /// Sequences per step
+    /// Sequences per micro-batch, and per step where it has one
     #[arg(long = "train_batch_size", default_value_t = 1, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub train_batch_size: u64,
+    /// Micro-batches per step: their gradients are added up, in the memory of one of them
+    #[arg(long = "gradient_accumulation", default_value_t = 1, value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    pub gradient_accumulation: u64,
     /// Sequences per validation batch
     #[arg(long = "val_batch_size", default_value_t = 1, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
@@ -152,6 +156,7 @@ impl TrainingFlags {
     pub fn settings(&self) -> Settings {
         Settings {
             batch: self.train_batch_size,
+            gradient_accumulation: self.gradient_accumulation,
             t: self.max_context_width,
             val_batch: self.val_batch_size,
             max_steps: self.max_steps,

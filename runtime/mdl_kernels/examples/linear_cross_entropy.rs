@@ -13,7 +13,14 @@ fn main() {
     let device = Device::cpu(units);
     for (rows, vocab, width) in SHAPES {
         for grad in [false, true] {
-            let spec = LinearCrossEntropySpec { rows, vocab, width, grad };
+            let spec = LinearCrossEntropySpec {
+                rows,
+                vocab,
+                width,
+                grad,
+                weighted: false,
+                accumulate: false,
+            };
             let spec = KernelSpec::LinearCrossEntropy(spec);
             let (x, w) = (u64::from(rows * width) * 4, u64::from(vocab * width) * 4);
             let mut sizes = vec![x, w, u64::from(rows) * 4, 4];

@@ -11,6 +11,7 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
     match spec {
         KernelSpec::Region(spec) => region::launch(device, spec, args),
         KernelSpec::Contract(spec) => contract::launch(device, spec, args),
+        KernelSpec::ContractAdd(spec) => contract::launch_accumulate(device, spec, args),
         KernelSpec::Attention(spec) => attention::launch(device, spec, args),
         KernelSpec::AttentionGrad(spec) => attention_grad::launch(device, spec, args),
         KernelSpec::LinearCrossEntropy(spec) => linear_cross_entropy::launch(device, spec, args),

@@ -4,8 +4,9 @@
 //!
 //! loss = Σ_{targets[i] ≥ 0} (log Σ_v exp(x[i]·w[v]) − x[i]·w[targets[i]]) / max(valid, 1) for
 //! x [rows, width], w [vocab, width]. Rows are visited in blocks: logits, then in their place
-//! (softmax − onehot)/valid, then that block's dx and its part of dw. 2·rows·vocab·width
-//! operations, three times as many with gradients; besides x and w about 24 bytes per logit move.
+//! (softmax − onehot)/valid, times the weight where there is one, then that block's dx and its part
+//! of dw. 2·rows·vocab·width operations, three times as many with gradients; besides x and w about
+//! 24 bytes per logit move.
 //! The loss of each row is stored, and one unit sums them in order with compensation.
 
 use crate::contract;
@@ -30,6 +31,14 @@ fn count_valid(targets: &[i32], scale: &mut [f32]) {
             }
         }
         scale[0] = 1.0 / f32::cast_from(max(valid, 1u32));
+    }
+}
+
+/// scale = weight · scale
+#[cube(launch_unchecked)]
+fn weigh(weight: &[f32], scale: &mut [f32]) {
+    if UNIT_POS == 0 {
+        scale[0] *= weight[0];
     }
 }
 
@@ -186,12 +195,16 @@ fn sum_losses(losses: &[f32], scale: &[f32], loss: &mut [f32]) {
 pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Slice]) {
     let parts = LinearCrossEntropyParts::of(spec, device.units());
     let (rows, vocab, width) = (spec.rows as u64, spec.vocab as u64, spec.width as u64);
-    let (x, w, targets, loss) = (&args[0], &args[1], &args[2], &args[3]);
+    let (weight, results) = args[3..].split_at(usize::from(spec.weighted));
+    let (x, w, targets, loss) = (&args[0], &args[1], &args[2], &results[0]);
     let workspace = args.last().expect("invariant: the workspace comes last");
     let losses = workspace.part(parts.losses, rows * 4);
     let scale = workspace.part(parts.scale, 4);
     let scratch = workspace.part(parts.scratch, parts.end - parts.scratch);
     count(device, &targets.part(0, rows * 4), &scale);
+    if let [weight] = weight {
+        weigh_scale(device, weight, &scale);
+    }
     let mut first = 0;
     while first < rows {
         let count = (rows - first).min(u64::from(parts.block_rows));
@@ -207,11 +220,11 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
         let (at, bytes) = rows_of(targets, 4);
         softmax(device, &[logits, targets.part(at, bytes), scale, losses.part(at, bytes)], spec);
         if spec.grad {
-            let (at, bytes) = rows_of(&args[4], width * 4);
-            let dx_block = args[4].part(at, bytes);
+            let (at, bytes) = rows_of(&results[1], width * 4);
+            let dx_block = results[1].part(at, bytes);
             contract::launch(device, &to_dx, &[logits, *w, dx_block, scratch]);
-            let dw = [logits, x_block, args[5], scratch];
-            if first == 0 {
+            let dw = [logits, x_block, results[2], scratch];
+            if first == 0 && !spec.accumulate {
                 contract::launch(device, &to_dw, &dw);
             } else {
                 contract::launch_accumulate(device, &to_dw, &dw);
@@ -230,6 +243,20 @@ fn count(device: &Device, targets: &Slice, scale: &Slice) {
             CubeCount::new_single(),
             CubeDim::new_1d(1),
             device.buffer(targets),
+            device.buffer(scale),
+        );
+    }
+    device.launched();
+}
+
+fn weigh_scale(device: &Device, weight: &Slice, scale: &Slice) {
+    // SAFETY: both have one element.
+    unsafe {
+        weigh::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            CubeDim::new_1d(1),
+            device.buffer(weight),
             device.buffer(scale),
         );
     }

@@ -10,6 +10,9 @@ const GRADIENT_TOLERANCE: f64 = 1e-6;
 /// dx sums over the vocabulary, in blocks of at most 512: (√512 + √196)·2⁻²⁴ for 10⁵ terms.
 const LONG_SUM_TOLERANCE: f64 = 2.2e-6;
 const LOSS_TOLERANCE: f64 = 1e-6;
+/// What a weighted case weighs, and what its gradient of w is added to.
+const WEIGHT: f32 = 0.375;
+const OLD: f32 = 0.015625;
 
 fn numbers(len: usize, seed: u32, scale: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2654435761).wrapping_add(12345);
@@ -30,7 +33,14 @@ struct Case {
 fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case {
     let scale = 4.0 / (width as f32).sqrt();
     Case {
-        spec: LinearCrossEntropySpec { rows, vocab, width, grad: true },
+        spec: LinearCrossEntropySpec {
+            rows,
+            vocab,
+            width,
+            grad: true,
+            weighted: false,
+            accumulate: false,
+        },
         x: numbers((rows * width) as usize, 3, 1.0),
         w: numbers((vocab * width) as usize, 4, scale),
         targets: (0..rows)
@@ -48,6 +58,8 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
         sizes.truncate(4);
     }
     sizes.push(workspace_bytes(&spec, device.units()));
+    let weight = sizes.len();
+    sizes.push(4);
     let mut offsets = vec![0u64];
     for bytes in &sizes {
         offsets.push((offsets[offsets.len() - 1] + bytes).next_multiple_of(256));
@@ -57,7 +69,15 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     write(0, bytemuck::cast_slice(&case.x));
     write(1, bytemuck::cast_slice(&case.w));
     write(2, bytemuck::cast_slice(&case.targets));
-    let args: Vec<_> = (0..sizes.len()).map(|i| arena.slice(offsets[i], sizes[i])).collect();
+    write(weight, bytemuck::cast_slice(&[WEIGHT]));
+    if case.spec.accumulate {
+        write(5, bytemuck::cast_slice(&vec![OLD; case.w.len()]));
+    }
+    let mut args: Vec<_> = (0..sizes.len()).map(|i| arena.slice(offsets[i], sizes[i])).collect();
+    let weight = args.pop().expect("the last one");
+    if case.spec.weighted {
+        args.insert(3, weight);
+    }
     device.launch(&spec, &args);
     let read = |i: usize| -> Vec<f32> {
         let bytes = device.read(&arena, offsets[i], sizes[i]).expect("inside");
@@ -126,6 +146,23 @@ fn loss_and_gradients() {
 fn several_blocks_of_rows() {
     // 2^24 logits at most: 160 rows at a time with this vocabulary.
     check(&case(330, 100_000, 3, |i| i % 5 == 4), LONG_SUM_TOLERANCE);
+}
+
+#[test]
+fn a_weight_scales_and_old_gradients_stay() {
+    let plain = case(133, 517, 67, |i| i % 3 == 0);
+    let spec = LinearCrossEntropySpec { weighted: true, accumulate: true, ..plain.spec.clone() };
+    let weighted = Case { spec, ..case(133, 517, 67, |i| i % 3 == 0) };
+    let device = Device::cpu(None);
+    let (one, other) = (launch(&device, &plain), launch(&device, &weighted));
+    let close = |got: f32, want: f32, most: f32| {
+        let error = (f64::from(got) - f64::from(want)).abs() / f64::from(most);
+        assert!(error <= GRADIENT_TOLERANCE, "{got} for {want}");
+    };
+    let most = |all: &[f32]| all.iter().fold(OLD, |most, x| most.max(x.abs()));
+    close(other.0, one.0 * WEIGHT, one.0);
+    one.1.iter().zip(&other.1).for_each(|(x, y)| close(*y, x * WEIGHT, most(&one.1)));
+    one.2.iter().zip(&other.2).for_each(|(x, y)| close(*y, x * WEIGHT + OLD, most(&one.2)));
 }
 
 #[test]

@@ -55,12 +55,24 @@ pub struct Manifest {
     pub format: u32,
     pub step: u64,
     pub cursor: Cursor,
+    /// Micro-batches of each step of the run that wrote it. One is not written down, as it was
+    /// before there were several.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub gradient_accumulation: u64,
     pub graph: String,
     /// Shape of each parameter.
     pub tensors: BTreeMap<String, Vec<usize>>,
     pub files: BTreeMap<String, FileRecord>,
     /// SHA-256 of the manifest itself with this field empty.
     pub sha256: String,
+}
+
+pub(crate) fn one() -> u64 {
+    1
+}
+
+fn is_one(n: &u64) -> bool {
+    *n == 1
 }
 
 impl Manifest {

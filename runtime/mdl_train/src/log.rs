@@ -71,6 +71,12 @@ pub struct Record {
     /// Number of targets behind `val_loss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_tokens: Option<u64>,
+    /// Bytes that the memory plan has; in the last record of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_bytes: Option<u64>,
+    /// The most bytes that the process took at one time for the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_bytes: Option<u64>,
 }
 
 /// A file of records that grows.
@@ -164,6 +170,8 @@ mod tests {
             tokens_per_s: 1000.5,
             val_loss: (step == 4).then_some(2.9),
             val_tokens: (step == 4).then_some(4096),
+            planned_bytes: None,
+            observed_bytes: None,
         }
     }
 

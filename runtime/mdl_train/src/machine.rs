@@ -15,11 +15,34 @@ pub struct Machine {
     work: Arena,
 }
 
+/// Two arenas, the smaller one first: the device's pool makes every page as large as the largest
+/// allocation before it, and touches all of it.
+fn alloc_both(device: &Device, [first, second]: [u64; 2]) -> [Arena; 2] {
+    if first <= second {
+        let arena = device.alloc(first);
+        return [arena, device.alloc(second)];
+    }
+    let arena = device.alloc(second);
+    [device.alloc(first), arena]
+}
+
 impl Machine {
     /// Allocates what the plan says, once.
     pub fn new(device: Arc<Device>, executable: Executable) -> Machine {
-        let state = device.alloc(executable.state_bytes);
-        let work = device.alloc(executable.work_bytes);
+        let (state, work) = (executable.state_bytes, executable.work_bytes);
+        Machine::with_room(device, executable, state, work)
+    }
+
+    /// As `new`, with room for other executables besides.
+    pub fn with_room(
+        device: Arc<Device>,
+        executable: Executable,
+        state_bytes: u64,
+        work_bytes: u64,
+    ) -> Machine {
+        let sizes =
+            [state_bytes.max(executable.state_bytes), work_bytes.max(executable.work_bytes)];
+        let [state, work] = alloc_both(&device, sizes);
         Machine { device, executable, state, work }
     }
 

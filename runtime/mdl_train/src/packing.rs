@@ -33,6 +33,22 @@ impl Batch {
         Self { tokens: empty(), targets: empty(), documents: empty(), batch_size, t }
     }
 
+    /// The rows in `n` parts of as many each, one after the other.
+    pub fn split(&self, n: usize) -> Vec<Batch> {
+        let n = n.max(1);
+        assert!(self.batch_size.is_multiple_of(n), "parts have the same number of rows");
+        let rows = self.batch_size / n;
+        let part = |i: usize, all: &[i32]| all[i * rows * self.t..(i + 1) * rows * self.t].to_vec();
+        let batch = |i: usize| Batch {
+            tokens: part(i, &self.tokens),
+            targets: part(i, &self.targets),
+            documents: part(i, &self.documents),
+            batch_size: rows,
+            t: self.t,
+        };
+        (0..n).map(batch).collect()
+    }
+
     /// How many positions have a target: the denominator of the mean loss.
     pub fn n_targets(&self) -> usize {
         self.targets.iter().filter(|it| **it >= 0).count()

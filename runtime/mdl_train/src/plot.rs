@@ -176,6 +176,8 @@ mod tests {
             tokens_per_s: 1000.0,
             val_loss: (step % (n / 10).max(1) == 0).then(|| loss(step) + 0.1),
             val_tokens: Some(1),
+            planned_bytes: None,
+            observed_bytes: None,
         };
         (1..=n).map(record).collect()
     }

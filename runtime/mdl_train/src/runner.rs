@@ -28,14 +28,15 @@ impl Interpreter {
 
     fn run(&mut self) {
         self.outputs = run(&self.graph.body, self.inputs.clone(), &Env::default());
-        // What an optimizer step makes new is what the next one starts from.
+        // What a run makes new is what the next one starts from.
         for (role, out) in self.graph.outputs.iter().zip(&self.outputs) {
             let input = match role {
                 OutputRole::Param(p) => InputRole::Param(*p),
                 OutputRole::Moment1(p) => InputRole::Moment1(*p),
                 OutputRole::Moment2(p) => InputRole::Moment2(*p),
                 OutputRole::Cache(c) => InputRole::Cache(*c),
-                OutputRole::Value(_) | OutputRole::Grad(_) => continue,
+                OutputRole::Grad(p) => InputRole::Grad(*p),
+                OutputRole::Value(_) => continue,
             };
             if let Some(i) = self.graph.inputs.iter().position(|r| *r == input) {
                 self.inputs[i] = out.clone();

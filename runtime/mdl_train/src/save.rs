@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub step: u64,
     /// The next sample to train on.
     pub cursor: Cursor,
+    /// Micro-batches of a step.
+    pub gradient_accumulation: u64,
     /// Hash of the compiled graph.
     pub graph: String,
     pub parameters: Vec<Parameter>,
@@ -113,6 +115,7 @@ fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
         format: FORMAT,
         step: snapshot.step,
         cursor: snapshot.cursor,
+        gradient_accumulation: snapshot.gradient_accumulation,
         graph: snapshot.graph.clone(),
         tensors: parameters.iter().map(|it| (it.name.clone(), it.shape.clone())).collect(),
         files,
@@ -238,6 +241,7 @@ mod tests {
         Snapshot {
             step,
             cursor: Cursor { sample: step * 8 },
+            gradient_accumulation: 1,
             graph: "abc".to_owned(),
             parameters: vec![parameter("norm.weight", &[3]), parameter("a.weight", &[2, 3])],
             config_json: "{\"vocab_size\":7}".to_owned(),

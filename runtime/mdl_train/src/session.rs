@@ -5,17 +5,18 @@ use crate::import::{self, ModelTensors};
 use crate::machine::Machine;
 use crate::model::{Model, ModelError, initial, stored_shape};
 use crate::packing::{Batch, Cursor, Evaluation};
+use crate::resident;
+use crate::step::StepMachines;
+pub use crate::step::{executables, options, training_trace};
 use crate::weights::Weights;
-use mdl_check::entry::{EntryOptions, function};
-use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout};
-use mdl_ir::graph::{Body, Graph, InputRole, Param, Stage, ValueId};
+use mdl_check::entry::function;
+use mdl_ir::graph::{Body, Graph, InputRole, Param, ValueId};
 use mdl_ir::interp::{Env, run};
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_kernels::Device;
-use mdl_passes::executable::Executable;
-use mdl_passes::optimise::Optimizer;
+use mdl_passes::micro_batch::{SHARE, WEIGHT};
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_syntax::diag::Sink;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,11 @@ use std::sync::Arc;
 /// What a run decides; stored with its checkpoints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
+    /// Sequences of a micro-batch.
     pub batch: u64,
+    /// Micro-batches whose gradients a step adds up.
+    #[serde(default = "crate::checkpoint::one")]
+    pub gradient_accumulation: u64,
     pub t: u64,
     pub val_batch: u64,
     pub max_steps: u64,
@@ -45,6 +50,13 @@ pub struct Settings {
     pub memory: MemoryRequest,
     #[serde(default)]
     pub precision: Precision,
+}
+
+impl Settings {
+    /// Sequences of a step.
+    pub fn sequences(&self) -> u64 {
+        self.batch * self.gradient_accumulation
+    }
 }
 
 /// What a step reports.
@@ -100,60 +112,13 @@ pub struct Session {
     pub step: u64,
     pub cursor: u64,
     pub graph: Graph,
-    pub train: Machine,
+    pub train: StepMachines,
     validate: Machine,
     schedule: Schedule,
+    /// Resident bytes of the process before anything was allocated for the run.
+    resident_before: Option<u64>,
     /// Shapes under which parameters are stored.
     shapes: Vec<Vec<usize>>,
-}
-
-fn purpose(settings: &Settings) -> Purpose {
-    Purpose::Training(Optimizer {
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: 1e-8,
-        weight_decay: settings.weight_decay,
-        matrices_only: settings.matrices_only,
-    })
-}
-
-/// Packed sequences of `t` tokens, `batch` at a time. The step trains with auxiliary losses;
-/// validation is cross-entropy alone.
-pub fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
-    let sizes = vec![("B".to_string(), batch), ("T".to_string(), t)];
-    EntryOptions { sizes, documents: true, auxiliary }
-}
-
-/// The training step after every pass.
-pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    let graph = model.graph("loss", &options(settings.batch, settings.t, true))?;
-    Ok(run_within(graph, &mut model.front, &purpose(settings), &settings.memory)?)
-}
-
-/// The executables of a run: the training step, and the loss alone. They share the layout of the
-/// state, and the work space, which is as large as the larger one needs.
-pub fn executables(
-    model: &mut Model,
-    settings: &Settings,
-    units: u32,
-) -> Result<(Graph, Executable, Executable), ModelError> {
-    let trace = training_trace(model, settings)?;
-    let state = state_layout(trace.last(), &purpose(settings));
-    let mut train = finish(trace.last(), &state, units)?;
-    let loss = model.compile(
-        "loss",
-        &options(settings.val_batch, settings.t, false),
-        &Purpose::Forward,
-    )?;
-    let validate = finish(loss.last(), &state, units)?;
-    train.work_bytes = train.work_bytes.max(validate.work_bytes);
-    let needed = train.state_bytes + train.work_bytes;
-    if let Some(budget) = settings.memory.budget.filter(|budget| budget.device < needed) {
-        let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);
-        return Err(ModelError::Asked(message + "; lower --val_batch_size"));
-    }
-    let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
-    Ok((graph, train, validate))
 }
 
 impl Session {
@@ -167,8 +132,9 @@ impl Session {
         let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
-        let train = Machine::new(device, train);
-        let validate = train.beside(validate);
+        let resident_before = resident::now();
+        let train = StepMachines::new(device, train);
+        let validate = train.first.beside(validate);
         let session = Session {
             model,
             settings,
@@ -178,18 +144,27 @@ impl Session {
             train,
             validate,
             schedule,
+            resident_before,
             shapes,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             let values = initial(param, session.settings.seed);
-            session.train.write_input(&InputRole::Param(p), &values);
+            session.train.first.write_input(&InputRole::Param(p), &values);
         }
         Ok(session)
     }
 
+    /// Bytes that the plan has, and the most that the process took at one time beyond what it had
+    /// before the run was allocated, where the system says so.
+    pub fn memory(&self) -> (u64, Option<u64>) {
+        let (state, work) = self.train.allocated();
+        let observed = resident::peak().zip(self.resident_before);
+        (state + work, observed.map(|(peak, before)| peak.saturating_sub(before)))
+    }
+
     /// Weights of a checkpoint, fresh optimizer.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
-        Ok(import::load(&self.train, weights, &self.graph.params)?)
+        Ok(import::load(&self.train.first, weights, &self.graph.params)?)
     }
 
     /// Weights, optimizer state, step and place in the data.
@@ -207,27 +182,49 @@ impl Session {
                 true => InputRole::Moment1(place.param),
                 false => InputRole::Moment2(place.param - n),
             };
-            self.train.write_range(&role, place.range.start, values);
+            self.train.last().write_range(&role, place.range.start, values);
         });
         self.step = checkpoint.manifest.step;
         self.cursor = checkpoint.manifest.cursor.sample;
         Ok(())
     }
 
-    /// One optimizer step on a batch.
+    /// One optimizer step on a batch of all its sequences, which micro-batches take in order.
     pub fn step(&mut self, batch: &Batch) -> StepReport {
         let lr = self.schedule.at(self.step);
-        write_batch(&self.train, batch);
+        let accumulated = self.train.further.is_some().then(|| self.accumulate(batch));
+        let last = self.train.last();
+        if accumulated.is_none() {
+            write_batch(last, batch);
+        }
         let k = (self.step + 1) as i32;
-        self.train.write_scalar("lr", lr as f32);
-        self.train.write_scalar("clip", self.settings.grad_clip as f32);
-        self.train.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
-        self.train.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
-        self.train.run();
+        last.write_scalar("lr", lr as f32);
+        last.write_scalar("clip", self.settings.grad_clip as f32);
+        last.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
+        last.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        last.run();
+        let loss = accumulated.unwrap_or_else(|| value(last, "loss"));
+        let grad_norm = value(last, "grad_norm");
         self.step += 1;
-        self.cursor += self.settings.batch;
-        let value = |name| self.train.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]));
-        StepReport { loss: value("loss"), grad_norm: value("grad_norm"), lr }
+        self.cursor += self.settings.sequences();
+        StepReport { loss, grad_norm, lr }
+    }
+
+    /// Adds up the gradients of all micro-batches, and gives the mean loss over their targets. Each
+    /// counts by how many of those it has; auxiliary losses count alike.
+    fn accumulate(&self, batch: &Batch) -> f64 {
+        let n = self.settings.gradient_accumulation;
+        let targets = batch.n_targets().max(1) as f64;
+        let parts = batch.split(n as usize);
+        let losses = parts.iter().enumerate().map(|(i, part)| {
+            let machine = self.train.of_micro_batch(i);
+            machine.write_scalar(WEIGHT, (part.n_targets() as f64 / targets) as f32);
+            machine.write_scalar(SHARE, (1.0 / n as f64) as f32);
+            write_batch(machine, part);
+            machine.run();
+            value(machine, "loss")
+        });
+        losses.sum()
     }
 
     /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how
@@ -240,10 +237,7 @@ impl Session {
     pub fn snapshot(&mut self, tokenizer: Option<Vec<u8>>, ids: [Option<u32>; 2]) -> Snapshot {
         let mut parameters = Vec::new();
         for (p, param) in self.graph.params.iter().enumerate() {
-            let read = |role: InputRole| {
-                let slot = self.train.executable.input(&role);
-                slot.map_or(Vec::new(), |slot| self.train.read(slot))
-            };
+            let read = |role: InputRole| self.train.read_input(&role);
             let value = read(InputRole::Param(p));
             let (m, v) = (read(InputRole::Moment1(p)), read(InputRole::Moment2(p)));
             for (name, range) in param.stored_tensors() {
@@ -271,6 +265,7 @@ impl Session {
         Snapshot {
             step: self.step,
             cursor: Cursor { sample: self.cursor },
+            gradient_accumulation: self.settings.gradient_accumulation,
             graph: mdl_ir::print::print(&self.graph),
             parameters,
             config_json: pretty(&config),
@@ -291,6 +286,11 @@ fn moment(param: &Param, prefix: &str) -> Param {
 /// Plain data as readable JSON.
 fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("settings are plain data")
+}
+
+/// A number that a run gave.
+fn value(machine: &Machine, name: &str) -> f64 {
+    machine.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]))
 }
 
 pub fn write_batch(machine: &Machine, batch: &Batch) {

@@ -233,7 +233,7 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
         batch_size: b,
         t,
     };
-    let flops = session.train.executable.work().0 as f64;
+    let flops = session.train.flops as f64;
     let seconds = median(device, args.runs, || {
         session.step(&batch);
     });

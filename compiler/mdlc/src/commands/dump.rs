@@ -68,7 +68,8 @@ pub fn run(args: &Args) -> Outcome {
         Stage::Fused => graph(GraphStage::Fused)?,
         _ => {
             let units = args.training.units();
-            let (_, executable, _) = mdl_train::session::executables(&mut model, &settings, units)?;
+            let (_, step, _) = mdl_train::session::executables(&mut model, &settings, units)?;
+            let executable = step.largest().clone();
             match args.stage {
                 Stage::Schedule => schedule(&executable),
                 Stage::Plan => plan(&executable),

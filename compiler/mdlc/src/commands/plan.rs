@@ -12,8 +12,9 @@ use crate::{Failure, Outcome};
 use clap::Parser;
 use mdl_check::config::Setting;
 use mdl_ir::active::active_params;
-use mdl_passes::executable::{BufferPlan, Executable, Space};
+use mdl_passes::executable::{BufferPlan, Space};
 use mdl_train::session::{Settings, executables};
+use mdl_train::step::StepPlan;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use timeline::{Timeline, mib};
@@ -57,7 +58,7 @@ struct Report {
     settings: Settings,
     parameters: u64,
     active: u64,
-    executable: Executable,
+    step: StepPlan,
     hardware: Option<(Hardware, Machine)>,
 }
 
@@ -100,19 +101,19 @@ impl Report {
         };
         let settings = flags.settings();
         let units = flags.training.units();
-        let (graph, executable, _) = executables(&mut chosen.model, &settings, units)?;
+        let (graph, step, _) = executables(&mut chosen.model, &settings, units)?;
         let (parameters, active) = (graph.param_count(), active_params(&graph));
-        Ok(Report { chosen, settings, parameters, active, executable, hardware })
+        Ok(Report { chosen, settings, parameters, active, step, hardware })
     }
 
     fn timeline(&self) -> Timeline<'_> {
-        Timeline::of(&self.executable, &self.chosen.model.front.sources)
+        Timeline::of(self.step.largest(), &self.chosen.model.front.sources)
     }
 
     /// Bytes of device memory that the step needs. There is one device, and nothing of a step waits
     /// in host memory.
     fn device_need(&self) -> u64 {
-        self.executable.state_bytes + self.executable.work_bytes
+        self.step.state_bytes() + self.step.work_bytes()
     }
 
     fn fits(&self, machine: &Machine) -> bool {
@@ -120,7 +121,7 @@ impl Report {
     }
 
     fn biggest(&self) -> Vec<&BufferPlan> {
-        let buffers = self.executable.buffers.iter();
+        let buffers = self.step.largest().buffers.iter();
         let mut biggest: Vec<_> = buffers.filter(|b| b.space == Space::Work).collect();
         biggest.sort_by_key(|b| std::cmp::Reverse(b.bytes));
         biggest.truncate(SHOWN_BUFFERS);
@@ -128,10 +129,10 @@ impl Report {
     }
 
     fn json(&self) -> Value {
-        let e = &self.executable;
-        let (flops, traffic) = e.work();
+        let (step, e) = (&self.step, self.step.largest());
+        let (flops, traffic) = step.work();
         let timeline = self.timeline();
-        let (when, live) = self.executable.peak();
+        let (when, live) = e.peak();
         let (launch_list, buffer_list, loops) = timeline.json();
         let differences = self.chosen.differences.iter().map(|d| {
             json!({ "field": d.field, "value": value(&d.value), "preset": value(&d.instead_of) })
@@ -154,6 +155,7 @@ impl Report {
             "parameters": self.parameters,
             "active_parameters": self.active,
             "batch": self.settings.batch,
+            "gradient_accumulation": step.micro_batches,
             "context": self.settings.t,
             "hardware": hardware,
             "device_bytes": machine.map(|m| m.device_bytes),
@@ -163,15 +165,15 @@ impl Report {
             "sharded": false,
             "threads": e.units,
             "peak_bytes": { "device": self.device_need() },
-            "state_bytes": e.state_bytes,
-            "work_bytes": e.work_bytes,
+            "state_bytes": step.state_bytes(),
+            "work_bytes": step.work_bytes(),
             "live_bytes_at_peak": live,
             "peak_at_launch": when,
             "biggest_buffers": buffers.collect::<Vec<_>>(),
-            "launches": e.launches(),
+            "launches": step.launches(),
             "flops_per_step": flops,
             "bytes_per_step": traffic,
-            "tokens_per_step": self.settings.batch * self.settings.t,
+            "tokens_per_step": self.settings.sequences() * self.settings.t,
             "schedule": launch_list,
             "loops": loops,
             "buffers": buffer_list,
@@ -179,16 +181,20 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let e = &self.executable;
-        let (flops, traffic) = e.work();
+        let (step, e) = (&self.step, self.step.largest());
+        let (flops, traffic) = step.work();
         let timeline = self.timeline();
-        let (when, live) = self.executable.peak();
+        let (when, live) = e.peak();
         let active = match self.active == self.parameters {
             true => String::new(),
             false => format!(" ({} active)", grouped(self.active)),
         };
+        let times = match step.micro_batches {
+            1 => String::new(),
+            n => format!("{n} × "),
+        };
         let mut out = format!(
-            "{}: {} parameters{active}, {} sequences of {} tokens\n\
+            "{}: {} parameters{active}, {times}{} sequences of {} tokens\n\
              device  {:>14} at the peak\n  \
              state {:>14}   parameters, gradients, two moments\n  \
              work  {:>14}   (at least {} is in use at launch {when})\n\
@@ -198,12 +204,12 @@ impl Report {
             self.settings.batch,
             self.settings.t,
             mib(self.device_need()),
-            mib(e.state_bytes),
-            mib(e.work_bytes),
+            mib(step.state_bytes()),
+            mib(step.work_bytes()),
             mib(live).trim(),
             flops as f64 / 1e9,
             traffic as f64 / 1e9,
-            e.launches(),
+            step.launches(),
         );
         out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
         out + &timeline.text()

@@ -17,7 +17,7 @@ use mdl_train::packing::{Evaluation, Stream};
 use mdl_train::session::Session;
 use mdl_train::tokenizer::Tokenizer;
 use mdl_train::weights::Weights;
-use mdl_train::{log, plot};
+use mdl_train::{log, plot, resident};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,6 +112,16 @@ fn model(file: Option<&str>, flags: &StepFlags, from: Option<&Path>) -> Result<M
     Ok(Model::of_checkpoint(dir)?)
 }
 
+/// A checkpoint may go on in other micro-batches than it was made in; its place in the data counts
+/// sequences.
+fn note_micro_batches(checkpoint: &Checkpoint, session: &Session) {
+    let then = checkpoint.manifest.gradient_accumulation;
+    let now = session.settings.gradient_accumulation;
+    if then != now {
+        eprintln!("note: steps had {then} micro-batches so far, and have {now} from now on");
+    }
+}
+
 pub fn run(Args { file, flags }: &Args) -> Outcome {
     // Data sets are files, and those have no parts with names.
     flags.note_without_effect(&["dataset_config_name".to_string()]);
@@ -138,6 +148,7 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
     match (&resumed, &from) {
         (Some(checkpoint), _) => {
             session.resume(checkpoint)?;
+            note_micro_batches(checkpoint, &session);
             eprintln!("resumed at step {} from {}", session.step, checkpoint.path.display());
         }
         (None, Some(dir)) => {
@@ -146,13 +157,13 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
         }
         (None, None) => {}
     }
-    let executable = &session.train.executable;
+    let (state, work) = session.train.allocated();
     eprintln!(
         "{}: {} parameters; {} bytes planned, {} launches a step",
         session.model.name,
         session.graph.param_count(),
-        executable.state_bytes + executable.work_bytes,
-        executable.launches(),
+        state + work,
+        session.train.launches,
     );
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -180,10 +191,11 @@ struct Run<'a> {
 impl Run<'_> {
     fn train(mut self) -> Outcome {
         let max = self.session.settings.max_steps;
-        let (b, t) = (self.session.settings.batch, self.session.settings.t);
+        let (b, t) = (self.session.settings.sequences(), self.session.settings.t);
         let bar = progress(max, self.session.step);
-        let flops = self.session.train.executable.work().0 as f64;
-        let peak = measure_fma_peak(&self.session.train.device) * 1e9;
+        let flops = self.session.train.flops as f64;
+        let began = self.session.step;
+        let peak = measure_fma_peak(&self.session.train.first.device) * 1e9;
         while self.session.step < max && !self.stop.load(Ordering::Relaxed) {
             let start = Instant::now();
             let cursor = self.session.cursor;
@@ -210,12 +222,19 @@ impl Run<'_> {
             let validation = self.validation(step, last, &bar);
             bar.set_message(format!("loss {:.4}", report.loss));
             bar.set_position(step);
-            self.record(&line, report.grad_norm, validation)?;
+            if step == began + 1 {
+                // All kernels have been compiled now, and what that took is no part of a step.
+                resident::forget_peak();
+            }
+            let last = last || self.stop.load(Ordering::Relaxed);
+            let memory = last.then(|| self.session.memory());
+            self.record(&line, report.grad_norm, validation, memory)?;
             if step.is_multiple_of(self.args.checkpoint_freq.max(1)) && !last {
                 self.save();
             }
         }
         bar.finish_and_clear();
+        self.note_memory();
         self.save();
         self.draw()
     }
@@ -248,7 +267,28 @@ impl Run<'_> {
         Some((loss, tokens))
     }
 
-    fn record(&mut self, line: &Line, grad_norm: f64, validation: Option<(f64, u64)>) -> Outcome {
+    /// Before the last checkpoint, which copies parameters and moments to write them.
+    fn note_memory(&self) {
+        let (planned, observed) = self.session.memory();
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        match observed {
+            Some(observed) => eprintln!(
+                "memory: {:.3} GiB planned, {:.3} GiB observed ({:+.1} %)",
+                gib(planned),
+                gib(observed),
+                (observed as f64 / planned as f64 - 1.0) * 100.0
+            ),
+            None => eprintln!("memory: {:.3} GiB planned", gib(planned)),
+        }
+    }
+
+    fn record(
+        &mut self,
+        line: &Line,
+        grad_norm: f64,
+        validation: Option<(f64, u64)>,
+        memory: Option<(u64, Option<u64>)>,
+    ) -> Outcome {
         let Some(log) = &mut self.log else {
             return Ok(());
         };
@@ -260,6 +300,8 @@ impl Run<'_> {
             tokens_per_s: line.tokens_per_s,
             val_loss: validation.map(|(loss, _)| loss),
             val_tokens: validation.map(|(_, tokens)| tokens),
+            planned_bytes: memory.map(|(planned, _)| planned),
+            observed_bytes: memory.and_then(|(_, observed)| observed),
         };
         log.append(&record).map_err(|e| Failure::coded(e.code(), e))
     }

@@ -117,7 +117,7 @@ fn as_json(names: &[String], rows: &[Row]) -> Value {
             "parameters": report.parameters,
             "needs_bytes": { "device": report.device_need(), "host": 0 },
             "fits": report.hardware.as_ref().map(|(_, machine)| report.fits(machine)),
-            "flops_per_step": report.executable.work().0,
+            "flops_per_step": report.step.work().0,
             "tokens_per_step": report.settings.batch * report.settings.t,
         })
     };
@@ -133,7 +133,7 @@ fn table(names: &[String], rows: &[Row]) -> String {
         let mut line = values.clone();
         line.push(grouped(report.parameters));
         line.push(mib(report.device_need()));
-        line.push(format!("{:.2}", report.executable.work().0 as f64 / 1e9));
+        line.push(format!("{:.2}", report.step.work().0 as f64 / 1e9));
         let fits = |m| if report.fits(m) { "yes" } else { "no" }.to_string();
         line.extend(report.hardware.as_ref().map(|(_, machine)| fits(machine)));
         lines.push(line);

@@ -1,0 +1,28 @@
+//! Memory of this process that is in use, as the system counts it. Where the system has no such
+//! files nothing is known.
+
+use std::fs;
+
+/// Bytes that are resident now.
+pub fn now() -> Option<u64> {
+    field("VmRSS:")
+}
+
+/// The most bytes that were resident at one time, since the process began or `forget_peak`.
+pub fn peak() -> Option<u64> {
+    field("VmHWM:")
+}
+
+/// Begins to watch for the peak anew, where the system lets a process do that: compilers of kernels
+/// take memory that steps do not.
+pub fn forget_peak() {
+    // What this file cannot do is only a less sharp figure.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+fn field(name: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,210 @@
+//! The executables of an optimizer step, and the machines that run them one after the other.
+//!
+//! With one micro-batch a step is one executable. With several, the first one writes its gradients,
+//! the others add theirs, and an executable of its own updates the parameters. All of them share
+//! one state, and one work space that is as large as the largest asks for.
+
+use crate::machine::Machine;
+use crate::model::{Model, ModelError};
+use crate::session::Settings;
+use mdl_check::entry::EntryOptions;
+use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout};
+use mdl_ir::graph::{Graph, InputRole, Stage};
+use mdl_kernels::Device;
+use mdl_passes::executable::{Executable, Speed};
+use mdl_passes::optimise::{Optimizer, gradients_of};
+use mdl_passes::plan::StateLayout;
+use std::sync::Arc;
+
+/// What a step of `micro_batches` runs: all of it, or the first of several.
+#[derive(Clone, Debug)]
+pub struct StepPlan {
+    pub micro_batches: u64,
+    /// Bytes that validation needs of the work space, which it shares.
+    pub validation_bytes: u64,
+    pub first: Executable,
+    /// Where there are several.
+    pub further: Option<Further>,
+}
+
+/// What the micro-batches after the first run, and what ends the step.
+#[derive(Clone, Debug)]
+pub struct Further {
+    pub accumulate: Executable,
+    pub update: Executable,
+}
+
+impl StepPlan {
+    /// The executables, each with how often a step runs it.
+    fn runs(&self) -> Vec<(&Executable, u64)> {
+        let further = self.further.iter();
+        let further =
+            further.flat_map(|f| [(&f.accumulate, self.micro_batches - 1), (&f.update, 1)]);
+        std::iter::once((&self.first, 1)).chain(further).collect()
+    }
+
+    /// The executable that needs the most memory: its plan is the step's.
+    pub fn largest(&self) -> &Executable {
+        let runs = self.runs().into_iter();
+        runs.map(|(e, _)| e).max_by_key(|e| e.work_bytes).unwrap_or(&self.first)
+    }
+
+    /// Bytes of the state that the executables share.
+    pub fn state_bytes(&self) -> u64 {
+        self.runs().iter().map(|(e, _)| e.state_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes of the work space that they and validation take in turn.
+    pub fn work_bytes(&self) -> u64 {
+        self.largest().work_bytes.max(self.validation_bytes)
+    }
+
+    /// Seconds of a step, see `Executable::seconds`.
+    pub fn seconds(&self, speed: &Speed) -> f64 {
+        self.runs().iter().map(|(e, n)| *n as f64 * e.seconds(speed)).sum()
+    }
+
+    /// Launches of a step, loops counted with their iterations.
+    pub fn launches(&self) -> u64 {
+        self.runs().iter().map(|(e, n)| n * e.launches()).sum()
+    }
+
+    /// FLOPs of a step, and bytes that its launches read and write.
+    pub fn work(&self) -> (u64, u64) {
+        self.runs().iter().fold((0, 0), |(flops, bytes), (e, n)| {
+            let (f, b) = e.work();
+            (flops + n * f, bytes + n * b)
+        })
+    }
+}
+
+fn optimizer(settings: &Settings) -> Optimizer {
+    Optimizer {
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        eps: 1e-8,
+        weight_decay: settings.weight_decay,
+        matrices_only: settings.matrices_only,
+    }
+}
+
+/// Packed sequences of `t` tokens, `batch` at a time. The step trains with auxiliary losses;
+/// validation is cross-entropy alone.
+pub fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
+    let sizes = vec![("B".to_string(), batch), ("T".to_string(), t)];
+    EntryOptions { sizes, documents: true, auxiliary }
+}
+
+/// The training step after every pass: all of it, or a micro-batch that adds its gradients.
+pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
+    let purpose = match settings.gradient_accumulation {
+        1 => Purpose::Training(optimizer(settings)),
+        _ => Purpose::MicroBatch { first: false },
+    };
+    trace_for(model, settings, &purpose)
+}
+
+fn trace_for(
+    model: &mut Model,
+    settings: &Settings,
+    purpose: &Purpose,
+) -> Result<Trace, ModelError> {
+    let graph = model.graph("loss", &options(settings.batch, settings.t, true))?;
+    Ok(run_within(graph, &mut model.front, purpose, &settings.memory)?)
+}
+
+/// What the micro-batches after the first run, and the update that follows them.
+fn further(
+    model: &mut Model,
+    settings: &Settings,
+    (accumulate, state): (&Graph, &StateLayout),
+    units: u32,
+) -> Result<Further, ModelError> {
+    let purpose = Purpose::Update(optimizer(settings));
+    let graph = gradients_of(accumulate);
+    let update = run_within(graph, &mut model.front, &purpose, &settings.memory)?;
+    Ok(Further {
+        accumulate: finish(accumulate, state, units)?,
+        update: finish(update.last(), state, units)?,
+    })
+}
+
+/// The executables of a run: the training step, and the loss alone. They share the layout of the
+/// state, and the work space, which is as large as the largest needs.
+pub fn executables(
+    model: &mut Model,
+    settings: &Settings,
+    units: u32,
+) -> Result<(Graph, StepPlan, Executable), ModelError> {
+    let trace = training_trace(model, settings)?;
+    let state = state_layout(trace.last(), &Purpose::Training(optimizer(settings)));
+    let loss = model.compile(
+        "loss",
+        &options(settings.val_batch, settings.t, false),
+        &Purpose::Forward,
+    )?;
+    let validate = finish(loss.last(), &state, units)?;
+    let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
+    let train = if micro_batches == 1 {
+        let first = finish(trace.last(), &state, units)?;
+        StepPlan { micro_batches, validation_bytes, first, further: None }
+    } else {
+        let first = trace_for(model, settings, &Purpose::MicroBatch { first: true })?;
+        let first = finish(first.last(), &state, units)?;
+        let further = Some(further(model, settings, (trace.last(), &state), units)?);
+        StepPlan { micro_batches, validation_bytes, first, further }
+    };
+    let needed = train.state_bytes() + train.work_bytes();
+    if let Some(budget) = settings.memory.budget.filter(|budget| budget.device < needed) {
+        let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);
+        return Err(ModelError::Asked(message + "; lower --val_batch_size"));
+    }
+    let graph = trace.at(Stage::Forward).unwrap_or(trace.last()).clone();
+    Ok((graph, train, validate))
+}
+
+/// A step, loaded.
+#[derive(Debug)]
+pub struct StepMachines {
+    pub first: Machine,
+    /// What adds its gradients, and what updates the parameters.
+    pub further: Option<(Machine, Machine)>,
+    /// Launches and FLOPs of a step.
+    pub launches: u64,
+    pub flops: u64,
+}
+
+impl StepMachines {
+    /// Allocates what the plan says, once.
+    pub fn new(device: Arc<Device>, plan: StepPlan) -> StepMachines {
+        let (state, work) = (plan.state_bytes(), plan.work_bytes());
+        let (launches, flops) = (plan.launches(), plan.work().0);
+        let first = Machine::with_room(device, plan.first, state, work);
+        let further = plan.further.map(|f| (first.beside(f.accumulate), first.beside(f.update)));
+        StepMachines { first, further, launches, flops }
+    }
+
+    /// The machine of a micro-batch, by its number from 0.
+    pub fn of_micro_batch(&self, i: usize) -> &Machine {
+        match &self.further {
+            Some((accumulate, _)) if i > 0 => accumulate,
+            _ => &self.first,
+        }
+    }
+
+    /// The machine that updates parameters and moments.
+    pub fn last(&self) -> &Machine {
+        self.further.as_ref().map_or(&self.first, |(_, update)| update)
+    }
+
+    /// Bytes allocated: state and work.
+    pub fn allocated(&self) -> (u64, u64) {
+        self.first.allocated()
+    }
+
+    /// The values of a parameter, or of a moment of it.
+    pub fn read_input(&self, role: &InputRole) -> Vec<f32> {
+        let machine = self.last();
+        machine.executable.input(role).map_or(Vec::new(), |slot| machine.read(slot))
+    }
+}
