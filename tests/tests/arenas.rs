@@ -25,7 +25,7 @@ fn files() -> Vec<(String, String)> {
     embedded.chain(mdl_tests::models()).collect()
 }
 
-fn purposes() -> [Purpose; 3] {
+fn purposes() -> [Purpose; 5] {
     let training = Purpose::Training(Optimizer {
         beta1: 0.9,
         beta2: 0.95,
@@ -33,7 +33,9 @@ fn purposes() -> [Purpose; 3] {
         weight_decay: 0.1,
         matrices_only: true,
     });
-    [Purpose::Forward, Purpose::Gradients, training]
+    let (first, further) =
+        (Purpose::MicroBatch { first: true }, Purpose::MicroBatch { first: false });
+    [Purpose::Forward, Purpose::Gradients, training, first, further]
 }
 
 fn lifetimes(executable: &Executable) -> Vec<Lifetime> {

@@ -61,6 +61,25 @@ fn plans_keep_to_the_budget_and_the_least_one_is_exact() {
     }
 }
 
+/// A micro-batch does not see the moments, and they count for it all the same.
+#[test]
+fn micro_batches_keep_to_the_budget_of_the_step() {
+    let planned = |memory| {
+        let mut model = Model::open("llama", Some("tiny")).expect("an embedded preset");
+        let settings = Settings { gradient_accumulation: 3, ..settings(2, 64, memory) };
+        let planned = executables(&mut model, &settings, THREADS);
+        planned.map(|(_, step, _)| step.state_bytes() + step.work_bytes())
+    };
+    let all = planned(MemoryRequest::default()).expect("planned");
+    let least = named(&planned(within(1)).expect_err("too little").to_string());
+    assert!(least < all);
+    assert!(planned(within(least - 1)).is_err());
+    for budget in [least, (least + all) / 2, all] {
+        let bytes = planned(within(budget)).expect("fits");
+        assert!(bytes <= budget, "{bytes} of {budget}");
+    }
+}
+
 /// Validation runs in the step's work space, and counts where it needs more of it.
 #[test]
 fn validation_counts_too() {
