@@ -74,9 +74,12 @@ pub struct Record {
     /// Bytes that the memory plan has; in the last record of a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned_bytes: Option<u64>,
-    /// The most bytes that the process took at one time for the run.
+    /// The most bytes that the process took at one time for the run, without `runtime_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_bytes: Option<u64>,
+    /// What the runtime keeps for itself: `resident::RUNTIME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_bytes: Option<u64>,
 }
 
 /// A file of records that grows.
@@ -172,6 +175,7 @@ mod tests {
             val_tokens: (step == 4).then_some(4096),
             planned_bytes: None,
             observed_bytes: None,
+            runtime_bytes: None,
         }
     }
 

@@ -178,6 +178,7 @@ mod tests {
             val_tokens: Some(1),
             planned_bytes: None,
             observed_bytes: None,
+            runtime_bytes: None,
         };
         (1..=n).map(record).collect()
     }

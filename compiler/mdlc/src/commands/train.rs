@@ -273,10 +273,12 @@ impl Run<'_> {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         match observed {
             Some(observed) => eprintln!(
-                "memory: {:.3} GiB planned, {:.3} GiB observed ({:+.1} %)",
+                "memory: {:.3} GiB planned, {:.3} GiB observed ({:+.1} %), and {} MiB of the \
+                 runtime's own",
                 gib(planned),
                 gib(observed),
-                (observed as f64 / planned as f64 - 1.0) * 100.0
+                (observed as f64 / planned as f64 - 1.0) * 100.0,
+                resident::RUNTIME >> 20
             ),
             None => eprintln!("memory: {:.3} GiB planned", gib(planned)),
         }
@@ -302,6 +304,7 @@ impl Run<'_> {
             val_tokens: validation.map(|(_, tokens)| tokens),
             planned_bytes: memory.map(|(planned, _)| planned),
             observed_bytes: memory.and_then(|(_, observed)| observed),
+            runtime_bytes: memory.and_then(|(_, observed)| observed.map(|_| resident::RUNTIME)),
         };
         log.append(&record).map_err(|e| Failure::coded(e.code(), e))
     }
