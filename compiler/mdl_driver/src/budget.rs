@@ -15,7 +15,7 @@ use mdl_passes::fuse::fuse;
 use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::recompute::{Residual, recompute, residuals};
 use mdl_passes::request::Budget;
-use mdl_passes::saving::{Item, choose};
+use mdl_passes::saving::{Item, Way, choose};
 use mdl_syntax::source::SourceMap;
 use mdl_syntax::span::FileId;
 use std::collections::HashMap;
@@ -48,7 +48,7 @@ pub fn proposals(
     for n in 0..=PROPOSALS {
         let choice =
             choose(&items, (u128::from(total) * u128::from(n) / u128::from(PROPOSALS)) as u64);
-        let set: Vec<bool> = places.iter().map(|at| !choice.saved[*at]).collect();
+        let set: Vec<bool> = places.iter().map(|at| choice.ways[*at] == Way::Made).collect();
         if !sets.contains(&set) {
             sets.push(set);
         }

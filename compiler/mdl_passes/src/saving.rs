@@ -1,19 +1,23 @@
-//! Which values to save and which to compute again, so that the saved ones fit a number of bytes.
+//! Which values to keep, which to move away and which to compute again, so that the kept ones fit a
+//! number of bytes.
 //!
-//! A value that the gradient needs is saved, or is made from values that are there; those are saved
-//! or made in their turn, and each is made once. For a price λ of a byte the best choice is a
-//! minimum cut: a value that is there but not made pays its bytes, a value that is made pays its
-//! time and wants its operands there (Ford and Fulkerson, 1956). The price that meets the budget
-//! gives a lower bound on the time (Lagrangian relaxation), and branching on single values closes
-//! what is left of the gap.
+//! A value that the gradient needs is kept, or waits in another memory, or is made from values that
+//! are there; those are got in one of these ways in their turn, and each is made once. For a price
+//! λ of a byte the best choice is a minimum cut: a value that is there but not made pays its bytes
+//! or the time of its way there and back, whichever is less, and a value that is made pays its time
+//! and wants its operands there (Ford and Fulkerson, 1956). The price that meets the budget gives a
+//! lower bound on the time (Lagrangian relaxation), and branching on single values closes what is
+//! left of the gap.
 
 /// A value and what it takes to make it.
 #[derive(Clone, Debug, Default)]
 pub struct Item {
     /// Time to make it when its operands are there.
     pub time: f64,
-    /// Bytes to save it; None where it cannot be saved.
+    /// Bytes to keep it; None where it cannot be kept.
     pub bytes: Option<u64>,
+    /// Time that is lost if it waits in another memory; None where it cannot.
+    pub away: Option<f64>,
     pub operands: Vec<usize>,
     /// Does the gradient read it?
     pub needed: bool,
@@ -21,48 +25,58 @@ pub struct Item {
     pub there: bool,
 }
 
-/// What is saved, and what that costs.
+/// How a value is got that the gradient may need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    Made,
+    Kept,
+    /// It waits in another memory.
+    Away,
+}
+
+/// How each value is got, and what that costs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    pub saved: Vec<bool>,
+    pub ways: Vec<Way>,
     pub bytes: u64,
     pub time: f64,
 }
 
-/// The choice that `saved` stands for.
-pub fn priced(items: &[Item], saved: Vec<bool>) -> Choice {
+/// The choice that `ways` stands for: what nobody needs is not made.
+pub fn priced(items: &[Item], ways: Vec<Way>) -> Choice {
     let mut made = vec![false; items.len()];
     let mut stack: Vec<usize> = (0..items.len()).filter(|i| items[*i].needed).collect();
     while let Some(i) = stack.pop() {
-        if !items[i].there && !saved[i] && !made[i] {
+        if !items[i].there && ways[i] == Way::Made && !made[i] {
             made[i] = true;
             stack.extend(&items[i].operands);
         }
     }
-    let sum = |on: &[bool]| (0..items.len()).filter(|i| on[*i]).collect::<Vec<_>>();
-    let bytes = sum(&saved).iter().map(|i| items[*i].bytes.unwrap_or(0)).sum();
-    let time = sum(&made).iter().map(|i| items[*i].time).sum();
-    Choice { saved, bytes, time }
+    let (mut bytes, mut time) = (0, 0.0);
+    for (i, item) in items.iter().enumerate() {
+        match ways[i] {
+            Way::Kept => bytes += item.bytes.unwrap_or(0),
+            Way::Away => time += item.away.unwrap_or(0.0),
+            Way::Made if made[i] => time += item.time,
+            Way::Made => {}
+        }
+    }
+    Choice { ways, bytes, time }
 }
 
-/// What has been decided about a value while branching.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fixed {
-    Open,
-    Saved,
-    Made,
-}
+/// What has been decided about a value while branching: nothing, or the way it is got.
+type Fixed = Option<Way>;
 
-/// The fastest choice of at most `budget` bytes, to within `GAP` unless `VISITS` run out. Saving
+/// The fastest choice of at most `budget` bytes, to within `GAP` unless `VISITS` run out. Keeping
 /// nothing is always possible.
 pub fn choose(items: &[Item], budget: u64) -> Choice {
     search(items, budget).best
 }
 
 fn search(items: &[Item], budget: u64) -> Search<'_> {
-    let none = priced(items, vec![false; items.len()]);
+    let none = priced(items, vec![Way::Made; items.len()]);
     let mut search = Search { items, budget, best: none, visits: 0 };
-    search.visit(&mut vec![Fixed::Open; items.len()]);
+    search.visit(&mut vec![None; items.len()]);
     search
 }
 
@@ -88,18 +102,25 @@ impl Search<'_> {
         if close(self.best.time) || self.visits > VISITS {
             return;
         }
-        // The two choices around the budget differ in values whose saving is in doubt.
-        let differ = |i: &usize| low.saved[*i] != high.saved[*i] && fixed[*i] == Fixed::Open;
-        let open = |i: &usize| fixed[*i] == Fixed::Open && self.items[*i].bytes.is_some();
+        // The two choices around the budget differ in values whose way is in doubt.
+        let differ = |i: &usize| low.ways[*i] != high.ways[*i] && fixed[*i].is_none();
+        let open = |i: &usize| fixed[*i].is_none() && self.items[*i].bytes.is_some();
         let all = 0..self.items.len();
         let size = |i: &usize| self.items[*i].bytes.unwrap_or(0);
         let branch = all.clone().filter(differ).max_by_key(size);
         let Some(i) = branch.or_else(|| all.filter(open).max_by_key(size)) else { return };
-        for way in [Fixed::Saved, Fixed::Made] {
-            fixed[i] = way;
-            self.visit(fixed);
+        for way in [Way::Kept, Way::Away, Way::Made] {
+            let possible = match way {
+                Way::Kept => self.items[i].bytes.is_some(),
+                Way::Away => self.items[i].away.is_some(),
+                Way::Made => true,
+            };
+            if possible {
+                fixed[i] = Some(way);
+                self.visit(fixed);
+            }
         }
-        fixed[i] = Fixed::Open;
+        fixed[i] = None;
     }
 
     fn consider(&mut self, choice: &Choice) {
@@ -112,7 +133,7 @@ impl Search<'_> {
     /// A lower bound on the time of what is still open, and the choices below and above the budget
     /// that meet at its price. None where nothing open can fit.
     fn bound(&mut self, fixed: &[Fixed]) -> Option<(f64, Choice, Choice)> {
-        let forced = (0..fixed.len()).filter(|i| fixed[*i] == Fixed::Saved);
+        let forced = (0..fixed.len()).filter(|i| fixed[*i] == Some(Way::Kept));
         let forced: u64 = forced.map(|i| self.items[i].bytes.unwrap_or(0)).sum();
         if forced > self.budget {
             return None;
@@ -122,7 +143,7 @@ impl Search<'_> {
         if free.bytes <= self.budget {
             return Some((free.time, free.clone(), free));
         }
-        let total: f64 = self.items.iter().map(|i| i.time).sum();
+        let total: f64 = self.items.iter().map(|i| i.time + i.away.unwrap_or(0.0)).sum();
         let (mut cheap, mut dear) = (0.0, total + 1.0);
         let (mut above, mut below) = (free, cut(self.items, fixed, dear));
         self.consider(&below);
@@ -160,24 +181,31 @@ fn cut(items: &[Item], fixed: &[Fixed], price: f64) -> Choice {
     let mut flow = Flow::new(2 * n + 2);
     for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.there) {
         let (there, made) = (i, n + i);
-        let saving = match (fixed[i], item.bytes) {
-            (Fixed::Made, _) | (_, None) => f64::INFINITY,
-            (_, Some(bytes)) => price * bytes as f64,
-        };
-        flow.edge(there, made, saving);
-        let making = if fixed[i] == Fixed::Saved { f64::INFINITY } else { item.time };
+        flow.edge(there, made, saving(item, fixed[i], price).1);
+        let forced = matches!(fixed[i], Some(Way::Kept | Way::Away));
+        let making = if forced { f64::INFINITY } else { item.time };
         flow.edge(made, sink, making);
         for operand in item.operands.iter().filter(|o| !items[**o].there) {
             flow.edge(made, *operand, f64::INFINITY);
         }
-        if item.needed || fixed[i] == Fixed::Saved {
+        if item.needed || forced {
             flow.edge(source, there, f64::INFINITY);
         }
     }
     flow.run(source, sink);
     let on = flow.reached(source);
-    let saved = (0..n).map(|i| !items[i].there && on[i] && !on[n + i]).collect();
-    priced(items, saved)
+    let cut = |i: usize| !items[i].there && on[i] && !on[n + i];
+    let way = |i| if cut(i) { saving(&items[i], fixed[i], price).0 } else { Way::Made };
+    priced(items, (0..n).map(way).collect())
+}
+
+/// The cheaper way to save a value at this price of a byte, and what it costs.
+fn saving(item: &Item, fixed: Fixed, price: f64) -> (Way, f64) {
+    let allowed = |way| fixed.is_none_or(|f| f == way);
+    let kept = item.bytes.filter(|_| allowed(Way::Kept));
+    let kept = kept.map_or(f64::INFINITY, |bytes| price * bytes as f64);
+    let away = item.away.filter(|_| allowed(Way::Away)).unwrap_or(f64::INFINITY);
+    if kept <= away { (Way::Kept, kept) } else { (Way::Away, away) }
 }
 
 /// Maximum flow by shortest augmenting paths in layers (Dinic, 1970).
