@@ -54,6 +54,12 @@ fn trained(session: &mut Session) -> (Vec<[u64; 2]>, Vec<Vec<u32>>) {
     (steps, parameters.into_iter().map(|p| bits([p.value, p.m, p.v].concat())).collect())
 }
 
+/// Bytes of the device that a run's plan has: state and work.
+fn planned(name: &(String, String), settings: &Settings) -> (u64, u64) {
+    let (_, step, _) = executables(&mut open(name), settings, 2).expect("compiles");
+    (step.state_bytes(), step.work_bytes())
+}
+
 /// What the pass finds to move.
 fn found(model: &mut Model, settings: &Settings) -> Vec<Saved> {
     let trace = training_trace(model, settings).expect("compiles");
@@ -83,14 +89,17 @@ fn training_is_the_same_to_the_bit_and_the_device_needs_less() {
                 Session::open(open(&name), settings, device.clone()).expect("compiles")
             };
             let (mut kept, mut away) = (session(false), session(true));
-            let (k, a) = (&kept.train.executable, &away.train.executable);
+            let (k, a) = (&kept.train.first.executable, &away.train.first.executable);
             assert_eq!(
                 (k.host_bytes, a.host_bytes),
                 (0, bytes),
                 "{file}: the plan is what is said"
             );
-            assert_eq!((kept.train.host_allocated(), away.train.host_allocated()), (0, bytes));
-            assert_eq!((a.state_bytes, a.work_bytes), away.train.allocated());
+            assert_eq!(
+                (kept.train.first.host_allocated(), away.train.first.host_allocated()),
+                (0, bytes)
+            );
+            assert_eq!(planned(&name, &settings(again, true)), away.train.allocated());
             assert!(peak(a) + bytes <= peak(k) + staged, "{file}: {bytes} bytes are moved");
             assert!(a.work_bytes + bytes <= k.work_bytes + staged, "{file}: {bytes} bytes");
             let same = trained(&mut kept) == trained(&mut away);
@@ -132,12 +141,13 @@ fn a_state_in_host_memory_trains_the_same_to_the_bit() {
         let open = |settings| Session::open(open(&name), settings, device.clone());
         let open = |settings| open(settings).expect("compiles");
         let (mut kept, mut away) = (open(settings(false, false)), open(state_away(false, false)));
-        let (k, a) = (&kept.train.executable, &away.train.executable);
+        let (k, a) = (&kept.train.first.executable, &away.train.first.executable);
         let [layer, unrepeated, all] = sizes(k);
         assert_eq!((k.state_bytes, a.state_bytes), (4 * all, 0), "{file}: it is elsewhere");
         assert_eq!((a.host_bytes, a.host_state_bytes), (4 * all, 4 * all), "{file}");
-        assert_eq!((0, a.work_bytes), away.train.allocated(), "{file}: the arena is that small");
-        assert_eq!(a.host_bytes, away.train.host_allocated());
+        let needed = planned(&name, &state_away(false, false));
+        assert_eq!(needed, away.train.allocated(), "{file}: the arenas are that small");
+        assert_eq!(a.host_bytes, away.train.first.host_allocated());
         // Slices of parameters come in, those of gradients leave, and of what is in no layer both
         // may be there at one time.
         let staged = 2 * SLOTS * layer + 2 * unrepeated;
@@ -162,7 +172,7 @@ fn the_devices_memory_does_not_grow_with_the_layers() {
         std::fs::write(&path, text.replace("layers = 2", &deep)).expect("writable");
         let mut model = open(&(path.display().to_string(), "ragged".into()));
         let (_, e, _) = executables(&mut model, &state_away(true, true), 2).expect("compiles");
-        (e.state_bytes, e.work_bytes, e.host_bytes)
+        (e.state_bytes(), e.work_bytes(), e.host_bytes())
     };
     let (shallow, deep) = (with(4), with(12));
     assert_eq!((shallow.0, shallow.1), (deep.0, deep.1), "the device's bytes");
@@ -219,9 +229,9 @@ fn check_waits(e: &Executable, count: u64, body: &[Launch]) -> usize {
 #[test]
 fn kernels_and_transfers_wait_for_each_other() {
     for name in models() {
-        let (_, e, _) =
+        let (_, step, _) =
             executables(&mut open(&name), &state_away(true, true), 2).expect("compiles");
-        let mut met = 0;
+        let (e, mut met) = (step.first, 0);
         for step in &e.steps {
             if let Step::Loop { count, body } = step {
                 met += check_waits(&e, *count, body);
@@ -234,8 +244,8 @@ fn kernels_and_transfers_wait_for_each_other() {
 #[test]
 fn what_comes_back_is_asked_for_one_layer_ahead() {
     let model = ("llama".to_string(), "tiny".to_string());
-    let (_, e, _) = executables(&mut open(&model), &settings(false, true), 2).expect("compiles");
-    let loops = e.steps.iter().filter_map(|s| match s {
+    let (_, step, _) = executables(&mut open(&model), &settings(false, true), 2).expect("compiles");
+    let loops = step.first.steps.iter().filter_map(|s| match s {
         Step::Loop { body, .. } => Some(body),
         Step::Launch(_) => None,
     });
@@ -251,4 +261,29 @@ fn what_comes_back_is_asked_for_one_layer_ahead() {
     assert_eq!(ahead.len(), 2, "a forward and a reversed region");
     assert!(ahead[0].iter().all(|x| *x == (0, Space::Host)) && !ahead[0].is_empty());
     assert!(ahead[1].iter().all(|x| *x == (1, Space::Work)) && !ahead[1].is_empty());
+}
+
+/// Fifty steps with everything away, in a budget, and with several micro-batches: the gradients of
+/// those before come in for each of them.
+#[test]
+fn fifty_steps_are_the_same_to_the_bit() {
+    let device = Arc::new(Device::cpu(Some(2)));
+    let run = |settings: Settings| {
+        let model = open(&("llama".to_string(), "tiny".to_string()));
+        let mut session = Session::open(model, settings, device.clone()).expect("compiles");
+        let ids: Vec<u32> = (0..900).map(|i| (i * i + 5 * i) % 250).collect();
+        let stream = Stream::new(&[ids], 3);
+        let step = |session: &mut Session| {
+            let n = session.settings.sequences() as usize;
+            let batch = stream.batch(session.cursor, n, 37).expect("long enough");
+            let report = session.step(&batch);
+            [report.loss.to_bits(), report.grad_norm.to_bits()]
+        };
+        (0..50).map(|_| step(&mut session)).collect::<Vec<_>>()
+    };
+    for gradient_accumulation in [1, 3] {
+        let kept = Settings { max_steps: 50, gradient_accumulation, ..settings(false, false) };
+        let away = Settings { max_steps: 50, gradient_accumulation, ..state_away(true, true) };
+        assert_eq!(run(kept), run(away), "{gradient_accumulation} micro-batches");
+    }
 }

@@ -34,8 +34,10 @@ impl Lowering {
     }
 
     /// Asks, before the loop over this body begins, for the device's side of its transfers. Carries
-    /// have slots already, and so has what is emitted besides.
+    /// have slots already, and so has what is emitted besides. What comes from where something
+    /// leaves to is what that is added to, in the same slots.
     pub(crate) fn stage(&mut self, body: &Body, inside: &Places, asked: &mut Places) {
+        let mut brought: Vec<(Loc, Loc)> = Vec::new();
         for node in &body.nodes {
             let value = match node.op {
                 Op::Transfer { to: Memory::Host } => node.args[0],
@@ -46,8 +48,16 @@ impl Lowering {
                 continue;
             }
             let (name, ty) = (body.name(value), body.ty(value));
-            let slots = self.slots(name, ty.elements()).loc;
-            asked.insert(value, Loc { strides: ty.strides(), ..slots });
+            let there = asked.get(&node.results[0]);
+            if let Some((_, slots)) = brought.iter().find(|(from, _)| Some(from) == there) {
+                asked.insert(value, slots.clone());
+                continue;
+            }
+            let slots = Loc { strides: ty.strides(), ..self.slots(name, ty.elements()).loc };
+            if let Some(from) = inside.get(&node.args[0]) {
+                brought.push((from.clone(), slots.clone()));
+            }
+            asked.insert(value, slots);
         }
     }
 

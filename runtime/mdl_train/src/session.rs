@@ -157,9 +157,8 @@ impl Session {
     /// Bytes that the plan has, and the most that the process took at one time beyond what it had
     /// before the run was allocated, where the system says so.
     pub fn memory(&self) -> (u64, Option<u64>) {
-        let (state, work) = self.train.allocated();
         let observed = resident::peak().zip(self.resident_before);
-        (state + work, observed.map(|(peak, before)| peak.saturating_sub(before)))
+        (self.train.planned(), observed.map(|(peak, before)| peak.saturating_sub(before)))
     }
 
     /// Weights of a checkpoint, fresh optimizer.

@@ -207,6 +207,12 @@ impl StepMachines {
         self.first.allocated()
     }
 
+    /// All of that, with the memory of the host that the run takes.
+    pub fn planned(&self) -> u64 {
+        let (state, work) = self.allocated();
+        state + work + self.first.host_allocated()
+    }
+
     /// The values of a parameter, or of a moment of it.
     pub fn read_input(&self, role: &InputRole) -> Vec<f32> {
         let machine = self.last();
