@@ -88,17 +88,21 @@ fn every_machine_gets_a_plan_of_every_published_preset() {
             let number = |path: &str| plan.pointer(path).and_then(|v| v.as_u64()).expect("bytes");
             let need = number("/needs_bytes/device");
             assert_eq!(need, number("/state_bytes") + number("/work_bytes"));
-            assert!(number("/state_bytes") >= row.parameters * STATE_BYTES);
-            assert_eq!(number("/needs_bytes/host"), 0);
+            // The smallest machine has both moments, half of the state, in the host.
+            let share = if machine == "g5" { 2 } else { 1 };
+            assert!(number("/state_bytes") * share >= row.parameters * STATE_BYTES);
+            let host = number("/needs_bytes/host");
+            assert_eq!(host > 0, machine != "p5", "activations wait there: {host}");
             assert_eq!(number("/device_bytes"), device);
-            assert_eq!(plan["fits"], need <= device, "{} on {machine}", row.preset);
+            let fits = need <= device && host <= number("/hardware/host_bytes");
+            assert_eq!(plan["fits"], fits, "{} on {machine}", row.preset);
             assert_eq!(plan["sharded"], false);
             assert_eq!(
                 (number("/parameters"), number("/active_parameters")),
                 (row.parameters, row.active)
             );
             assert_eq!(number("/batch"), batch);
-            assert!(!notes.contains("--activation_checkpointing"), "{notes}");
+            assert!(!notes.contains("activation"), "{notes}");
         }
     }
 }

@@ -15,7 +15,7 @@ use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value, ValueId};
 use mdl_ir::infer::infer;
 use mdl_ir::interp::{Env, run};
-use mdl_ir::op::{Binary, Kernel, Op, Reduction, Unary};
+use mdl_ir::op::{Binary, Kernel, Memory, Op, Reduction, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::print::{Names, print};
 use mdl_ir::read::read;
@@ -63,7 +63,8 @@ fn after(op: &Op) -> Option<Op> {
         Op::Concat { .. } => Op::Gather { axis: axis() },
         Op::Gather { .. } => Op::ScatterAdd { axis: own(2) },
         Op::ScatterAdd { .. } => Op::StopGradient,
-        Op::StopGradient => Op::CacheWrite { axis: axis() },
+        Op::StopGradient => Op::Transfer { to: Memory::ALL[0] },
+        Op::Transfer { .. } => Op::CacheWrite { axis: axis() },
         Op::CacheWrite { .. } => Op::Repeat {
             axis: axis(),
             count: 1,
@@ -97,6 +98,9 @@ fn kinds() -> Vec<Op> {
                 axes: axes.clone(),
                 body: body.clone(),
             })),
+            Op::Transfer { .. } => {
+                kinds.extend(Memory::ALL.iter().map(|to| Op::Transfer { to: *to }))
+            }
             _ => kinds.push(op),
         }
     }

@@ -11,8 +11,6 @@ use mdl_ir::graph::{Body, Graph, Node};
 use mdl_ir::op::{Class, Op};
 use mdl_ir::place::Place;
 use mdl_passes::executable::{BufferPlan, Executable, Speed};
-use mdl_passes::fuse::fuse;
-use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::recompute::{Residual, recompute, residuals};
 use mdl_passes::request::Budget;
 use mdl_passes::saving::{Item, Way, choose};
@@ -33,11 +31,13 @@ pub struct Proposal {
     pub seconds: f64,
 }
 
-/// All proposals for a placed graph whose run has at least so many bytes of state, the fastest
-/// first.
+/// How a graph on which everything was chosen is planned.
+pub type Planner<'a> = &'a dyn Fn(&Graph) -> Result<Executable, String>;
+
+/// All proposals for a placed graph, the fastest first.
 pub fn proposals(
     graph: &Graph,
-    (state, state_bytes): (&StateLayout, u64),
+    plan: Planner<'_>,
     budget: &Budget,
 ) -> Result<Vec<Proposal>, String> {
     let all = residuals(graph);
@@ -62,8 +62,8 @@ pub fn proposals(
     for set in sets {
         let dropped: Vec<Residual> =
             open.iter().zip(&set).filter(|(_, drop)| **drop).map(|(r, _)| (*r).clone()).collect();
-        let executable = plan(&fuse(&recompute(graph, &dropped)?)?, state, budget.threads)?;
-        let device_bytes = executable.state_bytes.max(state_bytes) + executable.work_bytes;
+        let executable = plan(&recompute(graph, &dropped)?)?;
+        let device_bytes = executable.state_bytes + executable.work_bytes;
         out.push(Proposal { dropped, device_bytes, seconds: executable.seconds(&budget.speed) });
     }
     out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.device_bytes.cmp(&b.device_bytes)));
@@ -73,17 +73,16 @@ pub fn proposals(
 /// The graph of the fastest proposal that fits the budget, or what stands in the way.
 pub fn within(
     graph: &Graph,
-    (state, state_bytes): (&StateLayout, u64),
+    plan: Planner<'_>,
     budget: &Budget,
     sources: &SourceMap,
 ) -> Result<Graph, String> {
-    let all = proposals(graph, (state, state_bytes), budget)?;
+    let all = proposals(graph, plan, budget)?;
     if let Some(fits) = all.iter().find(|p| p.device_bytes <= budget.device) {
         return recompute(graph, &fits.dropped);
     }
     let least = all.iter().min_by_key(|p| p.device_bytes).ok_or("there is a proposal")?;
-    let mut executable = plan(&fuse(&recompute(graph, &least.dropped)?)?, state, budget.threads)?;
-    executable.state_bytes = executable.state_bytes.max(state_bytes);
+    let executable = plan(&recompute(graph, &least.dropped)?)?;
     Err(refusal(&executable, budget, sources))
 }
 

@@ -6,7 +6,8 @@ use crate::budget::within;
 use crate::front::Front;
 use mdl_ir::graph::{Graph, OutputRole, Stage};
 use mdl_ir::verify::verify;
-use mdl_passes::executable::Executable;
+use mdl_passes::executable::{Executable, Space};
+use mdl_passes::offload::saved;
 use mdl_passes::optimise::{Optimizer, decays, optimise};
 use mdl_passes::plan::{SECTIONS, StateLayout, plan};
 use mdl_passes::recompute::residuals;
@@ -92,10 +93,22 @@ pub const PIPELINE: &[Pass] = &[
         run: recompute,
     },
     Pass {
+        name: "offload",
+        why: "what is saved and not made again may wait in the host's memory",
+        leaves: Stage::Placed,
+        run: offload,
+    },
+    Pass {
         name: "fuse",
-        why: "every node becomes a kernel, a view or a region; last, since it fixes what is stored",
+        why: "every node becomes a kernel, a view or a region, which fixes what is stored",
         leaves: Stage::Fused,
         run: fuse,
+    },
+    Pass {
+        name: "stream",
+        why: "a state in the host's memory comes in by slices; last, so that no kernel depends on it",
+        leaves: Stage::Fused,
+        run: stream,
     },
 ];
 
@@ -139,13 +152,20 @@ fn hoist(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
 
 fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     if let (Some(budget), true) = (&input.memory.budget, has_gradients(graph)) {
-        let state = state_layout(graph, input.purpose);
+        let state = state_layout_for(graph, input.purpose, input.memory);
         // The moments are there although a micro-batch does not see them.
-        let state_bytes = match input.purpose {
-            Purpose::MicroBatch { .. } => SECTIONS * state.section,
+        let state_bytes = match (input.purpose, state.space) {
+            (Purpose::MicroBatch { .. }, Space::State) => SECTIONS * state.section,
             _ => 0,
         };
-        return within(graph, (&state, state_bytes), budget, &input.front.sources);
+        let planner = |chosen: &Graph| {
+            let fused = mdl_passes::fuse::fuse(&offloaded(chosen, input.memory))?;
+            let fused = streamed(&fused, input.memory);
+            let mut executable = plan(&fused, &state, budget.threads)?;
+            executable.state_bytes = executable.state_bytes.max(state_bytes);
+            Ok(executable)
+        };
+        return within(graph, &planner, budget, &input.front.sources);
     }
     if !input.memory.activation_checkpointing {
         return Ok(graph.clone());
@@ -153,8 +173,30 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
     mdl_passes::recompute::recompute(graph, &residuals(graph))
 }
 
+fn offload(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    Ok(offloaded(graph, input.memory))
+}
+
+fn offloaded(graph: &Graph, memory: &MemoryRequest) -> Graph {
+    match memory.offload_activations {
+        true => mdl_passes::offload::offload(graph, &saved(graph)),
+        false => graph.clone(),
+    }
+}
+
 fn fuse(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
     mdl_passes::fuse::fuse(graph)
+}
+
+fn stream(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    Ok(streamed(graph, input.memory))
+}
+
+fn streamed(graph: &Graph, memory: &MemoryRequest) -> Graph {
+    match memory.cpu_offload {
+        true => mdl_passes::stream::stream(graph),
+        false => graph.clone(),
+    }
 }
 
 /// A fault of the compiler: never the user's.
@@ -234,6 +276,12 @@ pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
         Purpose::Training(optimizer) | Purpose::Update(optimizer) => !decays(graph, p, optimizer),
         Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => false,
     })
+}
+
+/// The same where a run asks that some of it lies in the host's memory.
+pub fn state_layout_for(graph: &Graph, purpose: &Purpose, memory: &MemoryRequest) -> StateLayout {
+    let space = if memory.cpu_offload { Space::Host } else { Space::State };
+    StateLayout { space, ..state_layout(graph, purpose) }
 }
 
 /// A fused graph as an executable for `units` threads.

@@ -80,7 +80,7 @@ fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
         Op::Unary(u) => map1(args[0], ty, |x| unary(*u, x)),
         Op::Binary(b) => map2(args[0], args[1], ty, |x, y| binary(*b, x, y)),
         Op::Select => select(args, ty),
-        Op::StopGradient | Op::Cast(DType::F32) => map1(args[0], ty, |x| x),
+        Op::StopGradient | Op::Transfer { .. } | Op::Cast(DType::F32) => map1(args[0], ty, |x| x),
         Op::Cast(DType::Bool) => map1(args[0], ty, |x| f64::from(x != 0.0)),
         Op::Cast(DType::I32) => map1(args[0], ty, f64::trunc),
         Op::Broadcast { .. } | Op::Reorder { .. } => map1(args[0], ty, |x| x),

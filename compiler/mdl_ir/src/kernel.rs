@@ -26,7 +26,13 @@ pub enum KernelSpec {
     GroupedOuter(GroupedOuterSpec),
     CacheWrite(CacheWriteSpec),
     SumOfSquares(SumOfSquaresSpec),
+    /// Goes on with a sum of squares: `out` is f32 [2], the sum so far and what rounding lost of it.
+    /// A sum over parts is that over the whole, to the bit, where parts are multiples of
+    /// `SUM_CHUNK` but for the last one.
+    MoreSquares(SumOfSquaresSpec),
     AdamW(AdamWSpec),
+    /// The bytes of the first argument, copied to the second one in another space.
+    Transfer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -476,7 +482,9 @@ pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
             contract_workspace_bytes(spec, units)
         }
         KernelSpec::LinearCrossEntropy(spec) => LinearCrossEntropyParts::of(spec, units).end,
-        KernelSpec::SumOfSquares(spec) => spec.len.div_ceil(SUM_CHUNK) * 4,
+        KernelSpec::SumOfSquares(spec) | KernelSpec::MoreSquares(spec) => {
+            spec.len.div_ceil(SUM_CHUNK) * 4
+        }
         KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),
         KernelSpec::AttentionGrad(spec) => AttentionBlocks::of(spec).grad_bytes(spec, units),
         KernelSpec::GroupedContract(spec) => spec.workspace_bytes(units),

@@ -94,6 +94,10 @@ pub enum Op {
         axis: Axis,
     },
     StopGradient,
+    /// The same value in another memory.
+    Transfer {
+        to: Memory,
+    },
     /// `args[1]` (a cache with `axis`) with `args[0]` (which has the shorter `axis`) written from
     /// position `args[2]`.
     CacheWrite {
@@ -202,6 +206,11 @@ named_enum!(
     Reduction { Sum = "sum", Max = "max" }
 );
 
+named_enum!(
+    /// Where a value is kept: where kernels run, or where it waits for them.
+    Memory { Device = "device", Host = "host" }
+);
+
 impl Binary {
     pub fn is_comparison(self) -> bool {
         matches!(self, Binary::Lt | Binary::Le | Binary::Eq)
@@ -241,7 +250,7 @@ impl Op {
                 Class::Kernel
             }
             Op::GroupedContract { .. } | Op::GroupedOuter { .. } => Class::Kernel,
-            Op::CacheWrite { .. } | Op::Call { .. } => Class::Kernel,
+            Op::Transfer { .. } | Op::CacheWrite { .. } | Op::Call { .. } => Class::Kernel,
             Op::Repeat { .. } => Class::Repeat,
         }
     }
@@ -272,6 +281,7 @@ impl Op {
             Op::Gather { .. } => "gather",
             Op::ScatterAdd { .. } => "scatter_add",
             Op::StopGradient => "stop_gradient",
+            Op::Transfer { .. } => "transfer",
             Op::CacheWrite { .. } => "cache_write",
             Op::Repeat { .. } => "repeat",
             Op::Call { .. } => "call",

@@ -167,6 +167,7 @@ pub fn attributes(op: &Op) -> String {
         Op::Reduce { axes, .. } | Op::Contract { axes } | Op::Reorder { axes } => axes.join(", "),
         Op::Broadcast { axes: a } => axes(a),
         Op::Cast(dtype) => dtype.name().to_string(),
+        Op::Transfer { to } => to.name().to_string(),
         Op::Rename { from, to } => format!("{to} = {from}"),
         Op::Split { axis, into } => format!("{axis}; {}", axes(into)),
         Op::Merge { axes, into } => format!("{into} = {}", axes.join(" * ")),

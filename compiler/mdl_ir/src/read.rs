@@ -5,7 +5,7 @@
 //! same text again.
 
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value, ValueId};
-use crate::op::{Binary, Kernel, Op, Reduction, Unary};
+use crate::op::{Binary, Kernel, Memory, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
@@ -366,6 +366,9 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
         "grouped_outer" => Op::GroupedOuter { axis: axis(attrs)? },
         "scatter_add" => Op::ScatterAdd { axis: axis(attrs)? },
         "stop_gradient" => Op::StopGradient,
+        "transfer" => {
+            Op::Transfer { to: Memory::from_name(attrs).ok_or("there is no such memory")? }
+        }
         "cache_write" => Op::CacheWrite { axis: attrs.to_string() },
         _ => return Err(format!("there is no operation `{word}`")),
     })

@@ -9,12 +9,23 @@ use mdl_ir::tensor_type::Type;
 use serde::{Deserialize, Serialize};
 
 /// Parameters, gradients and optimizer state live in `State`, which outlives an executable and is
-/// laid out by the model alone, with the caches of a generation behind them; all else lives in
-/// `Work`.
+/// laid out by the model alone, with the caches of a generation behind them; `Host` is the host's
+/// memory, which no kernel reads; all else lives in `Work`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Space {
     State,
     Work,
+    Host,
+}
+
+impl Space {
+    pub fn name(self) -> &'static str {
+        match self {
+            Space::State => "state",
+            Space::Work => "work",
+            Space::Host => "host",
+        }
+    }
 }
 
 /// Which slot an iteration of a loop uses: `(start + step · i) mod slots` (no modulus where `slots`
@@ -56,8 +67,25 @@ pub struct Launch {
     /// Where the model file says what is computed, or what it was made from; for people.
     #[serde(skip)]
     pub place: Place,
+    /// In a loop, how many iterations before its own it is issued: its work for iteration i is
+    /// issued in iteration i − ahead, or before the loop where there is none.
+    pub ahead: u64,
+    /// What must have ended before it begins, where that is in the other queue: the last that is
+    /// issued of those that there are.
+    pub wait: Vec<Wait>,
 }
 
+/// A launch of the same loop, by its place in the body: of the iteration that lies `lag` before the
+/// waiting one, if there is such an iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    pub launch: usize,
+    pub lag: i64,
+}
+
+/// There are two queues, one of kernels and one of transfers; each keeps its order. Between them
+/// holds what `Launch::wait` says. A loop with transfers begins when everything before it has
+/// ended, and ends when its transfers have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {
     Launch(Launch),
@@ -129,6 +157,9 @@ pub struct Executable {
     pub outputs: Vec<(OutputRole, Slot)>,
     pub state_bytes: u64,
     pub work_bytes: u64,
+    pub host_bytes: u64,
+    /// Bytes of the state at the start of `Host`, which outlives an executable.
+    pub host_state_bytes: u64,
     pub buffers: Vec<BufferPlan>,
     /// Threads that workspaces are sized for.
     pub units: u32,

@@ -11,6 +11,7 @@
 //! group.
 
 use crate::group::{Group, Groups, Kind};
+use crate::offload::{around, between};
 use mdl_ir::build::{Builder, axis_names};
 use mdl_ir::graph::{Body, Graph, Node, Stage, ValueId};
 use mdl_ir::op::{Class, Kernel, Op};
@@ -53,7 +54,11 @@ fn emit_node(
     map: &mut HashMap<ValueId, ValueId>,
 ) -> Result<(), String> {
     match &node.op {
-        Op::Repeat { body: inner, .. } => b.copy_region(body, node, fuse_body(inner)?, map),
+        Op::Repeat { body: inner, .. } => {
+            let (inner, arrive, leave) = between(inner);
+            let fused = around(fuse_body(&inner)?, &arrive, &leave);
+            b.copy_region(body, node, fused, map)
+        }
         _ => b.copy_node(body, node, map),
     }
 }

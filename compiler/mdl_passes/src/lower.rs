@@ -7,6 +7,7 @@
 //! iteration where the region also emits the carry it was given: then the history is the emitted
 //! value, and nothing is copied.
 
+use crate::executable::Space;
 use crate::layout::{Loc, Turn, slice_stride, through};
 use crate::region::region_spec;
 use mdl_ir::build::Builder;
@@ -22,7 +23,8 @@ use std::collections::HashMap;
 pub struct Buffer {
     pub name: String,
     pub bytes: u64,
-    /// Fixed place in the state space; None for the work space.
+    pub space: Space,
+    /// Fixed place, in the state space or with the host's part of the state.
     pub state: Option<u64>,
     /// Launches between which it is in use.
     pub first: usize,
@@ -30,7 +32,7 @@ pub struct Buffer {
     /// Where the model file says what lies in it.
     pub place: Place,
     /// In which loop it was made, if in one.
-    inside: Option<usize>,
+    pub(crate) inside: Option<usize>,
 }
 
 /// An argument: a buffer, bytes from its start, and the slot it takes in each iteration.
@@ -49,6 +51,8 @@ pub struct Planned {
     pub spec: KernelSpec,
     pub uses: Vec<Use>,
     pub flops: u64,
+    /// See `executable::Launch`.
+    pub ahead: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +73,7 @@ pub(crate) struct Access {
 /// Buffers and slices start at multiples of this many elements.
 pub(crate) const ALIGNED: u64 = 64;
 
-fn trimmed(loc: &Loc) -> Loc {
+pub(crate) fn trimmed(loc: &Loc) -> Loc {
     Loc { offset: loc.offset % ALIGNED, ..loc.clone() }
 }
 
@@ -111,6 +115,7 @@ impl Lowering {
         self.buffers.push(Buffer {
             name: name.to_string(),
             bytes: (elements * 4).max(4),
+            space: if state.is_some() { Space::State } else { Space::Work },
             state,
             first: usize::MAX,
             last: 0,
@@ -156,7 +161,8 @@ impl Lowering {
             self.touch(u.buffer);
         }
         self.clock += 1;
-        let planned = Planned { name: name.to_string(), place: self.here, spec, uses, flops };
+        let (name, place) = (name.to_string(), self.here);
+        let planned = Planned { name, place, spec, uses, flops, ahead: 0 };
         match &mut self.current {
             Some(l) => l.body.push(planned),
             None => self.items.push(Item::Launch(Box::new(planned))),
@@ -183,7 +189,7 @@ impl Lowering {
         Ok(())
     }
 
-    fn zeros(&mut self, name: &str, ty: &Type, to: &Loc) -> Done<()> {
+    pub(crate) fn zeros(&mut self, name: &str, ty: &Type, to: &Loc) -> Done<()> {
         let mut b = Builder::default();
         let zero = b.number(0.0, Default::default());
         let broadcast = Op::Broadcast { axes: ty.axes.clone() };
@@ -234,6 +240,7 @@ impl Lowering {
         self.here = node.span;
         match &node.op {
             Op::Repeat { .. } => return self.repeat(body, node, i, places, wanted, carries),
+            Op::Transfer { to } => return self.transfer(body, node, *to, places, wanted),
             Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } => {
                 let (from, ty) = (places[&node.args[0]].clone(), body.ty(node.args[0]));
                 let loc = match through(&node.op, &from, ty) {

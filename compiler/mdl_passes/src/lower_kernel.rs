@@ -1,5 +1,6 @@
 //! One launch for each node of a fused body: its kernel's spec and the memory it reads and writes.
 
+use crate::executable::Space;
 use crate::layout::Loc;
 use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, is_region};
 use crate::region::region_spec;
@@ -149,6 +150,9 @@ impl Lowering {
         flops: u64,
     ) -> Done<()> {
         let all = self.section(args.iter().map(|a| a.loc.buffer))?;
+        if self.buffers[all.loc.buffer].space == Space::Host {
+            return self.squares_in_chunks(name, &all, &outs[0], flops);
+        }
         let len = all.elements;
         let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len });
         let mut args = vec![all];
@@ -169,6 +173,7 @@ impl Lowering {
         }
         let len = (to - from) / 4;
         let buffer = self.buffer("section", len, Some(from));
+        self.buffers[buffer].space = self.buffers[all[0]].space;
         let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
         Ok(Access { loc, base: 0, elements: len })
     }
@@ -196,13 +201,16 @@ impl Lowering {
             eps: real("eps")?,
             decay: real("decay")?,
         };
-        let mut args = vec![sections[1].clone()];
-        for a in &node.args[..4] {
-            args.push(access(&places[a], &Type::scalar(DType::F32)));
-        }
-        args.extend([sections[0].clone(), sections[2].clone(), sections[3].clone()]);
+        let scalar = Type::scalar(DType::F32);
+        let numbers: Vec<Access> =
+            node.args[..4].iter().map(|a| access(&places[a], &scalar)).collect();
         let flops = node_flops(body, node);
-        self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
+        if self.buffers[sections[0].loc.buffer].space == Space::Host {
+            self.adamw_in_chunks(&spec, &sections, &numbers, flops)?;
+        } else {
+            let args = adamw_args(&sections, &numbers);
+            self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
+        }
         for k in 0..3 {
             let from = [0, 2, 3][k];
             for i in 0..n {
@@ -212,6 +220,14 @@ impl Lowering {
         }
         Ok(())
     }
+}
+
+/// In the order of the kernel: parameters, gradients and moments are given in that of the state.
+pub(crate) fn adamw_args(state: &[Access], numbers: &[Access]) -> Vec<Access> {
+    let mut args = vec![state[1].clone()];
+    args.extend(numbers.iter().cloned());
+    args.extend([0, 2, 3].map(|k: usize| state[k].clone()));
+    args
 }
 
 /// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and

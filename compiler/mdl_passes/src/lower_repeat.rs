@@ -1,9 +1,10 @@
 //! Repeated regions as loops: carries in slots, stacked values by slices.
 
+use crate::executable::Space;
 use crate::layout::{Loc, Turn, slice_stride};
 use crate::lower::{Done, Item, Loop, Lowering, Places, stacked_loc};
 use mdl_ir::graph::{Body, Node, ValueId};
-use mdl_ir::op::Op;
+use mdl_ir::op::{Memory, Op};
 use mdl_ir::tensor_type::Type;
 use std::collections::HashMap;
 
@@ -61,11 +62,12 @@ impl Lowering {
             }
             places.insert(result, stacked);
         }
+        self.stage(body, &inside, &mut asked);
         self.run_loop(*count, body, inside, asked, places, node, (start, step))
     }
 
-    /// Where a stacked result lies: the carry's history, the cache that is updated in place, what
-    /// is wanted, or a buffer of its own.
+    /// Where a stacked result lies: the carry's history, the host's memory, the cache that is
+    /// updated in place, what is wanted, or a buffer of its own.
     #[allow(clippy::too_many_arguments)]
     fn stacked(
         &mut self,
@@ -87,6 +89,11 @@ impl Lowering {
             return Ok(stacked_loc(buffers[&(i, j)], ty));
         }
         let producer = body.nodes.iter().find(|n| n.results.contains(&out));
+        if producer.is_some_and(|n| n.op == Op::Transfer { to: Memory::Host }) {
+            // The state has its place there; what waits for a gradient gets one.
+            let there = wanted.filter(|loc| self.buffers[loc.buffer].space == Space::Host);
+            return Ok(there.cloned().unwrap_or_else(|| self.host(body.name(out), ty)));
+        }
         if let Some(Node { op: Op::CacheWrite { .. }, args, .. }) = producer
             && let Some(n) = body.inputs.iter().position(|x| *x == args[1])
         {
@@ -116,10 +123,7 @@ impl Lowering {
         node: &Node,
         (start, step): (i64, i64),
     ) -> Done<()> {
-        self.loops += 1;
-        let number = self.loops;
-        self.current = Some(Loop { number, body: Vec::new(), touched: Vec::new() });
-        let begin = self.clock;
+        let begin = self.open_loop();
         let mut inside = inside;
         self.body(body, &mut inside, asked.clone())?;
         // Stacked outputs that are also something else in the body are copied to their slices.
@@ -134,7 +138,20 @@ impl Lowering {
                 self.copy(body.name(*out), body.ty(*out), &from, &to)?;
             }
         }
-        let done = self.current.take().expect("set above");
+        self.close_loop(count, begin)
+    }
+
+    /// Begins a loop, and says at which launch.
+    pub(crate) fn open_loop(&mut self) -> usize {
+        self.loops += 1;
+        let number = self.loops;
+        self.current = Some(Loop { number, body: Vec::new(), touched: Vec::new() });
+        self.clock
+    }
+
+    /// Ends the loop that began at this launch: what it touches from outside is in use throughout.
+    pub(crate) fn close_loop(&mut self, count: u64, begin: usize) -> Done<()> {
+        let done = self.current.take().ok_or("a loop is open")?;
         let end = self.clock.saturating_sub(1).max(begin);
         for b in done.touched {
             let buffer = &mut self.buffers[b];

@@ -5,7 +5,9 @@ use crate::arena::{Lifetime, arrange};
 use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
 use crate::layout::{Loc, slice_stride};
 use crate::lower::{Buffer, Item, Lowering, Places, Planned, stacked_loc};
+use crate::waits::say_waits;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
+use mdl_ir::kernel::KernelSpec;
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::Type;
 
@@ -19,6 +21,8 @@ pub struct StateLayout {
     pub offsets: Vec<u64>,
     /// Bytes of one section.
     pub section: u64,
+    /// Where all of that is: on the device, or at the start of `Host`.
+    pub space: Space,
 }
 
 impl StateLayout {
@@ -32,7 +36,7 @@ impl StateLayout {
             offsets[p] = at;
             at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
         }
-        StateLayout { offsets, section: at }
+        StateLayout { offsets, section: at, space: Space::State }
     }
 }
 
@@ -49,7 +53,14 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
-    let mut state_bytes = sections(graph) * state.section;
+    let kept = sections(graph) * state.section;
+    let training = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
+    let (mut state_bytes, host_state) = match state.space {
+        // What waits lies behind all of it, also where an executable does not see the moments.
+        Space::Host if training => (0, SECTIONS * state.section),
+        Space::Host => (0, kept),
+        _ => (kept, 0),
+    };
     for (id, role) in body.inputs.iter().zip(&graph.inputs) {
         let loc = input_place(&mut low, graph, state, (*id, role), &mut state_bytes);
         places.insert(*id, loc);
@@ -78,11 +89,14 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     }
     low.body(body, &mut places, wanted)?;
     hold_borders(&mut low, body, &places);
-    let offsets = assign(&low);
+    let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
+    for (space, start) in [(Space::Work, 0), (Space::Host, host_state)] {
+        assign(&low, space, start, &mut offsets);
+    }
     let border = |id: &ValueId| slot(&low, &offsets, &places[id], body.ty(*id));
     let inputs = graph.inputs.iter().cloned().zip(body.inputs.iter().map(border)).collect();
     let outputs = graph.outputs.iter().cloned().zip(body.outputs.iter().map(border)).collect();
-    Ok(emit(graph, low, &offsets, inputs, outputs, state_bytes))
+    Ok(emit(graph, low, &offsets, inputs, outputs, (state_bytes, host_state)))
 }
 
 fn input_place(
@@ -140,6 +154,7 @@ fn in_state(
     let at = section * state.section + state.offsets[p];
     let elements = bytes(param).next_multiple_of(ALIGNMENT) / 4;
     let buffer = low.buffer(&param.name, elements, Some(at));
+    low.buffers[buffer].space = state.space;
     if param.repeats.is_some() {
         stacked_loc(buffer, &param.ty)
     } else {
@@ -157,20 +172,19 @@ fn hold_borders(low: &mut Lowering, body: &Body, places: &Places) {
     }
 }
 
-/// Offsets of all buffers: state buffers where they belong, others in the arena of the work space.
-fn assign(low: &Lowering) -> Vec<u64> {
-    let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
-    let used = |b: &Buffer| b.state.is_none() && b.first != usize::MAX;
-    let work: Vec<usize> = (0..offsets.len()).filter(|b| used(&low.buffers[*b])).collect();
+/// Offsets of the buffers of a space that have no fixed place, in an arena of their own that
+/// begins at `start`.
+fn assign(low: &Lowering, space: Space, start: u64, offsets: &mut [u64]) {
+    let free = |b: &Buffer| b.space == space && b.state.is_none() && b.first != usize::MAX;
+    let placed: Vec<usize> = (0..offsets.len()).filter(|b| free(&low.buffers[*b])).collect();
     let lifetime = |b: &usize| {
         let Buffer { bytes, first, last, .. } = low.buffers[*b];
         Lifetime { bytes: padded(bytes), first, last: last.min(low.clock) }
     };
-    let arena = arrange(&work.iter().map(lifetime).collect::<Vec<_>>());
-    for (b, at) in work.into_iter().zip(arena.offsets) {
-        offsets[b] = at;
+    let arena = arrange(&placed.iter().map(lifetime).collect::<Vec<_>>());
+    for (b, at) in placed.into_iter().zip(arena.offsets) {
+        offsets[b] = start + at;
     }
-    offsets
 }
 
 /// Bytes of a buffer with what keeps the next one aligned.
@@ -180,10 +194,14 @@ pub fn padded(bytes: u64) -> u64 {
 
 fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let buffer = &low.buffers[loc.buffer];
-    let space = if buffer.state.is_some() { Space::State } else { Space::Work };
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
     let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
-    Slot { space, offset: offsets[loc.buffer] + loc.offset * 4, ty: ty.clone(), slice }
+    Slot {
+        space: buffer.space,
+        offset: offsets[loc.buffer] + loc.offset * 4,
+        ty: ty.clone(),
+        slice,
+    }
 }
 
 fn emit(
@@ -192,7 +210,7 @@ fn emit(
     offsets: &[u64],
     inputs: Vec<(InputRole, Slot)>,
     outputs: Vec<(OutputRole, Slot)>,
-    state_bytes: u64,
+    (state_bytes, host_state_bytes): (u64, u64),
 ) -> Executable {
     let mut specs = Vec::new();
     let mut launch = |p: &Planned| {
@@ -203,18 +221,19 @@ fn emit(
         });
         let args = p.uses.iter().map(|u| {
             let buffer = &low.buffers[u.buffer];
-            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
             let index = u.turn.map(|t| Index {
                 stride: t.stride * 4,
                 start: t.start,
                 step: t.step,
                 slots: t.slots,
             });
-            Arg { space, offset: offsets[u.buffer] + u.offset, bytes: u.bytes, index }
+            let offset = offsets[u.buffer] + u.offset;
+            Arg { space: buffer.space, offset, bytes: u.bytes, index }
         });
-        Launch { name: p.name.clone(), spec, args: args.collect(), flops: p.flops, place: p.place }
+        let (name, args, place) = (p.name.clone(), args.collect(), p.place);
+        Launch { name, spec, args, flops: p.flops, place, ahead: p.ahead, wait: Vec::new() }
     };
-    let steps: Vec<Step> = low
+    let mut steps: Vec<Step> = low
         .items
         .iter()
         .map(|item| match item {
@@ -224,9 +243,18 @@ fn emit(
             }
         })
         .collect();
+    for step in &mut steps {
+        if let Step::Loop { count, body } = step {
+            say_waits(*count, body, |l| specs[l.spec] == KernelSpec::Transfer);
+        }
+    }
     let buffers = buffer_plans(&low, offsets);
-    let work = buffers.iter().filter(|b| b.space == Space::Work);
-    let work_bytes = work.map(|b| b.offset + padded(b.bytes)).max().unwrap_or(ALIGNMENT);
+    let end = |space: Space| {
+        let of_space = buffers.iter().filter(|b| b.space == space);
+        of_space.map(|b| b.offset + padded(b.bytes)).max()
+    };
+    let work_bytes = end(Space::Work).unwrap_or(ALIGNMENT);
+    let host_bytes = end(Space::Host).unwrap_or(0).max(host_state_bytes);
     Executable {
         name: graph.name.clone(),
         params: graph.params.clone(),
@@ -236,6 +264,8 @@ fn emit(
         outputs,
         state_bytes,
         work_bytes,
+        host_bytes,
+        host_state_bytes,
         buffers,
         units: low.units,
     }
@@ -248,10 +278,9 @@ fn buffer_plans(low: &Lowering, offsets: &[u64]) -> Vec<BufferPlan> {
         .filter(used)
         .map(|b| {
             let buffer = &low.buffers[b];
-            let space = if buffer.state.is_some() { Space::State } else { Space::Work };
             BufferPlan {
                 name: buffer.name.clone(),
-                space,
+                space: buffer.space,
                 offset: offsets[b],
                 bytes: buffer.bytes,
                 first: buffer.first.min(low.clock),

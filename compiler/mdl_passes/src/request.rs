@@ -11,7 +11,7 @@ pub struct MemoryRequest {
     pub activation_checkpointing: bool,
     /// What a layer keeps for its gradient waits in host memory.
     pub offload_activations: bool,
-    /// Parameters and the optimizer's state live in host memory.
+    /// Parameters, gradients and moments live in host memory, and come in where they are used.
     pub cpu_offload: bool,
     pub sharding: Sharding,
     /// The bytes that a step may take; the compiler then chooses what is saved.

@@ -6,6 +6,7 @@
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
+use cubecl::cpu::compute::server::CpuServer;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use mdl_ir::kernel::KernelSpec;
@@ -189,6 +190,14 @@ impl Device {
         let handle = self.handle(&arena.slice(offset, bytes));
         self.in_flight.store(0, Ordering::Relaxed);
         Ok(self.client.read_one(handle).expect("invariant: launches compile").to_vec())
+    }
+
+    /// The address of an arena on a device whose memory the host reaches, with what keeps it there.
+    pub(crate) fn address(&self, arena: &Arena) -> (*mut u8, Box<dyn Send>) {
+        let held = self.client.get_resource::<CpuServer>(arena.handle.clone());
+        let held = held.expect("invariant: the device is the CPU, and the arena was written");
+        let (address, _) = held.resource().get_write_ptr_and_length();
+        (address, Box::new(held))
     }
 
     fn check(&self, arena: &Arena, offset: u64, bytes: u64) -> Result<(), KernelError> {

@@ -20,7 +20,11 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::GroupedContract(spec) => grouped::launch_contract(device, spec, args),
         KernelSpec::GroupedOuter(spec) => grouped::launch_outer(device, spec, args),
         KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
-        KernelSpec::SumOfSquares(spec) => optimizer::launch_sum_of_squares(device, spec, args),
+        KernelSpec::SumOfSquares(spec) => {
+            optimizer::launch_sum_of_squares(device, spec, false, args)
+        }
+        KernelSpec::MoreSquares(spec) => optimizer::launch_sum_of_squares(device, spec, true, args),
         KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),
+        KernelSpec::Transfer => unreachable!("no kernel reaches both memories: see transfer.rs"),
     }
 }

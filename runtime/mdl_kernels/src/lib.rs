@@ -29,7 +29,9 @@ mod optimizer;
 mod peak;
 mod program;
 mod region;
+mod transfer;
 mod vector_io;
 
 pub use device::{Arena, Device, KernelError, MemoryUse, Slice};
 pub use peak::{measure_fma_peak, measure_triad};
+pub use transfer::{Copier, Side, Transfer};

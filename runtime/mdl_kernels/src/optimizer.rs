@@ -58,6 +58,7 @@ fn sum_of_squares<N: Size>(
     partials: &mut [f32],
     len: usize,
     _unaligned: &[f32],
+    #[comptime] more: bool,
 ) {
     let chunks = len.div_ceil(CHUNK);
     let first = share(chunks, UNIT_POS as usize);
@@ -70,6 +71,10 @@ fn sum_of_squares<N: Size>(
         // Compensated: there may be millions of chunks.
         let mut sum = 0.0f32;
         let mut lost = 0.0f32;
+        if comptime!(more) {
+            sum = out[0];
+            lost = out[1];
+        }
         for chunk in 0..chunks {
             let term = partials[chunk] - lost;
             let next = sum + term;
@@ -77,6 +82,9 @@ fn sum_of_squares<N: Size>(
             sum = next;
         }
         out[0] = sum;
+        if comptime!(more) {
+            out[1] = lost;
+        }
     }
 }
 
@@ -159,8 +167,14 @@ fn adam_w<N: Size>(
 
 // ---- Launches: one cube; chunks or vectors are shared by its units.
 
-/// Buffers: g, out, workspace of one f32 per chunk.
-pub(crate) fn launch_sum_of_squares(device: &Device, spec: &SumOfSquaresSpec, args: &[Slice]) {
+/// Buffers: g, out, workspace of one f32 per chunk. With `more`, `out` has the sum of what came
+/// before, which is gone on with.
+pub(crate) fn launch_sum_of_squares(
+    device: &Device,
+    spec: &SumOfSquaresSpec,
+    more: bool,
+    args: &[Slice],
+) {
     // SAFETY: indices stay below `len` and the number of chunks.
     unsafe {
         sum_of_squares::launch_unchecked(
@@ -173,6 +187,7 @@ pub(crate) fn launch_sum_of_squares(device: &Device, spec: &SumOfSquaresSpec, ar
             device.buffer(&args[2]),
             spec.len as usize,
             device.unaligned(&args[0]),
+            more,
         );
     }
     device.launched();

@@ -14,6 +14,7 @@ pub mod import;
 pub mod log;
 pub mod machine;
 pub mod model;
+mod overlap;
 pub mod packing;
 pub mod plot;
 pub mod resident;

@@ -1,7 +1,10 @@
-//! Executes an executable on a device: two allocations, then launches at the planned places.
+//! Executes an executable on a device: an allocation for each space, then launches at the planned
+//! places.
 
+use crate::overlap::Overlap;
 use mdl_ir::graph::{InputRole, OutputRole, Param};
-use mdl_kernels::{Arena, Device, Slice};
+use mdl_ir::kernel::KernelSpec;
+use mdl_kernels::{Arena, Copier, Device, Side, Slice, Transfer};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::sync::Arc;
 
@@ -11,69 +14,113 @@ use std::sync::Arc;
 pub struct Machine {
     pub device: Arc<Device>,
     pub executable: Executable,
-    state: Arena,
+    /// None where the state is in the host's memory.
+    state: Option<Arena>,
     work: Arena,
+    /// Host memory and its transfers, where the plan has some.
+    copier: Option<Arc<Copier>>,
 }
 
 /// Two arenas, the smaller one first: the device's pool makes every page as large as the largest
 /// allocation before it, and touches all of it.
-fn alloc_both(device: &Device, [first, second]: [u64; 2]) -> [Arena; 2] {
+fn alloc_both(device: &Device, [first, second]: [u64; 2]) -> [Option<Arena>; 2] {
+    let alloc = |bytes: u64| (bytes > 0).then(|| device.alloc(bytes));
     if first <= second {
-        let arena = device.alloc(first);
-        return [arena, device.alloc(second)];
+        let arena = alloc(first);
+        return [arena, alloc(second)];
     }
-    let arena = device.alloc(second);
-    [device.alloc(first), arena]
+    let arena = alloc(second);
+    [alloc(first), arena]
+}
+
+/// Bytes of each space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub state: u64,
+    pub work: u64,
+    pub host: u64,
+}
+
+impl Room {
+    pub fn of(e: &Executable) -> Room {
+        Room { state: e.state_bytes, work: e.work_bytes, host: e.host_bytes }
+    }
+
+    /// Room for either.
+    pub fn max(self, other: Room) -> Room {
+        Room {
+            state: self.state.max(other.state),
+            work: self.work.max(other.work),
+            host: self.host.max(other.host),
+        }
+    }
 }
 
 impl Machine {
     /// Allocates what the plan says, once.
     pub fn new(device: Arc<Device>, executable: Executable) -> Machine {
-        let (state, work) = (executable.state_bytes, executable.work_bytes);
-        Machine::with_room(device, executable, state, work)
+        let room = Room::of(&executable);
+        Machine::with_room(device, executable, room)
     }
 
     /// As `new`, with room for other executables besides.
-    pub fn with_room(
-        device: Arc<Device>,
-        executable: Executable,
-        state_bytes: u64,
-        work_bytes: u64,
-    ) -> Machine {
-        let sizes =
-            [state_bytes.max(executable.state_bytes), work_bytes.max(executable.work_bytes)];
-        let [state, work] = alloc_both(&device, sizes);
-        Machine { device, executable, state, work }
+    pub fn with_room(device: Arc<Device>, executable: Executable, room: Room) -> Machine {
+        let room = room.max(Room::of(&executable));
+        let [state, work] = alloc_both(&device, [room.state, room.work]);
+        let work = work.expect("a step has some work space");
+        let host = (room.host > 0).then(|| Arc::new(Copier::new(&device, &work, room.host)));
+        Machine { device, executable, state, work, copier: host }
     }
 
     /// Uses the state of another machine, which must be at least as large, and its work space where
     /// that is large enough: the two never run at one time, and every run writes its inputs anew.
+    /// With a state in host memory the work space has to be.
     pub fn beside(&self, executable: Executable) -> Machine {
-        assert!(executable.state_bytes <= self.state.bytes(), "the same model has the same state");
+        let (state, _) = self.allocated();
+        assert!(executable.state_bytes <= state, "the same model has the same state");
+        assert!(executable.host_bytes <= self.host_allocated(), "and in the same place");
+        let moves = executable.host_bytes > 0;
+        assert!(!moves || executable.work_bytes <= self.work.bytes(), "transfers reach one arena");
         let work = match executable.work_bytes <= self.work.bytes() {
             true => self.work.clone(),
             false => self.device.alloc(executable.work_bytes),
         };
-        Machine { device: self.device.clone(), executable, state: self.state.clone(), work }
+        let (device, state) = (self.device.clone(), self.state.clone());
+        let copier = self.copier.clone().filter(|_| moves);
+        Machine { device, executable, state, work, copier }
     }
 
     fn arena(&self, space: Space) -> &Arena {
         match space {
-            Space::State => &self.state,
+            Space::State => self.state.as_ref().expect("the plan has some"),
             Space::Work => &self.work,
+            Space::Host => unreachable!("transfers alone reach the host's memory"),
         }
     }
 
-    /// Bytes allocated for this machine: state and work.
+    /// Bytes allocated for this machine on the device: state and work.
     pub fn allocated(&self) -> (u64, u64) {
-        (self.state.bytes(), self.work.bytes())
+        (self.state.as_ref().map_or(0, Arena::bytes), self.work.bytes())
+    }
+
+    /// Bytes of host memory allocated for this machine.
+    pub fn host_allocated(&self) -> u64 {
+        self.copier.as_ref().map_or(0, |c| c.host_bytes())
     }
 
     /// Issues every launch of one run.
     pub fn run(&self) {
         for step in &self.executable.steps {
             match step {
+                Step::Launch(launch) if self.is_transfer(launch) => {
+                    self.device.sync();
+                    let number = self.send(launch, 0);
+                    self.copier().wait(number);
+                }
                 Step::Launch(launch) => self.launch(launch, 0),
+                Step::Loop { count, body } if body.iter().any(|l| self.is_transfer(l)) => {
+                    Overlap::new(self, *count, body).run();
+                }
                 Step::Loop { count, body } => {
                     for i in 0..*count {
                         body.iter().for_each(|launch| self.launch(launch, i));
@@ -84,7 +131,26 @@ impl Machine {
         self.device.flush();
     }
 
-    fn launch(&self, launch: &Launch, i: u64) {
+    pub(crate) fn is_transfer(&self, launch: &Launch) -> bool {
+        self.executable.specs[launch.spec] == KernelSpec::Transfer
+    }
+
+    /// Sends the transfer of an iteration, and gives its number.
+    pub(crate) fn send(&self, launch: &Launch, i: u64) -> u64 {
+        let side = |a: &Arg| {
+            let at = a.offset + a.index.map_or(0, |index| index.at(i));
+            if a.space == Space::Host { Side::Host(at) } else { Side::Device(at) }
+        };
+        let [from, to] = &launch.args[..] else { unreachable!("a transfer has two sides") };
+        let transfer = Transfer { from: side(from), to: side(to), bytes: from.bytes };
+        self.copier().send(transfer)
+    }
+
+    pub(crate) fn copier(&self) -> &Copier {
+        self.copier.as_ref().expect("a plan with transfers has host memory")
+    }
+
+    pub(crate) fn launch(&self, launch: &Launch, i: u64) {
         let slice = |a: &Arg| -> Slice<'_> {
             let turn = a.index.map_or(0, |index| index.at(i));
             self.arena(a.space).slice(a.offset + turn, a.bytes)
@@ -105,9 +171,18 @@ impl Machine {
     fn write_bytes(&self, slot: &Slot, mut bytes: &[u8]) {
         for (offset, elements) in slot.parts() {
             let (now, rest) = bytes.split_at(elements as usize * 4);
-            let written = self.device.write(self.arena(slot.space), offset, now);
-            written.expect("slots lie inside their arena");
+            self.put(slot.space, offset, now);
             bytes = rest;
+        }
+    }
+
+    fn put(&self, space: Space, offset: u64, bytes: &[u8]) {
+        match space {
+            Space::Host => self.copier().write(offset, bytes),
+            space => {
+                let written = self.device.write(self.arena(space), offset, bytes);
+                written.expect("slots lie inside their arena");
+            }
         }
     }
 
@@ -128,8 +203,7 @@ impl Machine {
                 let n = (elements - inside).min(values.len() as u64);
                 let (now, rest) = values.split_at(n as usize);
                 let bytes = bytemuck::cast_slice(now);
-                let written = self.device.write(self.arena(slot.space), offset + inside * 4, bytes);
-                written.expect("slots lie inside their arena");
+                self.put(slot.space, offset + inside * 4, bytes);
                 (at, values) = (at + n, rest);
             }
             first += elements;
@@ -144,8 +218,13 @@ impl Machine {
     pub fn read(&self, slot: &Slot) -> Vec<f32> {
         let mut out = Vec::with_capacity(slot.ty.elements() as usize);
         for (offset, elements) in slot.parts() {
-            let bytes = self.device.read(self.arena(slot.space), offset, elements * 4);
-            let bytes = bytes.expect("slots lie inside their arena");
+            let bytes = match slot.space {
+                Space::Host => self.copier().read(offset, elements * 4),
+                space => {
+                    let bytes = self.device.read(self.arena(space), offset, elements * 4);
+                    bytes.expect("slots lie inside their arena")
+                }
+            };
             out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }
         out

@@ -157,10 +157,9 @@ impl Session {
     /// Bytes that the plan has, and the most that the process took at one time beyond what it had
     /// before the run was allocated and `resident::RUNTIME`, where the system says so.
     pub fn memory(&self) -> (u64, Option<u64>) {
-        let (state, work) = self.train.allocated();
         let observed = resident::peak().zip(self.resident_before);
         let beyond = |(peak, before): (u64, u64)| peak.saturating_sub(before + resident::RUNTIME);
-        (state + work, observed.map(beyond))
+        (self.train.planned(), observed.map(beyond))
     }
 
     /// Weights of a checkpoint, fresh optimizer.

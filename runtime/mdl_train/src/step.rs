@@ -4,16 +4,17 @@
 //! the others add theirs, and an executable of its own updates the parameters. All of them share
 //! one state, and one work space that is as large as the largest asks for.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Room};
 use crate::model::{Model, ModelError};
 use crate::session::Settings;
 use mdl_check::entry::EntryOptions;
-use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout};
+use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout_for};
 use mdl_ir::graph::{Graph, InputRole, Stage};
 use mdl_kernels::Device;
 use mdl_passes::executable::{Executable, Speed};
 use mdl_passes::optimise::{Optimizer, gradients_of};
 use mdl_passes::plan::StateLayout;
+use mdl_passes::request::MemoryRequest;
 use std::sync::Arc;
 
 /// What a step of `micro_batches` runs: all of it, or the first of several.
@@ -57,6 +58,11 @@ impl StepPlan {
     /// Bytes of the work space that they and validation take in turn.
     pub fn work_bytes(&self) -> u64 {
         self.largest().work_bytes.max(self.validation_bytes)
+    }
+
+    /// Bytes of the host's memory that they share.
+    pub fn host_bytes(&self) -> u64 {
+        self.runs().iter().map(|(e, _)| e.host_bytes).max().unwrap_or(0)
     }
 
     /// Seconds of a step, see `Executable::seconds`.
@@ -137,12 +143,11 @@ pub fn executables(
     units: u32,
 ) -> Result<(Graph, StepPlan, Executable), ModelError> {
     let trace = training_trace(model, settings)?;
-    let state = state_layout(trace.last(), &Purpose::Training(optimizer(settings)));
-    let loss = model.compile(
-        "loss",
-        &options(settings.val_batch, settings.t, false),
-        &Purpose::Forward,
-    )?;
+    let purpose = Purpose::Training(optimizer(settings));
+    let state = state_layout_for(trace.last(), &purpose, &settings.memory);
+    let loss = model.graph("loss", &options(settings.val_batch, settings.t, false))?;
+    let memory = MemoryRequest { cpu_offload: settings.memory.cpu_offload, ..Default::default() };
+    let loss = run_within(loss, &mut model.front, &Purpose::Forward, &memory)?;
     let validate = finish(loss.last(), &state, units)?;
     let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
     let train = if micro_batches == 1 {
@@ -177,9 +182,9 @@ pub struct StepMachines {
 impl StepMachines {
     /// Allocates what the plan says, once.
     pub fn new(device: Arc<Device>, plan: StepPlan) -> StepMachines {
-        let (state, work) = (plan.state_bytes(), plan.work_bytes());
+        let (state, work, host) = (plan.state_bytes(), plan.work_bytes(), plan.host_bytes());
         let (launches, flops) = (plan.launches(), plan.work().0);
-        let first = Machine::with_room(device, plan.first, state, work);
+        let first = Machine::with_room(device, plan.first, Room { state, work, host });
         let further = plan.further.map(|f| (first.beside(f.accumulate), first.beside(f.update)));
         StepMachines { first, further, launches, flops }
     }
@@ -200,6 +205,12 @@ impl StepMachines {
     /// Bytes allocated: state and work.
     pub fn allocated(&self) -> (u64, u64) {
         self.first.allocated()
+    }
+
+    /// All of that, with the memory of the host that the run takes.
+    pub fn planned(&self) -> u64 {
+        let (state, work) = self.allocated();
+        state + work + self.first.host_allocated()
     }
 
     /// The values of a parameter, or of a moment of it.

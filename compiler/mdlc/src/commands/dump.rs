@@ -6,7 +6,7 @@ use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::graph::Stage as GraphStage;
 use mdl_ir::print::print;
-use mdl_passes::executable::{Executable, Launch, Space, Step};
+use mdl_passes::executable::{Executable, Launch, Step};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::FileId;
 use mdl_train::model::{Model, source};
@@ -129,11 +129,11 @@ fn schedule(e: &Executable) -> String {
 
 fn plan(e: &Executable) -> String {
     let mut out = format!(
-        "plan {}  state {} B  work {} B\n{:<44} {:<6} {:>14} {:>14}  live\n",
-        e.name, e.state_bytes, e.work_bytes, "buffer", "space", "offset", "bytes"
+        "plan {}  state {} B  work {} B  host {} B\n{:<44} {:<6} {:>14} {:>14}  live\n",
+        e.name, e.state_bytes, e.work_bytes, e.host_bytes, "buffer", "space", "offset", "bytes"
     );
     for b in &e.buffers {
-        let space = if b.space == Space::State { "state" } else { "work" };
+        let space = b.space.name();
         let _ = writeln!(
             out,
             "{:<44} {space:<6} {:>14} {:>14}  [{}, {}]",

@@ -110,14 +110,14 @@ impl Report {
         Timeline::of(self.step.largest(), &self.chosen.model.front.sources)
     }
 
-    /// Bytes of device memory that the step needs. There is one device, and nothing of a step waits
-    /// in host memory.
+    /// Bytes of device memory that the step needs. There is one device.
     fn device_need(&self) -> u64 {
         self.step.state_bytes() + self.step.work_bytes()
     }
 
     fn fits(&self, machine: &Machine) -> bool {
-        self.device_need() <= machine.device_bytes
+        let host = self.step.host_bytes() <= machine.host_bytes;
+        host && self.device_need() <= machine.device_bytes
     }
 
     fn biggest(&self) -> Vec<&BufferPlan> {
@@ -159,12 +159,12 @@ impl Report {
             "context": self.settings.t,
             "hardware": hardware,
             "device_bytes": machine.map(|m| m.device_bytes),
-            "needs_bytes": { "device": self.device_need(), "host": 0 },
+            "needs_bytes": { "device": self.device_need(), "host": step.host_bytes() },
             "fits": machine.map(|m| self.fits(m)),
             "devices_used": 1,
             "sharded": false,
             "threads": e.units,
-            "peak_bytes": { "device": self.device_need() },
+            "peak_bytes": { "device": self.device_need(), "host": step.host_bytes() },
             "state_bytes": step.state_bytes(),
             "work_bytes": step.work_bytes(),
             "live_bytes_at_peak": live,
@@ -198,6 +198,7 @@ impl Report {
              device  {:>14} at the peak\n  \
              state {:>14}   parameters, gradients, two moments\n  \
              work  {:>14}   (at least {} is in use at launch {when})\n\
+             host    {:>14} at the peak\n\
              step    {:>10.2} GFLOP, {:.2} GB read and written, {} launches\n",
             self.chosen.name(),
             grouped(self.parameters),
@@ -207,6 +208,7 @@ impl Report {
             mib(step.state_bytes()),
             mib(step.work_bytes()),
             mib(live).trim(),
+            mib(step.host_bytes()),
             flops as f64 / 1e9,
             traffic as f64 / 1e9,
             step.launches(),
@@ -220,11 +222,12 @@ impl Report {
         let (need, has) = (self.device_need(), machine.device_bytes);
         let verdict = match self.fits(machine) {
             true => format!("fits, with {} to spare", mib(has - need)),
-            false => format!("does not fit: {} are missing", mib(need - has)),
+            false if need > has => format!("does not fit: {} are missing", mib(need - has)),
+            false => "does not fit: the host has too little memory".to_string(),
         };
         format!(
             "{:<8}{:>14} on each of {} × {}, {} in the host\n        {verdict}; \
-             assumed: one device, nothing sharded, nothing in the host's memory\n",
+             assumed: one device, nothing sharded\n",
             name.name(),
             mib(has),
             machine.devices,

@@ -157,12 +157,11 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
         }
         (None, None) => {}
     }
-    let (state, work) = session.train.allocated();
     eprintln!(
         "{}: {} parameters; {} bytes planned, {} launches a step",
         session.model.name,
         session.graph.param_count(),
-        state + work,
+        session.train.planned(),
         session.train.launches,
     );
     let stop = Arc::new(AtomicBool::new(false));

@@ -11,7 +11,7 @@ use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
 const CORE_FLOPS: f64 = 1.9e11;
 const MEMORY_BYTES: f64 = 2e10;
 
-/// Requests of a run. None of them has its pass yet, and `without_effect` says so.
+/// Requests of a run. Some have no pass yet, and `without_effect` says so.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory and precision (0 is off, 1 is on)")]
 pub struct RequestFlags {
@@ -27,7 +27,7 @@ pub struct RequestFlags {
     #[arg(long = "offload_activations", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     offload_activations: u8,
-    /// Keep parameters and the optimizer's state in host memory
+    /// Keep parameters, gradients and moments in host memory, and bring in what is being computed
     #[arg(long = "cpu_offload", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     cpu_offload: u8,
@@ -74,14 +74,10 @@ impl RequestFlags {
 
     /// The requests that were made and that nothing grants, each with what is done instead.
     pub fn without_effect(&self, given: &Given) -> Vec<(String, &'static str)> {
-        let kept = "what layers keep for their gradients stays in the device's memory";
-        let switches = [
-            ("bf16", self.bf16, "parameters and activations are f32"),
-            ("offload_activations", self.offload_activations, kept),
-            ("cpu_offload", self.cpu_offload, "all state stays in the device's memory"),
-        ];
-        let on = switches.into_iter().filter(|(_, value, _)| *value == 1);
-        let mut found: Vec<_> = on.map(|(flag, _, why)| (format!("{flag}=1"), why)).collect();
+        let mut found = Vec::new();
+        if self.bf16 == 1 {
+            found.push(("bf16=1".to_string(), "parameters and activations are f32"));
+        }
         if given.has("sharding_strategy") && self.sharding_strategy != Strategy::None {
             let name = self.sharding_strategy.to_possible_value();
             let name = name.map_or(String::new(), |value| value.get_name().to_string());

@@ -1,0 +1,136 @@
+//! Transfers between the device's memory and the host's, with the slots of device memory that they
+//! fill and empty.
+//!
+//! A value that leaves in an iteration, or comes back for one, lies in two slots that iterations
+//! take in turn: while kernels work on one of them, the transfer of a neighbouring iteration has
+//! the other. What comes back is asked for one iteration ahead.
+
+use crate::executable::Space;
+use crate::layout::{Loc, Turn, slice_stride};
+use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, extent, stacked_loc, trimmed};
+use mdl_ir::graph::{Body, Node};
+use mdl_ir::kernel::KernelSpec;
+use mdl_ir::op::{Memory, Op};
+use mdl_ir::tensor_type::Type;
+
+/// Slots of what is transferred: one that kernels use and one on its way.
+pub const SLOTS: u64 = 2;
+
+impl Lowering {
+    /// A stacked value in the host's memory.
+    pub(crate) fn host(&mut self, name: &str, ty: &Type) -> Loc {
+        let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
+        let buffer = self.buffer(name, ty.axes[0].size * slice_stride(&slice), None);
+        self.buffers[buffer].space = Space::Host;
+        stacked_loc(buffer, ty)
+    }
+
+    /// Slots for this many elements, of which each iteration has one.
+    pub(crate) fn slots(&mut self, name: &str, elements: u64) -> Access {
+        let stride = elements.next_multiple_of(ALIGNED);
+        let buffer = self.buffer(name, SLOTS * stride, None);
+        let turn = Some(Turn { stride, start: 0, step: 1, slots: SLOTS });
+        Access { loc: Loc { buffer, offset: 0, strides: vec![1], turn }, base: 0, elements }
+    }
+
+    /// Asks, before the loop over this body begins, for the device's side of its transfers. Carries
+    /// have slots already, and so has what is emitted besides. What comes from where something
+    /// leaves to is what that is added to, in the same slots.
+    pub(crate) fn stage(&mut self, body: &Body, inside: &Places, asked: &mut Places) {
+        let mut brought: Vec<(Loc, Loc)> = Vec::new();
+        for node in &body.nodes {
+            let value = match node.op {
+                Op::Transfer { to: Memory::Host } => node.args[0],
+                Op::Transfer { to: Memory::Device } => node.results[0],
+                _ => continue,
+            };
+            if inside.contains_key(&value) || asked.contains_key(&value) {
+                continue;
+            }
+            let (name, ty) = (body.name(value), body.ty(value));
+            let there = asked.get(&node.results[0]);
+            if let Some((_, slots)) = brought.iter().find(|(from, _)| Some(from) == there) {
+                asked.insert(value, slots.clone());
+                continue;
+            }
+            let slots = Loc { strides: ty.strides(), ..self.slots(name, ty.elements()).loc };
+            if let Some(from) = inside.get(&node.args[0]) {
+                brought.push((from.clone(), slots.clone()));
+            }
+            asked.insert(value, slots);
+        }
+    }
+
+    pub(crate) fn transfer(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        to: Memory,
+        places: &mut Places,
+        wanted: &Places,
+    ) -> Done<()> {
+        let (value, result) = (node.args[0], node.results[0]);
+        let (name, ty) = (body.name(result), body.ty(value));
+        if self.current.is_none() {
+            return self.transfer_whole(body, node, to, places, wanted);
+        }
+        let mut from = places[&value].clone();
+        // The memory of a value that only its iteration knows would be taken before it is copied.
+        let lasts = self.buffers[from.buffer].inside.is_none() && trimmed(&from).is_dense(ty);
+        if to == Memory::Host && !lasts {
+            let slots = wanted.get(&value).ok_or("what is transferred has slots")?;
+            self.copy(name, ty, &from, slots)?;
+            from = slots.clone();
+        }
+        let there = wanted.get(&result).ok_or("a transfer has a place in the other memory")?;
+        let args = [access(&from, ty), access(there, ty)];
+        self.transfer_launch(name, args, u64::from(to == Memory::Device));
+        places.insert(result, there.clone());
+        Ok(())
+    }
+
+    /// A transfer outside loops, of all of a value.
+    fn transfer_whole(
+        &mut self,
+        body: &Body,
+        node: &Node,
+        to: Memory,
+        places: &mut Places,
+        wanted: &Places,
+    ) -> Done<()> {
+        let (value, result) = (node.args[0], node.results[0]);
+        let (name, ty) = (body.name(result), body.ty(value));
+        let from = places[&value].clone();
+        let like = |low: &mut Lowering, there: &Loc| {
+            let buffer = low.buffer(name, extent(&trimmed(there), ty), None);
+            Loc { buffer, offset: 0, strides: there.strides.clone(), turn: None }
+        };
+        let (from, there) = match to {
+            Memory::Device => {
+                let there = like(self, &from);
+                (from, there)
+            }
+            Memory::Host => {
+                let there = wanted.get(&result).ok_or("what leaves has a place")?.clone();
+                if from.strides == there.strides && trimmed(&from).offset == 0 {
+                    (from, there)
+                } else {
+                    let staged = like(self, &there);
+                    self.copy(name, ty, &from, &staged)?;
+                    (staged, there)
+                }
+            }
+        };
+        self.transfer_launch(name, [access(&from, ty), access(&there, ty)], 0);
+        places.insert(result, there);
+        Ok(())
+    }
+
+    /// One transfer, issued this many iterations ahead where it is in a loop.
+    pub(crate) fn transfer_launch(&mut self, name: &str, args: [Access; 2], ahead: u64) {
+        self.launch(name, KernelSpec::Transfer, &args, 0);
+        if let Some(planned) = self.current.as_mut().and_then(|l| l.body.last_mut()) {
+            planned.ahead = ahead;
+        }
+    }
+}
