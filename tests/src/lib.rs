@@ -42,5 +42,6 @@ pub fn settings(batch: u64, t: u64) -> Settings {
         seed: 7,
         memory: MemoryRequest::default(),
         precision: Precision::default(),
+        disk_offload: None,
     }
 }

@@ -17,7 +17,7 @@ fn settings(batch: u64, t: u64, memory: MemoryRequest) -> Settings {
 }
 
 fn within(device: u64) -> MemoryRequest {
-    let budget = Some(Budget { device, threads: THREADS, speed: SPEED });
+    let budget = Some(Budget { device, host: None, threads: THREADS, speed: SPEED });
     MemoryRequest { budget, ..MemoryRequest::default() }
 }
 

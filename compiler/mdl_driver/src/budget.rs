@@ -28,6 +28,8 @@ const SMALL: u64 = 200;
 pub struct Proposal {
     pub dropped: Vec<Residual>,
     pub device_bytes: u64,
+    /// Memory of the host.
+    pub host_bytes: u64,
     pub seconds: f64,
 }
 
@@ -63,8 +65,10 @@ pub fn proposals(
         let dropped: Vec<Residual> =
             open.iter().zip(&set).filter(|(_, drop)| **drop).map(|(r, _)| (*r).clone()).collect();
         let executable = plan(&recompute(graph, &dropped)?)?;
-        let device_bytes = executable.state_bytes + executable.work_bytes;
-        out.push(Proposal { dropped, device_bytes, seconds: executable.seconds(&budget.speed) });
+        let (device_bytes, host_bytes) =
+            (executable.state_bytes + executable.work_bytes, executable.host_bytes);
+        let seconds = executable.seconds(&budget.speed);
+        out.push(Proposal { dropped, device_bytes, host_bytes, seconds });
     }
     out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.device_bytes.cmp(&b.device_bytes)));
     Ok(out)
@@ -78,8 +82,17 @@ pub fn within(
     sources: &SourceMap,
 ) -> Result<Graph, String> {
     let all = proposals(graph, plan, budget)?;
-    if let Some(fits) = all.iter().find(|p| p.device_bytes <= budget.device) {
+    let on_device = || all.iter().filter(|p| p.device_bytes <= budget.device);
+    let in_host = |p: &&Proposal| budget.host.is_none_or(|host| p.host_bytes <= host);
+    if let Some(fits) = on_device().find(in_host) {
         return recompute(graph, &fits.dropped);
+    }
+    if let (Some(least), Some(host)) = (on_device().map(|p| p.host_bytes).min(), budget.host) {
+        return Err(format!(
+            "the budget of {host} bytes of host memory is too small for this step, which needs \
+             {least} bytes\n  \
+             help: give --memory host={least}, or leave more of it on the device"
+        ));
     }
     let least = all.iter().min_by_key(|p| p.device_bytes).ok_or("there is a proposal")?;
     let executable = plan(&recompute(graph, &least.dropped)?)?;

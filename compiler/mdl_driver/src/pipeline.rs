@@ -163,6 +163,7 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
             let fused = streamed(&fused, input.memory);
             let mut executable = plan(&fused, &state, budget.threads)?;
             executable.state_bytes = executable.state_bytes.max(state_bytes);
+            executable.host_bytes = executable.host_memory(input.memory.state_on_disk);
             Ok(executable)
         };
         return within(graph, &planner, budget, &input.front.sources);

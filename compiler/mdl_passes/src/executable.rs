@@ -174,6 +174,11 @@ impl Executable {
         self.outputs.iter().find(|(r, _)| r == role).map(|(_, s)| s)
     }
 
+    /// Bytes of the host's memory that are memory: all of them, or those that are not on disk.
+    pub fn host_memory(&self, state_on_disk: bool) -> u64 {
+        self.host_bytes - if state_on_disk { self.host_state_bytes } else { 0 }
+    }
+
     /// Launches of one run, loops counted with their iterations.
     pub fn launches(&self) -> u64 {
         let count = |s: &Step| match s {

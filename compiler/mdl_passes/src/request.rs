@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Ways to need less device memory, each at a price in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryRequest {
     /// What a layer keeps for its gradient is computed again when the gradient needs it.
     pub activation_checkpointing: bool,
@@ -13,15 +14,20 @@ pub struct MemoryRequest {
     pub offload_activations: bool,
     /// Parameters, gradients and moments live in host memory, and come in where they are used.
     pub cpu_offload: bool,
+    /// That part of host memory is files on disk.
+    pub state_on_disk: bool,
     pub sharding: Sharding,
     /// The bytes that a step may take; the compiler then chooses what is saved.
     pub budget: Option<Budget>,
 }
 
-/// A bound on the memory of a device, and what the choice within it goes by.
+/// A bound on the memory of a device and of its host, and what the choice within it goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
     pub device: u64,
+    /// None where there is no bound. What is on disk does not count.
+    #[serde(default)]
+    pub host: Option<u64>,
     /// Threads that workspaces are sized for.
     pub threads: u32,
     pub speed: Speed,

@@ -91,6 +91,9 @@ pub const CODES: &[Code] = &[
     code!("E0953", "the memory budget is too small"),
     code!("E0961", "generation has no room for this"),
     code!("E0962", "logits have no most likely token"),
+    code!("E0971", "state file cannot be used"),
+    code!("E0972", "state file is damaged"),
+    code!("E0973", "disk has no room for the state"),
 ];
 
 /// The row of a code such as `E0301`.

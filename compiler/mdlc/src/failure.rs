@@ -1,6 +1,7 @@
 //! What a command fails with. There is no conversion from every error that prints itself: those
 //! that know their code without printing it would lose it on the way.
 
+use mdl_kernels::StateFileError;
 use mdl_train::checkpoint::CheckpointError;
 use mdl_train::evaluation::EvaluationError;
 use mdl_train::generate::GenerateError;
@@ -51,6 +52,12 @@ impl From<WeightsError> for Failure {
 
 impl From<TokenizerError> for Failure {
     fn from(e: TokenizerError) -> Self {
+        Failure::coded(e.code(), e)
+    }
+}
+
+impl From<StateFileError> for Failure {
+    fn from(e: StateFileError) -> Self {
         Failure::coded(e.code(), e)
     }
 }

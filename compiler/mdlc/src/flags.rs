@@ -40,6 +40,7 @@ impl StepFlags {
         Settings {
             memory: self.request.memory(self.training.units()),
             precision: self.request.precision(),
+            disk_offload: self.request.disk_offload.clone(),
             ..self.training.settings()
         }
     }
@@ -173,6 +174,7 @@ impl TrainingFlags {
             seed: self.seed,
             memory: MemoryRequest::default(),
             precision: Precision::default(),
+            disk_offload: None,
         }
     }
 

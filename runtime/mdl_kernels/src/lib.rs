@@ -29,9 +29,11 @@ mod optimizer;
 mod peak;
 mod program;
 mod region;
+mod state_files;
 mod transfer;
 mod vector_io;
 
 pub use device::{Arena, Device, KernelError, MemoryUse, Slice};
 pub use peak::{measure_fma_peak, measure_triad};
+pub use state_files::{StateFileError, StateFiles, free_bytes};
 pub use transfer::{Copier, Side, Transfer};

@@ -3,13 +3,17 @@
 //! Transfers run on a thread of their own, one after the other, beside the kernels of the device's
 //! stream. Who issues them says what they wait for: kernels by `Device::sync` before a transfer is
 //! sent, transfers by `Copier::wait` before a kernel is launched.
+//!
+//! The first bytes of host memory may be files on disk. A fault of theirs is kept for whoever asks;
+//! from then on nothing is moved.
 
 use crate::device::{Arena, Device};
+use crate::state_files::{StateFileError, StateFiles};
 use memmap2::MmapMut;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// A side of a transfer: a byte of the device's arena, or of the host's memory.
@@ -34,25 +38,83 @@ pub struct Copier {
     sent: AtomicU64,
     ended: Arc<(Mutex<u64>, Condvar)>,
     device_bytes: u64,
-    host_bytes: u64,
-    host: Host,
-    /// What `host` points into; the thread ends before it does.
-    _map: MmapMut,
+    host: Arc<Host>,
 }
 
-/// The address of the host's memory.
-#[derive(Clone, Copy)]
-struct Host(*mut u8);
+/// Host memory. The thread has it while transfers are under way, and others when it has been waited
+/// for: its locks never wait.
+struct Host {
+    bytes: u64,
+    /// The first of them, where these are on disk.
+    files: Option<Mutex<StateFiles>>,
+    files_bytes: u64,
+    memory: Mutex<MmapMut>,
+    fault: Mutex<Option<StateFileError>>,
+}
 
-// SAFETY: the memory lives as long as the copier; the thread has it while transfers are under way,
-// and others when it has been waited for.
-unsafe impl Send for Host {}
-// SAFETY: as above.
-unsafe impl Sync for Host {}
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    fn new(bytes: u64, files: Option<StateFiles>) -> Host {
+        let files_bytes = files.as_ref().map_or(0, StateFiles::bytes);
+        let memory = MmapMut::map_anon((bytes - files_bytes).max(1) as usize);
+        let memory = memory.expect("the host has the memory that was planned");
+        Host {
+            bytes,
+            files: files.map(Mutex::new),
+            files_bytes,
+            memory: Mutex::new(memory),
+            fault: Mutex::new(None),
+        }
+    }
+
+    /// Reads from a byte on.
+    fn read(&self, at: u64, to: &mut [u8]) {
+        self.unless_faulty(at, |files, at| match files {
+            Some(files) => files.read(at, to),
+            None => {
+                to.copy_from_slice(&locked(&self.memory)[at as usize..at as usize + to.len()]);
+                Ok(())
+            }
+        });
+    }
+
+    /// Writes from a byte on.
+    fn write(&self, at: u64, bytes: &[u8]) {
+        self.unless_faulty(at, |files, at| match files {
+            Some(files) => files.write(at, bytes),
+            None => {
+                let mut memory = locked(&self.memory);
+                memory[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+        });
+    }
+
+    /// Works on the files or on the memory behind them, and keeps the first fault.
+    fn unless_faulty(
+        &self,
+        at: u64,
+        work: impl FnOnce(Option<&mut StateFiles>, u64) -> Result<(), StateFileError>,
+    ) {
+        let mut fault = locked(&self.fault);
+        if fault.is_some() {
+            return;
+        }
+        let files = self.files.as_ref().filter(|_| at < self.files_bytes);
+        let done = match files {
+            Some(files) => work(Some(&mut locked(files)), at),
+            None => work(None, at - self.files_bytes),
+        };
+        *fault = done.err();
+    }
+}
 
 impl fmt::Debug for Copier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Copier").field("host_bytes", &self.host_bytes).finish_non_exhaustive()
+        f.debug_struct("Copier").field("host_bytes", &self.host.bytes).finish_non_exhaustive()
     }
 }
 
@@ -61,7 +123,7 @@ struct Memories {
     device: *mut u8,
     /// Keeps the arena where it is.
     _held: Box<dyn Send>,
-    host: Host,
+    host: Arc<Host>,
 }
 
 // SAFETY: the device's address stays valid while `_held` lives, which moves along; that no kernel
@@ -69,13 +131,17 @@ struct Memories {
 unsafe impl Send for Memories {}
 
 impl Copier {
-    /// Host memory of this many bytes, zeroed, and taken page by page as it is written to.
-    pub fn new(device: &Device, arena: &Arena, host_bytes: u64) -> Copier {
-        let host = MmapMut::map_anon(host_bytes.max(1) as usize);
-        let mut map = host.expect("the host has the memory that was planned");
-        let host = Host(map.as_mut_ptr());
+    /// Host memory of this many bytes, zeroed, and taken page by page as it is written to. The first
+    /// of them are those of the files, if there are any.
+    pub fn new(
+        device: &Device,
+        arena: &Arena,
+        host_bytes: u64,
+        files: Option<StateFiles>,
+    ) -> Copier {
+        let host = Arc::new(Host::new(host_bytes, files));
         let (address, held) = device.address(arena);
-        let memories = Memories { device: address, _held: held, host };
+        let memories = Memories { device: address, _held: held, host: host.clone() };
         let (queue, jobs) = channel();
         let ended = Arc::new((Mutex::new(0), Condvar::new()));
         let says = ended.clone();
@@ -87,15 +153,23 @@ impl Copier {
             sent: AtomicU64::new(0),
             ended,
             device_bytes: arena.bytes(),
-            host_bytes,
             host,
-            _map: map,
         }
     }
 
-    /// Bytes of host memory.
+    /// Bytes of host memory, those on disk included.
     pub fn host_bytes(&self) -> u64 {
-        self.host_bytes
+        self.host.bytes
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.host.files_bytes
+    }
+
+    /// The first fault of the files; after it nothing is right that came from them.
+    pub fn fault(&self) -> Option<StateFileError> {
+        locked(&self.host.fault).clone()
     }
 
     /// Puts a transfer behind those that were sent before, and gives its number.
@@ -103,7 +177,7 @@ impl Copier {
         for side in [transfer.from, transfer.to] {
             let (at, all) = match side {
                 Side::Device(at) => (at, self.device_bytes),
-                Side::Host(at) => (at, self.host_bytes),
+                Side::Host(at) => (at, self.host.bytes),
             };
             assert!(at + transfer.bytes <= all, "a transfer lies inside its memories");
         }
@@ -120,23 +194,20 @@ impl Copier {
         drop(done.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Writes to host memory, behind everything that was sent. One caller at a time.
+    /// Writes to host memory, behind everything that was sent.
     pub fn write(&self, at: u64, bytes: &[u8]) {
-        assert!(at + bytes.len() as u64 <= self.host_bytes, "a write lies inside host memory");
+        assert!(at + bytes.len() as u64 <= self.host.bytes, "a write lies inside host memory");
         self.wait_for_all();
-        // SAFETY: held against the size above, and no transfer is under way.
-        unsafe {
-            let to = self.host.0.add(at as usize);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
+        self.host.write(at, bytes);
     }
 
     /// Reads host memory, behind everything that was sent.
     pub fn read(&self, at: u64, bytes: u64) -> Vec<u8> {
-        assert!(at + bytes <= self.host_bytes, "a read lies inside host memory");
+        assert!(at + bytes <= self.host.bytes, "a read lies inside host memory");
         self.wait_for_all();
-        // SAFETY: as for `write`.
-        unsafe { std::slice::from_raw_parts(self.host.0.add(at as usize), bytes as usize).to_vec() }
+        let mut found = vec![0; bytes as usize];
+        self.host.read(at, &mut found);
+        found
     }
 
     /// Waits for everything that was sent.
@@ -156,19 +227,20 @@ impl Drop for Copier {
 }
 
 fn serve(memories: Memories, jobs: &Receiver<Transfer>, ended: &(Mutex<u64>, Condvar)) {
+    let device = |at: u64, bytes: u64| {
+        // SAFETY: `send` has held both sides against the sizes of their memories, and no kernel has
+        // these bytes while they are moved.
+        unsafe { std::slice::from_raw_parts_mut(memories.device.add(at as usize), bytes as usize) }
+    };
     for job in jobs {
-        // SAFETY: `send` has held both sides against the sizes of their memories.
-        let address = |side: Side| unsafe {
-            match side {
-                Side::Device(at) => memories.device.add(at as usize),
-                Side::Host(at) => memories.host.0.add(at as usize),
+        match (job.from, job.to) {
+            (Side::Device(from), Side::Host(to)) => {
+                memories.host.write(to, device(from, job.bytes));
             }
-        };
-        let (from, to) = (address(job.from), address(job.to));
-        // SAFETY: both are valid for these bytes, which do not overlap in different memories, and
-        // one space hands out a byte once at a time.
-        unsafe { std::ptr::copy(from, to, job.bytes as usize) };
-        *ended.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            (Side::Host(from), Side::Device(to)) => memories.host.read(from, device(to, job.bytes)),
+            (from, to) => unreachable!("a transfer is between memories, not {from:?} to {to:?}"),
+        }
+        *locked(&ended.0) += 1;
         ended.1.notify_all();
     }
 }
@@ -184,7 +256,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         device.write(&arena, 256, &bytes).expect("inside");
         device.sync();
-        let copier = Copier::new(&device, &arena, 512);
+        let copier = Copier::new(&device, &arena, 512, None);
         let send = |from, to| copier.send(Transfer { from, to, bytes: 256 });
         send(Side::Device(256), Side::Host(256));
         send(Side::Host(256), Side::Device(512));

@@ -4,7 +4,7 @@
 use crate::overlap::Overlap;
 use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
-use mdl_kernels::{Arena, Copier, Device, Side, Slice, Transfer};
+use mdl_kernels::{Arena, Copier, Device, Side, Slice, StateFileError, StateFiles, Transfer};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::sync::Arc;
 
@@ -60,16 +60,22 @@ impl Machine {
     /// Allocates what the plan says, once.
     pub fn new(device: Arc<Device>, executable: Executable) -> Machine {
         let room = Room::of(&executable);
-        Machine::with_room(device, executable, room)
+        Machine::with_room(device, executable, room, None)
     }
 
-    /// As `new`, with room for other executables besides.
-    pub fn with_room(device: Arc<Device>, executable: Executable, room: Room) -> Machine {
+    /// As `new`, with room for other executables besides, and with files for the start of the host's
+    /// memory if there are any.
+    pub fn with_room(
+        device: Arc<Device>,
+        executable: Executable,
+        room: Room,
+        files: Option<StateFiles>,
+    ) -> Machine {
         let room = room.max(Room::of(&executable));
         let [state, work] = alloc_both(&device, [room.state, room.work]);
         let work = work.expect("a step has some work space");
-        let host = (room.host > 0).then(|| Arc::new(Copier::new(&device, &work, room.host)));
-        Machine { device, executable, state, work, copier: host }
+        let copier = (room.host > 0).then(|| Copier::new(&device, &work, room.host, files));
+        Machine { device, executable, state, work, copier: copier.map(Arc::new) }
     }
 
     /// Uses the state of another machine, which must be at least as large, and its work space where
@@ -106,6 +112,16 @@ impl Machine {
     /// Bytes of host memory allocated for this machine.
     pub fn host_allocated(&self) -> u64 {
         self.copier.as_ref().map_or(0, |c| c.host_bytes())
+    }
+
+    /// How many of them are on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.copier.as_ref().map_or(0, |c| c.disk_bytes())
+    }
+
+    /// The first fault of the files that hold the state.
+    pub fn fault(&self) -> Option<StateFileError> {
+        self.copier.as_ref()?.fault()
     }
 
     /// Issues every launch of one run.

@@ -42,6 +42,8 @@ pub enum ModelError {
     Checkpoint(#[from] checkpoint::CheckpointError),
     #[error("error[{code}]: {0}", code = .0.code())]
     Tokenizer(#[from] TokenizerError),
+    #[error("error[{code}]: {0}", code = .0.code())]
+    State(#[from] mdl_kernels::StateFileError),
     #[error("{0}")]
     Bug(#[from] Bug),
 }

@@ -15,11 +15,12 @@ use mdl_ir::interp::{Env, run};
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
-use mdl_kernels::Device;
+use mdl_kernels::{Device, StateFileError};
 use mdl_passes::micro_batch::{SHARE, WEIGHT};
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_syntax::diag::Sink;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a run decides; stored with its checkpoints.
@@ -50,6 +51,9 @@ pub struct Settings {
     pub memory: MemoryRequest,
     #[serde(default)]
     pub precision: Precision,
+    /// The folder of the state's files, where it is on disk. A checkpoint does not know it.
+    #[serde(skip)]
+    pub disk_offload: Option<PathBuf>,
 }
 
 impl Settings {
@@ -133,7 +137,11 @@ impl Session {
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let resident_before = resident::now();
-        let train = StepMachines::new(device, train);
+        let files = match &settings.disk_offload {
+            Some(dir) => Some(train.state_files(dir)?),
+            None => None,
+        };
+        let train = StepMachines::new(device, train, files);
         let validate = train.first.beside(validate);
         let session = Session {
             model,
@@ -160,6 +168,12 @@ impl Session {
         let observed = resident::peak().zip(self.resident_before);
         let beyond = |(peak, before): (u64, u64)| peak.saturating_sub(before + resident::RUNTIME);
         (self.train.planned(), observed.map(beyond))
+    }
+
+    /// What went wrong with the state's files, if something did: then nothing is right that came
+    /// from the session since, and it cannot go on.
+    pub fn fault(&self) -> Option<StateFileError> {
+        self.train.first.fault()
     }
 
     /// Weights of a checkpoint, fresh optimizer.

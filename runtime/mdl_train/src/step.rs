@@ -10,11 +10,12 @@ use crate::session::Settings;
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout_for};
 use mdl_ir::graph::{Graph, InputRole, Stage};
-use mdl_kernels::Device;
+use mdl_kernels::{Device, StateFileError, StateFiles, free_bytes};
 use mdl_passes::executable::{Executable, Speed};
 use mdl_passes::optimise::{Optimizer, gradients_of};
-use mdl_passes::plan::StateLayout;
+use mdl_passes::plan::{SECTIONS, StateLayout};
 use mdl_passes::request::MemoryRequest;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a step of `micro_batches` runs: all of it, or the first of several.
@@ -63,6 +64,19 @@ impl StepPlan {
     /// Bytes of the host's memory that they share.
     pub fn host_bytes(&self) -> u64 {
         self.runs().iter().map(|(e, _)| e.host_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes of the state at the start of the host's memory, or on disk.
+    pub fn host_state_bytes(&self) -> u64 {
+        self.runs().iter().map(|(e, _)| e.host_state_bytes).max().unwrap_or(0)
+    }
+
+    /// Files for that state in a folder.
+    pub fn state_files(&self, dir: &Path) -> Result<StateFiles, StateFileError> {
+        const SECTION_NAMES: [&str; SECTIONS as usize] =
+            ["parameters", "gradients", "moment1", "moment2"];
+        let section = self.host_state_bytes() / SECTIONS;
+        StateFiles::create(dir, &SECTION_NAMES, section, free_bytes)
     }
 
     /// Seconds of a step, see `Executable::seconds`.
@@ -180,11 +194,11 @@ pub struct StepMachines {
 }
 
 impl StepMachines {
-    /// Allocates what the plan says, once.
-    pub fn new(device: Arc<Device>, plan: StepPlan) -> StepMachines {
+    /// Allocates what the plan says, once, with a state in these files if there are any.
+    pub fn new(device: Arc<Device>, plan: StepPlan, files: Option<StateFiles>) -> StepMachines {
         let (state, work, host) = (plan.state_bytes(), plan.work_bytes(), plan.host_bytes());
         let (launches, flops) = (plan.launches(), plan.work().0);
-        let first = Machine::with_room(device, plan.first, Room { state, work, host });
+        let first = Machine::with_room(device, plan.first, Room { state, work, host }, files);
         let further = plan.further.map(|f| (first.beside(f.accumulate), first.beside(f.update)));
         StepMachines { first, further, launches, flops }
     }
@@ -207,10 +221,10 @@ impl StepMachines {
         self.first.allocated()
     }
 
-    /// All of that, with the memory of the host that the run takes.
+    /// All of that, with the memory of the host that the run takes. What is on disk is not memory.
     pub fn planned(&self) -> u64 {
         let (state, work) = self.allocated();
-        state + work + self.first.host_allocated()
+        state + work + self.first.host_allocated() - self.first.disk_bytes()
     }
 
     /// The values of a parameter, or of a moment of it.

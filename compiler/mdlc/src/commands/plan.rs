@@ -115,8 +115,20 @@ impl Report {
         self.step.state_bytes() + self.step.work_bytes()
     }
 
+    /// Bytes of the host's memory, without what is on disk.
+    fn host_need(&self) -> u64 {
+        self.step.host_bytes() - self.disk_need()
+    }
+
+    fn disk_need(&self) -> u64 {
+        match self.settings.memory.state_on_disk {
+            true => self.step.host_state_bytes(),
+            false => 0,
+        }
+    }
+
     fn fits(&self, machine: &Machine) -> bool {
-        let host = self.step.host_bytes() <= machine.host_bytes;
+        let host = self.host_need() <= machine.host_bytes;
         host && self.device_need() <= machine.device_bytes
     }
 
@@ -159,12 +171,12 @@ impl Report {
             "context": self.settings.t,
             "hardware": hardware,
             "device_bytes": machine.map(|m| m.device_bytes),
-            "needs_bytes": { "device": self.device_need(), "host": step.host_bytes() },
+            "needs_bytes": { "device": self.device_need(), "host": self.host_need(), "disk": self.disk_need() },
             "fits": machine.map(|m| self.fits(m)),
             "devices_used": 1,
             "sharded": false,
             "threads": e.units,
-            "peak_bytes": { "device": self.device_need(), "host": step.host_bytes() },
+            "peak_bytes": { "device": self.device_need(), "host": self.host_need(), "disk": self.disk_need() },
             "state_bytes": step.state_bytes(),
             "work_bytes": step.work_bytes(),
             "live_bytes_at_peak": live,
@@ -208,11 +220,14 @@ impl Report {
             mib(step.state_bytes()),
             mib(step.work_bytes()),
             mib(live).trim(),
-            mib(step.host_bytes()),
+            mib(self.host_need()),
             flops as f64 / 1e9,
             traffic as f64 / 1e9,
             step.launches(),
         );
+        if self.disk_need() > 0 {
+            out += &format!("disk    {:>14}\n", mib(self.disk_need()));
+        }
         out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
         out + &timeline.text()
     }

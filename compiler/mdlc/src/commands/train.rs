@@ -200,6 +200,7 @@ impl Run<'_> {
             let cursor = self.session.cursor;
             let batch = self.data.stream.batch(cursor, b as usize, t as usize).map_err(data)?;
             let report = self.session.step(&batch);
+            self.session.fault().map_or(Ok(()), Err)?;
             let step = self.session.step;
             if !report.loss.is_finite() || !report.grad_norm.is_finite() {
                 return Err(self.not_finite(step, cursor, report.loss));
@@ -316,6 +317,11 @@ impl Run<'_> {
         let json = self.tokenizer.json().map(<[u8]>::to_vec);
         let ids = [self.tokenizer.bos(), self.tokenizer.eos()];
         let snapshot = self.session.snapshot(json, ids);
+        if let Some(fault) = self.session.fault() {
+            // The next step ends the run with it; what was saved before stays the last one.
+            eprintln!("error[{}]: {fault}; nothing is saved", fault.code());
+            return;
+        }
         match checkpoint::save(dir, &snapshot, None) {
             Ok(path) => {
                 eprintln!("saved {}", path.display());

@@ -1,9 +1,11 @@
 //! Flags that ask the compiler to save memory, or to compute with narrower numbers.
 
+use super::bytes::Bounds;
 use super::given::Given;
 use clap::{Args, ValueEnum};
 use mdl_passes::executable::Speed;
 use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
+use std::path::PathBuf;
 
 /// What the choice within a budget goes by; only the ratio of the two matters. A core with two
 /// AVX-512 units at 3 GHz does 2 · 2 · 16 · 3·10⁹ FLOPs in a second, and two memory channels move
@@ -31,10 +33,14 @@ pub struct RequestFlags {
     #[arg(long = "cpu_offload", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     cpu_offload: u8,
-    /// Bytes that a step may take, such as 8GiB: the compiler chooses what is saved and what is
-    /// computed again, as fast as fits
-    #[arg(long, value_name = "BYTES", value_parser = super::bytes::bytes)]
-    memory: Option<u64>,
+    /// Keep the state in files in this folder, which are scratch of this run, and bring in what is
+    /// being computed; with --cpu_offload or without it
+    #[arg(long = "disk_offload", value_name = "DIR")]
+    pub disk_offload: Option<PathBuf>,
+    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses what
+    /// is saved and what is computed again, as fast as fits
+    #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
+    memory: Option<Bounds>,
     /// How the state is divided among devices
     #[arg(long = "sharding_strategy", default_value = "full")]
     sharding_strategy: Strategy,
@@ -56,10 +62,16 @@ impl RequestFlags {
     pub fn memory(&self, threads: u32) -> MemoryRequest {
         let speed = Speed { flops: f64::from(threads) * CORE_FLOPS, bytes: MEMORY_BYTES };
         MemoryRequest {
-            budget: self.memory.map(|device| Budget { device, threads, speed }),
+            budget: self.memory.map(|Bounds { device, host }| Budget {
+                device: device.unwrap_or(u64::MAX),
+                host,
+                threads,
+                speed,
+            }),
             activation_checkpointing: self.activation_checkpointing == 1,
             offload_activations: self.offload_activations == 1,
-            cpu_offload: self.cpu_offload == 1,
+            cpu_offload: self.cpu_offload == 1 || self.disk_offload.is_some(),
+            state_on_disk: self.disk_offload.is_some(),
             sharding: match self.sharding_strategy {
                 Strategy::Full => Sharding::Full,
                 Strategy::Hybrid => Sharding::Hybrid,
