@@ -10,14 +10,15 @@ use mdl_train::session::{Session, Settings, executables};
 use std::sync::Arc;
 
 const THREADS: u32 = 2;
-const SPEED: Speed = Speed { flops: 4e11, bytes: 2e10 };
+const SPEED: Speed = Speed { flops: 4e11, bytes: 2e10, host: 5e9 };
 
 fn settings(batch: u64, t: u64, memory: MemoryRequest) -> Settings {
     Settings { memory, val_batch: 1, ..mdl_tests::settings(batch, t) }
 }
 
 fn within(device: u64) -> MemoryRequest {
-    let budget = Some(Budget { device, host: None, threads: THREADS, speed: SPEED });
+    let budget = Budget { device, host: None, threads: THREADS, speed: SPEED, or_least: false };
+    let budget = Some(budget);
     MemoryRequest { budget, ..MemoryRequest::default() }
 }
 
@@ -96,6 +97,42 @@ fn validation_counts_too() {
     assert!(refused.to_string().contains("--val_batch_size"), "{refused}");
 }
 
+/// Bounds on both memories.
+fn spaces(device: u64, host: u64) -> MemoryRequest {
+    let (host, threads) = (Some(host), THREADS);
+    let budget = Some(Budget { device, host, threads, speed: SPEED, or_least: false });
+    MemoryRequest { budget, ..MemoryRequest::default() }
+}
+
+/// With memory in the host the device needs less, more of either is never slower, and the least of
+/// the device is exact for what the host has.
+#[test]
+fn the_host_takes_what_the_device_lacks() {
+    for (file, preset, t) in [("llama", "tiny", 64), ("llama", "llama_15m", 1024)] {
+        let alone = named(&planned(file, preset, t, within(1)).expect_err("too little"));
+        let (all, _) = planned(file, preset, t, MemoryRequest::default()).expect("planned");
+        let mut before = alone;
+        for host in [0, 1 << 20, 1 << 40] {
+            let refused = planned(file, preset, t, spaces(1, host)).expect_err("too little");
+            let least = named(&refused);
+            assert!(least <= before, "{file} {preset}: {host} bytes of the host");
+            assert_eq!(planned(file, preset, t, spaces(least, host)).expect("fits").0, least);
+            assert!(planned(file, preset, t, spaces(least - 1, host)).is_err());
+            before = least;
+        }
+        assert!(before < alone, "{file} {preset}: something waits in the host");
+        let mut seconds = f64::INFINITY;
+        for tenth in 0..=10 {
+            let device = before + (all - before) * tenth / 10;
+            let (bytes, now) = planned(file, preset, t, spaces(device, 1 << 40)).expect("fits");
+            assert!(bytes <= device && now <= seconds, "{file} {preset}: {bytes}, {now}");
+            let alone = planned(file, preset, t, within(device));
+            assert!(alone.is_err() || now <= alone.expect("planned").1, "{file} {preset}");
+            seconds = now;
+        }
+    }
+}
+
 /// Losses and gradient norms of some steps, as bits, and a digest of the weights after them.
 fn trained(file: &str, memory: MemoryRequest) -> (Vec<(u64, u64)>, Vec<u32>) {
     let model = Model::open(file, Some("tiny")).expect("an embedded preset");
@@ -124,6 +161,11 @@ fn what_is_computed_again_has_the_same_bits() {
         let (all, _) = planned(file, "tiny", 33, MemoryRequest::default()).expect("planned");
         for budget in [least, (least + all) / 2] {
             assert_eq!(trained(file, within(budget)), plain, "{file}: {budget} bytes");
+        }
+        let least = named(&planned(file, "tiny", 33, spaces(1, 1 << 30)).expect_err("too little"));
+        for budget in [least, (least + all) / 2] {
+            let away = spaces(budget, 1 << 30);
+            assert_eq!(trained(file, away), plain, "{file}: {budget} bytes, and the host");
         }
     }
 }

@@ -5,3 +5,5 @@ pub mod budget;
 pub mod embedded;
 pub mod front;
 pub mod pipeline;
+pub mod proposals;
+pub mod savings;

@@ -9,7 +9,7 @@ use mdl_ir::verify::verify;
 use mdl_passes::executable::{Executable, Space};
 use mdl_passes::offload::saved;
 use mdl_passes::optimise::{Optimizer, decays, optimise};
-use mdl_passes::plan::{SECTIONS, StateLayout, plan};
+use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::recompute::residuals;
 use mdl_passes::request::MemoryRequest;
 use std::time::{Duration, Instant};
@@ -106,7 +106,7 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices; last, so that no kernel depends on it",
+        why: "a state in the host's memory comes in by slices; no kernel is to depend on it",
         leaves: Stage::Fused,
         run: stream,
     },
@@ -155,7 +155,9 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
         let state = state_layout_for(graph, input.purpose, input.memory);
         // The moments are there although a micro-batch does not see them.
         let state_bytes = match (input.purpose, state.space) {
-            (Purpose::MicroBatch { .. }, Space::State) => SECTIONS * state.section,
+            (Purpose::MicroBatch { .. }, Space::State) => {
+                state.sections().len() as u64 * state.section
+            }
             _ => 0,
         };
         let planner = |chosen: &Graph| {
@@ -273,10 +275,13 @@ fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
 
 /// Where the state of a model lies, for every executable of a run.
 pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
-    StateLayout::of(&graph.params, |p| match purpose {
-        Purpose::Training(optimizer) | Purpose::Update(optimizer) => !decays(graph, p, optimizer),
-        Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => false,
-    })
+    let optimizer = match purpose {
+        Purpose::Training(optimizer) | Purpose::Update(optimizer) => Some(optimizer),
+        Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => None,
+    };
+    let last = |p| optimizer.is_some_and(|optimizer| !decays(graph, p, optimizer));
+    let gradients = optimizer.is_none_or(|optimizer| !optimizer.unclipped);
+    StateLayout { gradients, ..StateLayout::of(&graph.params, last) }
 }
 
 /// The same where a run asks that some of it lies in the host's memory.

@@ -140,11 +140,13 @@ pub struct BufferPlan {
     pub place: Place,
 }
 
-/// What a device does in a second: FLOPs, and bytes read and written.
+/// What a device does in a second: FLOPs, bytes read and written, and bytes that move to or from
+/// the host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     pub flops: f64,
     pub bytes: f64,
+    pub host: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -206,15 +208,21 @@ impl Executable {
         all.max_by_key(|(at, live)| (*live, usize::MAX - at)).unwrap_or((0, 0))
     }
 
-    /// Seconds of one run where every launch takes the longer of its arithmetic and its traffic.
+    /// Seconds of one run where every launch takes the longer of its arithmetic and its traffic,
+    /// and a loop the longer of its kernels and its transfers, which go on beside them.
     pub fn seconds(&self, speed: &Speed) -> f64 {
-        let launch = |l: &Launch| {
+        let kernels = |l: &Launch| {
             let bytes: u64 = l.args.iter().map(|a| a.bytes).sum();
             (l.flops as f64 / speed.flops).max(bytes as f64 / speed.bytes)
         };
+        let transfer = |l: &&Launch| self.specs[l.spec] == KernelSpec::Transfer;
         let step = |s: &Step| match s {
-            Step::Launch(l) => launch(l),
-            Step::Loop { count, body } => *count as f64 * body.iter().map(launch).sum::<f64>(),
+            Step::Launch(l) => kernels(l),
+            Step::Loop { count, body } => {
+                let moved = body.iter().filter(transfer).map(|l| l.args[0].bytes).sum::<u64>();
+                let computed = body.iter().filter(|l| !transfer(l)).map(kernels).sum::<f64>();
+                *count as f64 * computed.max(moved as f64 / speed.host)
+            }
         };
         self.steps.iter().map(step).sum()
     }

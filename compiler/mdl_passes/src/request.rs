@@ -31,6 +31,10 @@ pub struct Budget {
     /// Threads that workspaces are sized for.
     pub threads: u32,
     pub speed: Speed,
+    /// Where nothing fits, the plan that needs the least is taken and nothing is refused: for
+    /// somebody who wants to know by how much it does not fit.
+    #[serde(default)]
+    pub or_least: bool,
 }
 
 /// How the state is divided among devices.

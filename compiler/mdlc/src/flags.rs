@@ -7,7 +7,8 @@ pub mod given;
 pub mod request;
 pub mod run;
 
-use crate::hardware::Hardware;
+use crate::Failure;
+use crate::hardware::{Hardware, cores};
 use clap::Args;
 use config_values::ConfigValues;
 use given::Given;
@@ -36,13 +37,18 @@ pub struct StepFlags {
 }
 
 impl StepFlags {
-    pub fn settings(&self) -> Settings {
-        Settings {
-            memory: self.request.memory(self.training.units()),
-            precision: self.request.precision(),
-            disk_offload: self.request.disk_offload.clone(),
-            ..self.training.settings()
+    /// The settings of a run. The machine of `--hardware` is a budget, unless flags say how memory
+    /// is to be saved.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let (units, precision) = (self.training.units(), self.request.precision());
+        let mut memory = self.request.memory(units);
+        if let Some(hardware) = self.sources.hardware
+            && !self.request.is_explicit(&self.given)
+        {
+            memory.budget = Some(hardware.machine()?.budget(precision, units));
         }
+        let disk_offload = self.request.disk_offload.clone();
+        Ok(Settings { memory, precision, disk_offload, ..self.training.settings() })
     }
 
     /// Says on standard error which flags have no effect on this command. `without` are those that
@@ -179,7 +185,6 @@ impl TrainingFlags {
     }
 
     pub fn units(&self) -> u32 {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        self.threads.unwrap_or(cores).max(1)
+        self.threads.unwrap_or_else(cores).max(1)
     }
 }

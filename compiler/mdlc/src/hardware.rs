@@ -2,6 +2,8 @@
 
 use crate::Failure;
 use clap::ValueEnum;
+use mdl_passes::executable::Speed;
+use mdl_passes::request::{Budget, Precision};
 
 /// A machine by the name of its instance family, or this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,7 +27,28 @@ pub struct Machine {
     pub device_bytes: u64,
     /// Memory of the host, bytes; on `local` it is the device's memory too.
     pub host_bytes: u64,
+    /// What one device does in a second with numbers of 32 bits, and with those of 16.
+    speeds: [Speed; 2],
 }
+
+impl Machine {
+    /// What a plan is chosen by where the user does not say how memory is to be saved: the memory
+    /// of one device and its part of the host's.
+    pub fn budget(&self, precision: Precision, threads: u32) -> Budget {
+        Budget {
+            device: self.device_bytes - DRIVER_BYTES.min(self.device_bytes),
+            // Where both are one memory nothing is won by moving.
+            host: (self.device != CPU).then_some(self.host_bytes / self.devices),
+            threads,
+            speed: self.speeds[usize::from(precision == Precision::Bf16)],
+            or_least: false,
+        }
+    }
+}
+
+const CPU: &str = "CPU";
+/// What a driver and a context keep of a device's memory.
+const DRIVER_BYTES: u64 = GIB / 2;
 
 const GIB: u64 = 1 << 30;
 
@@ -34,52 +57,54 @@ impl Hardware {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
     }
 
-    /// The guide's flags for the machine; flags that are given win over them.
+    /// The guide's flags for the machine; flags that are given win over them. Which activations are
+    /// kept, computed again or moved away is chosen by `Machine::budget`.
     pub fn flags(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Hardware::P5 => &[
-                ("train_batch_size", "2"),
-                ("sharding_strategy", "full"),
-                ("activation_checkpointing", "1"),
-                ("offload_activations", "0"),
-            ],
-            Hardware::P4d => &[
-                ("train_batch_size", "1"),
-                ("sharding_strategy", "full"),
-                ("activation_checkpointing", "1"),
-                ("offload_activations", "1"),
-            ],
-            Hardware::G5 => &[
-                ("train_batch_size", "1"),
-                ("sharding_strategy", "full"),
-                ("activation_checkpointing", "1"),
-                ("offload_activations", "1"),
-                ("cpu_offload", "1"),
-            ],
+            Hardware::P5 => &[("train_batch_size", "2"), ("sharding_strategy", "full")],
+            Hardware::P4d => &[("train_batch_size", "1"), ("sharding_strategy", "full")],
+            Hardware::G5 => {
+                &[("train_batch_size", "1"), ("sharding_strategy", "full"), ("cpu_offload", "1")]
+            }
             Hardware::Local => &[],
         }
     }
 
     /// Memory as the tables of instance types of Amazon EC2 state it. Vendors' GB of device memory
-    /// are taken as 2^30 bytes, which is what the chips have; a driver keeps some of it (about half
-    /// a GiB of 80), so a plan that fits by less than that does not fit.
+    /// are taken as 2^30 bytes, which is what the chips have. Speeds are those of the vendors' data
+    /// sheets for matrices without sparsity (f32 by its own units, bf16 by tensor cores), for
+    /// memory, and for half of what the bus to the host does in both directions.
     pub fn machine(self) -> Result<Machine, Failure> {
-        let machine = |device, devices, device_gib: u64, host_gib: u64| Machine {
-            device,
-            devices,
-            device_bytes: device_gib * GIB,
-            host_bytes: host_gib * GIB,
+        let machine = |device, devices, gib: [u64; 2], [f32, bf16, bytes, host]: [f64; 4]| {
+            let speed = |flops| Speed { flops: flops * 1e12, bytes: bytes * 1e9, host: host * 1e9 };
+            let [device_bytes, host_bytes] = gib.map(|n| n * GIB);
+            let speeds = [speed(f32), speed(bf16)];
+            Machine { device, devices, device_bytes, host_bytes, speeds }
         };
         Ok(match self {
-            Hardware::P5 => machine("H100", 8, 80, 2048),
-            Hardware::P4d => machine("A100", 8, 40, 1152),
-            Hardware::G5 => machine("A10G", 1, 24, 16),
+            Hardware::P5 => machine("H100", 8, [80, 2048], [67.0, 989.0, 3350.0, 32.0]),
+            Hardware::P4d => machine("A100", 8, [40, 1152], [19.5, 312.0, 1555.0, 16.0]),
+            Hardware::G5 => machine("A10G", 1, [24, 16], [31.2, 70.0, 600.0, 16.0]),
             Hardware::Local => {
-                let bytes = memory_of_this_machine()?;
-                Machine { device: "CPU", devices: 1, device_bytes: bytes, host_bytes: bytes }
+                let (device_bytes, threads) = (memory_of_this_machine()?, cores());
+                let speeds = [speed_of_cpu(threads); 2];
+                let host_bytes = device_bytes;
+                Machine { device: CPU, devices: 1, device_bytes, host_bytes, speeds }
             }
         })
     }
+}
+
+/// What a CPU does, for a choice within a budget; only ratios matter. A core with two AVX-512 units
+/// at 3 GHz does 2 · 2 · 16 · 3·10⁹ FLOPs in a second, and two memory channels move about 20 GB.
+/// The host's memory is the same: copying reads and writes it, beside the kernels.
+pub fn speed_of_cpu(threads: u32) -> Speed {
+    Speed { flops: f64::from(threads) * 1.9e11, bytes: 2e10, host: 5e9 }
+}
+
+/// Cores of this machine that a process may use.
+pub fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 
 /// Bytes of this machine's memory, as Linux states them.

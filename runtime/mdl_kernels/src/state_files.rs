@@ -186,7 +186,8 @@ impl StateFiles {
             let sum = if from == there.start && to == there.end {
                 checksum(new)
             } else {
-                // What stays of the page has to be right, or a new checksum would hide that it is not.
+                // What stays of the page has to be right, or a new checksum would hide that it is
+                // not.
                 let old = self.checked(n, page)?;
                 let mut whole = old;
                 let inside = (from - there.start) as usize;

@@ -131,8 +131,8 @@ struct Memories {
 unsafe impl Send for Memories {}
 
 impl Copier {
-    /// Host memory of this many bytes, zeroed, and taken page by page as it is written to. The first
-    /// of them are those of the files, if there are any.
+    /// Host memory of this many bytes, zeroed, and taken page by page as it is written to. The
+    /// first of them are those of the files, if there are any.
     pub fn new(
         device: &Device,
         arena: &Arena,

@@ -2,6 +2,7 @@
 
 use super::say;
 use crate::flags::TrainingFlags;
+use crate::flags::request::RequestFlags;
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::graph::Stage as GraphStage;
@@ -10,6 +11,7 @@ use mdl_passes::executable::{Executable, Launch, Step};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::FileId;
 use mdl_train::model::{Model, source};
+use mdl_train::session::Settings;
 use std::fmt::Write;
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -35,6 +37,8 @@ pub struct Args {
     preset: Option<String>,
     #[command(flatten)]
     training: TrainingFlags,
+    #[command(flatten)]
+    request: RequestFlags,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -58,7 +62,11 @@ pub fn run(args: &Args) -> Outcome {
         say(&program(&model));
         return Ok(());
     }
-    let settings = args.training.settings();
+    let settings = Settings {
+        memory: args.request.memory(args.training.units()),
+        precision: args.request.precision(),
+        ..args.training.settings()
+    };
     let trace = mdl_train::session::training_trace(&mut model, &settings)?;
     let graph = |stage| trace.at(stage).map(print).ok_or(Failure("no such stage".into()));
     let text = match args.stage {

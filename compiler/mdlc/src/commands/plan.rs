@@ -1,5 +1,6 @@
 //! `mdlc plan`: what a training step needs, known before anything runs.
 
+mod decided;
 mod sweep;
 mod timeline;
 
@@ -7,9 +8,10 @@ use super::say;
 use crate::choose::{Chosen, choose};
 use crate::flags::StepFlags;
 use crate::flags::run::RunFlags;
-use crate::hardware::{Hardware, Machine};
+use crate::hardware::{Hardware, Machine, speed_of_cpu};
 use crate::{Failure, Outcome};
 use clap::Parser;
+use decided::Decided;
 use mdl_check::config::Setting;
 use mdl_ir::active::active_params;
 use mdl_passes::executable::{BufferPlan, Space};
@@ -60,6 +62,7 @@ struct Report {
     active: u64,
     step: StepPlan,
     hardware: Option<(Hardware, Machine)>,
+    decided: Decided,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -99,11 +102,19 @@ impl Report {
             Some(hardware) => Some((hardware, hardware.machine()?)),
             None => None,
         };
-        let settings = flags.settings();
+        let mut settings = flags.settings()?;
+        // Whoever names a machine wants to know what fits, and not to be refused.
+        if let Some(budget) = settings.memory.budget.as_mut().filter(|_| hardware.is_some()) {
+            budget.or_least = !flags.given.has("memory");
+        }
         let units = flags.training.units();
         let (graph, step, _) = executables(&mut chosen.model, &settings, units)?;
         let (parameters, active) = (graph.param_count(), active_params(&graph));
-        Ok(Report { chosen, settings, parameters, active, step, hardware })
+        let budget = settings.memory.budget;
+        let speed = budget.map_or_else(|| speed_of_cpu(units), |budget| budget.speed);
+        let cost = (&speed, step.seconds(&speed));
+        let decided = Decided::of(&mut chosen.model, &settings, cost, units)?;
+        Ok(Report { chosen, settings, parameters, active, step, hardware, decided })
     }
 
     fn timeline(&self) -> Timeline<'_> {
@@ -125,6 +136,12 @@ impl Report {
             true => self.step.host_state_bytes(),
             false => 0,
         }
+    }
+
+    /// All of that.
+    fn needs(&self) -> Value {
+        let (device, host, disk) = (self.device_need(), self.host_need(), self.disk_need());
+        json!({ "device": device, "host": host, "disk": disk })
     }
 
     fn fits(&self, machine: &Machine) -> bool {
@@ -171,16 +188,17 @@ impl Report {
             "context": self.settings.t,
             "hardware": hardware,
             "device_bytes": machine.map(|m| m.device_bytes),
-            "needs_bytes": { "device": self.device_need(), "host": self.host_need(), "disk": self.disk_need() },
+            "needs_bytes": self.needs(),
             "fits": machine.map(|m| self.fits(m)),
             "devices_used": 1,
             "sharded": false,
             "threads": e.units,
-            "peak_bytes": { "device": self.device_need(), "host": self.host_need(), "disk": self.disk_need() },
+            "peak_bytes": self.needs(),
             "state_bytes": step.state_bytes(),
             "work_bytes": step.work_bytes(),
             "live_bytes_at_peak": live,
             "peak_at_launch": when,
+            "decided": self.decided.json(&timeline),
             "biggest_buffers": buffers.collect::<Vec<_>>(),
             "launches": step.launches(),
             "flops_per_step": flops,
@@ -229,6 +247,7 @@ impl Report {
             out += &format!("disk    {:>14}\n", mib(self.disk_need()));
         }
         out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
+        out += &self.decided.text();
         out + &timeline.text()
     }
 

@@ -144,7 +144,7 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
     }
     let data = open_data(flags, &tokenizer)?;
     let device = Arc::new(Device::cpu(flags.training.threads));
-    let mut session = Session::open(model, flags.settings(), device)?;
+    let mut session = Session::open(model, flags.settings()?, device)?;
     match (&resumed, &from) {
         (Some(checkpoint), _) => {
             session.resume(checkpoint)?;

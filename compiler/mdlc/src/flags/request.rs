@@ -2,16 +2,10 @@
 
 use super::bytes::Bounds;
 use super::given::Given;
+use crate::hardware::speed_of_cpu;
 use clap::{Args, ValueEnum};
-use mdl_passes::executable::Speed;
 use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
 use std::path::PathBuf;
-
-/// What the choice within a budget goes by; only the ratio of the two matters. A core with two
-/// AVX-512 units at 3 GHz does 2 · 2 · 16 · 3·10⁹ FLOPs in a second, and two memory channels move
-/// about 20 GB.
-const CORE_FLOPS: f64 = 1.9e11;
-const MEMORY_BYTES: f64 = 2e10;
 
 /// Requests of a run. Some have no pass yet, and `without_effect` says so.
 #[derive(Clone, Debug, Args)]
@@ -37,8 +31,8 @@ pub struct RequestFlags {
     /// being computed; with --cpu_offload or without it
     #[arg(long = "disk_offload", value_name = "DIR")]
     pub disk_offload: Option<PathBuf>,
-    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses what
-    /// is saved and what is computed again, as fast as fits
+    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses
+    /// what is saved and what is computed again, as fast as fits
     #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
     memory: Option<Bounds>,
     /// How the state is divided among devices
@@ -60,13 +54,14 @@ enum Strategy {
 impl RequestFlags {
     /// `threads` are those of the device.
     pub fn memory(&self, threads: u32) -> MemoryRequest {
-        let speed = Speed { flops: f64::from(threads) * CORE_FLOPS, bytes: MEMORY_BYTES };
+        let speed = speed_of_cpu(threads);
         MemoryRequest {
             budget: self.memory.map(|Bounds { device, host }| Budget {
                 device: device.unwrap_or(u64::MAX),
                 host,
                 threads,
                 speed,
+                or_least: false,
             }),
             activation_checkpointing: self.activation_checkpointing == 1,
             offload_activations: self.offload_activations == 1,
@@ -78,6 +73,12 @@ impl RequestFlags {
                 Strategy::None => Sharding::None,
             },
         }
+    }
+
+    /// Does the user say how memory is to be saved?
+    pub fn is_explicit(&self, given: &Given) -> bool {
+        let flags = ["memory", "activation_checkpointing", "offload_activations"];
+        flags.iter().any(|flag| given.has(flag))
     }
 
     pub fn precision(&self) -> Precision {

@@ -1,3 +1,5 @@
+//! Files that hold a state: what is written is read, and damage is found.
+
 use super::*;
 
 /// A section that is no multiple of a page.

@@ -115,7 +115,7 @@ fn as_json(names: &[String], rows: &[Row]) -> Value {
         json!({
             "flags": set.collect::<serde_json::Map<_, _>>(),
             "parameters": report.parameters,
-            "needs_bytes": { "device": report.device_need(), "host": report.host_need() },
+            "needs_bytes": report.needs(),
             "fits": report.hardware.as_ref().map(|(_, machine)| report.fits(machine)),
             "flops_per_step": report.step.work().0,
             "tokens_per_step": report.settings.batch * report.settings.t,

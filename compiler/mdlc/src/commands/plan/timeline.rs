@@ -78,7 +78,7 @@ impl<'a> Timeline<'a> {
         Some(Line { file: self.sources.name(file), number, text })
     }
 
-    fn source(&self, place: Place) -> Value {
+    pub fn source(&self, place: Place) -> Value {
         self.line(place)
             .map_or(Value::Null, |l| json!({ "file": l.file, "line": l.number, "text": l.text }))
     }
