@@ -32,6 +32,7 @@ fn purposes() -> [Purpose; 5] {
         eps: 1e-8,
         weight_decay: 0.1,
         matrices_only: true,
+        unclipped: false,
     });
     let (first, further) =
         (Purpose::MicroBatch { first: true }, Purpose::MicroBatch { first: false });

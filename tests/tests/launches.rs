@@ -44,6 +44,7 @@ fn planned(model: &str, preset: &str) -> Executable {
         eps: 1e-8,
         weight_decay: 0.1,
         matrices_only: true,
+        unclipped: false,
     });
     let trace = run(graph, &mut front, &purpose).expect("the passes have no bug");
     let state = state_layout(trace.last(), &purpose);

@@ -10,6 +10,8 @@ use crate::tensor_type::{Axis, DType, Type};
 pub struct Env {
     /// Key of the random numbers: the run's seed and the parameter's name, mixed.
     pub random_key: u64,
+    /// The element of the parameter that the first number is for.
+    pub first: u64,
 }
 
 /// Outputs of `body` on these inputs (one for each body input, of its type).
@@ -299,7 +301,7 @@ fn random(stream: u32, ty: Type, env: &Env) -> Tensor {
         let bits = mix(mix(env.random_key ^ (u64::from(stream) << 56)) ^ i) >> 11;
         (bits as f64 + 0.5) / (1u64 << 53) as f64
     };
-    Tensor::new(ty, (0..n).map(number).collect())
+    Tensor::new(ty, (env.first..env.first + n).map(number).collect())
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).

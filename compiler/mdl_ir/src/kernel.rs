@@ -26,8 +26,8 @@ pub enum KernelSpec {
     GroupedOuter(GroupedOuterSpec),
     CacheWrite(CacheWriteSpec),
     SumOfSquares(SumOfSquaresSpec),
-    /// Goes on with a sum of squares: `out` is f32 [2], the sum so far and what rounding lost of it.
-    /// A sum over parts is that over the whole, to the bit, where parts are multiples of
+    /// Goes on with a sum of squares: `out` is f32 [2], the sum so far and what rounding lost of
+    /// it. A sum over parts is that over the whole, to the bit, where parts are multiples of
     /// `SUM_CHUNK` but for the last one.
     MoreSquares(SumOfSquaresSpec),
     AdamW(AdamWSpec),

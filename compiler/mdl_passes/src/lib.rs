@@ -25,6 +25,7 @@ pub mod recompute;
 pub mod region;
 pub mod request;
 pub mod saving;
+mod settle;
 mod specs;
 mod specs_grouped;
 pub mod stream;

@@ -2,7 +2,7 @@
 
 use crate::executable::Space;
 use crate::layout::Loc;
-use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, is_region};
+use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, extent, is_region};
 use crate::region::region_spec;
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
@@ -149,7 +149,10 @@ impl Lowering {
         outs: Vec<Access>,
         flops: u64,
     ) -> Done<()> {
-        let all = self.section(args.iter().map(|a| a.loc.buffer))?;
+        let all = match &args[..] {
+            [one] => one.clone(),
+            _ => self.section(args.iter().map(|a| a.loc.buffer))?,
+        };
         if self.buffers[all.loc.buffer].space == Space::Host {
             return self.squares_in_chunks(name, &all, &outs[0], flops);
         }
@@ -159,6 +162,30 @@ impl Lowering {
         args.extend(outs);
         self.launch(name, spec, &args, flops);
         Ok(())
+    }
+
+    /// One tensor of an update, laid out as the parameter is.
+    fn like(
+        &mut self,
+        body: &Body,
+        value: ValueId,
+        param: ValueId,
+        places: &Places,
+    ) -> Done<Access> {
+        let (from, to) = (places[&value].clone(), &places[&param]);
+        let (name, ty) = (body.name(value), body.ty(param));
+        let tight = to.is_dense(ty);
+        if from.strides == to.strides && (tight || self.buffers[from.buffer].state.is_some()) {
+            return Ok(access(&from, ty));
+        }
+        // What lies between slices is computed on too, so it has to be zero.
+        let elements = extent(&Loc { offset: 0, ..to.clone() }, ty);
+        let buffer = self.buffer(name, elements, None);
+        let all = Type::new(ty.dtype, vec![Axis::new("all", elements)]);
+        self.zeros(name, &all, &Loc::dense(buffer, &all))?;
+        let like = Loc { buffer, offset: 0, strides: to.strides.clone(), turn: None };
+        self.copy(name, ty, &from, &like)?;
+        Ok(access(&like, ty))
     }
 
     /// One buffer over several that lie one after the other in the state space.
@@ -189,8 +216,10 @@ impl Lowering {
         let mut sections = Vec::new();
         for k in 0..4 {
             let group = &node.args[4 + k * n..4 + (k + 1) * n];
-            let buffers: Vec<usize> = group.iter().map(|a| places[a].buffer).collect();
-            sections.push(self.section(buffers.into_iter())?);
+            sections.push(match group {
+                [one] => self.like(body, *one, node.args[4], places)?,
+                _ => self.section(group.iter().map(|a| places[a].buffer))?,
+            });
         }
         let len = sections[0].elements;
         let real = |name: &str| crate::plan::adamw_constant(inner, n, name);
@@ -205,7 +234,7 @@ impl Lowering {
         let numbers: Vec<Access> =
             node.args[..4].iter().map(|a| access(&places[a], &scalar)).collect();
         let flops = node_flops(body, node);
-        if self.buffers[sections[0].loc.buffer].space == Space::Host {
+        if sections.iter().any(|s| self.buffers[s.loc.buffer].space == Space::Host) {
             self.adamw_in_chunks(&spec, &sections, &numbers, flops)?;
         } else {
             let args = adamw_args(&sections, &numbers);

@@ -1,6 +1,7 @@
 //! The optimizer step over a state that is kept in the host's memory: chunk by chunk, each one
 //! brought to the device, worked on, and sent back while the next one is computed.
 
+use crate::executable::Space;
 use crate::layout::{Loc, Turn};
 use crate::lower::{ALIGNED, Access, Done, Lowering};
 use crate::lower_kernel::adamw_args;
@@ -65,17 +66,27 @@ impl Lowering {
     ) -> Done<()> {
         const NAMES: [&str; 4] = ["parameter", "gradient", "moment1", "moment2"];
         for (len, count, from) in loops(spec.len, ALIGNED) {
-            let slots: Vec<Access> = NAMES.iter().map(|name| self.slots(name, len)).collect();
+            let chunks: Vec<Access> = state.iter().map(|range| chunk(range, len, from)).collect();
+            let away =
+                |low: &Lowering, range: &Access| low.buffers[range.loc.buffer].space == Space::Host;
+            // A gradient that was made just before is on the device already.
+            let slots: Vec<Access> = chunks
+                .iter()
+                .zip(NAMES)
+                .map(|(c, name)| if away(self, c) { self.slots(name, len) } else { c.clone() })
+                .collect();
             let begin = self.open_loop();
-            for ((range, slot), name) in state.iter().zip(&slots).zip(NAMES) {
-                let both = [chunk(range, len, from), slot.clone()];
-                self.transfer_launch(&format!("{name}.device"), both, 1);
+            for ((chunk, slot), name) in chunks.iter().zip(&slots).zip(NAMES) {
+                if away(self, chunk) {
+                    let both = [chunk.clone(), slot.clone()];
+                    self.transfer_launch(&format!("{name}.device"), both, 1);
+                }
             }
             let launched = KernelSpec::AdamW(AdamWSpec { len, ..spec.clone() });
             let args = adamw_args(&slots, numbers);
             self.launch("adamw", launched, &args, flops * len / spec.len);
             for k in [0, 2, 3] {
-                let both = [slots[k].clone(), chunk(&state[k], len, from)];
+                let both = [slots[k].clone(), chunks[k].clone()];
                 self.transfer_launch(&format!("{}.host", NAMES[k]), both, 0);
             }
             self.close_loop(count, begin)?;

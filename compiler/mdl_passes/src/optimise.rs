@@ -5,6 +5,7 @@
 //! is one pass over memory; its body is the function of the standard library applied to each
 //! parameter in turn.
 
+use crate::settle::settle;
 use mdl_check::entry::function;
 use mdl_check::program::Program;
 use mdl_ir::build::Builder;
@@ -24,6 +25,8 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Decay only weights with two axes or more (`--decay matrices`), or all.
     pub matrices_only: bool,
+    /// Gradients are never clipped, so each one may be used as soon as it is made.
+    pub unclipped: bool,
 }
 
 /// Names of the numbers that the host gives for each step, in the order in which a call of AdamW
@@ -67,6 +70,10 @@ pub fn optimise(
     optimizer: &Optimizer,
     sink: &mut Sink,
 ) -> Result<Graph, String> {
+    let mut formulas = Formulas { program, optimizer, sink };
+    if optimizer.unclipped {
+        return settle(graph, &mut formulas);
+    }
     let mut b = Builder::resume(graph.body.clone());
     let mut out = graph.clone();
     let n = graph.params.len();
@@ -96,7 +103,7 @@ pub fn optimise(
             b.input(s, Type::scalar(DType::F32))
         })
         .collect();
-    let (scale, norm) = clip(&mut b, program, &grads, scalars[0], sink)?;
+    let (scale, norm) = clip(&mut b, &mut formulas, &grads, scalars[0])?;
     let mut outputs = b.body.outputs.clone();
     outputs.push(norm);
     out.outputs.push(OutputRole::Value("grad_norm".into()));
@@ -106,12 +113,12 @@ pub fn optimise(
         if group.is_empty() {
             continue;
         }
-        let decay = if decayed { optimizer.weight_decay } else { 0.0 };
         let mut args = vec![scale, scalars[1], scalars[2], scalars[3]];
         for list in [&params, &grads, &moments[0], &moments[1]] {
             args.extend(group.iter().map(|p| list[*p]));
         }
-        let ids = adamw(&mut b, program, graph, &group, &args, (optimizer, decay), sink)?;
+        let names: Vec<&str> = group.iter().map(|p| graph.params[*p].name.as_str()).collect();
+        let ids = formulas.adamw(&mut b, &names, &args, decayed)?;
         outputs.extend(&ids);
         let roles = [OutputRole::Param, OutputRole::Moment1, OutputRole::Moment2];
         for role in roles {
@@ -125,88 +132,98 @@ pub fn optimise(
 /// The factor that clipping puts on every gradient, and the global norm.
 fn clip(
     b: &mut Builder,
-    program: &Program,
+    formulas: &mut Formulas<'_>,
     grads: &[ValueId],
     limit: ValueId,
-    sink: &mut Sink,
 ) -> Result<(ValueId, ValueId), String> {
-    let at = Place::default();
-    let mut inner = Builder::default();
-    let mut total = inner.number(0.0, at);
-    let types: Vec<Type> = grads.iter().map(|g| b.ty(*g).clone()).collect();
-    let inputs: Vec<ValueId> = types.iter().map(|ty| inner.input("g", ty.clone())).collect();
-    for (ty, input) in types.iter().zip(inputs) {
-        let one = standard(program, "sum_of_squares", std::slice::from_ref(ty), &[], sink)?;
-        let square = inner.inline(&one, &[input])?[0];
-        total = inner.binary(Binary::Add, total, square, at)?;
-    }
-    let body = Box::new(inner.finish(vec![total]));
-    let op = Op::Call { kernel: Kernel::SumOfSquares, axes: Vec::new(), body };
-    let results = vec![("sum_of_squares".to_string(), Type::scalar(DType::F32))];
-    let squares = b.node(op, grads.to_vec(), results, at)[0];
-    let norm = b.unary(Unary::Sqrt, squares, at)?;
+    let squares = formulas.squares(b, grads)?;
+    let norm = b.unary(Unary::Sqrt, squares, Place::default())?;
     let scalar = Type::scalar(DType::F32);
-    let formula = standard(program, "clip_scale", &[scalar.clone(), scalar], &[], sink)?;
+    let formula = formulas.standard("clip_scale", &[scalar.clone(), scalar], &[])?;
     let scale = b.inline(&formula, &[norm, limit])?[0];
     Ok((scale, norm))
 }
 
-/// One call for a group of parameters: new values, then new moments.
-fn adamw(
-    b: &mut Builder,
-    program: &Program,
-    graph: &Graph,
-    group: &[usize],
-    args: &[ValueId],
-    (optimizer, decay): (&Optimizer, f64),
-    sink: &mut Sink,
-) -> Result<Vec<ValueId>, String> {
-    let mut inner = Builder::default();
-    let inputs: Vec<ValueId> =
-        args.iter().map(|a| inner.input(b.body.name(*a), b.ty(*a).clone())).collect();
-    let reals = [
-        ("beta1", optimizer.beta1),
-        ("beta2", optimizer.beta2),
-        ("eps", optimizer.eps),
-        ("decay", decay),
-    ];
-    let mut results = [Vec::new(), Vec::new(), Vec::new()];
-    let mut formulas: HashMap<Type, Body> = HashMap::new();
-    let n = group.len();
-    for (i, p) in group.iter().enumerate() {
-        let ty = &graph.params[*p].ty;
-        let scalar = Type::scalar(DType::F32);
-        if !formulas.contains_key(ty) {
-            let mut types = vec![ty.clone(); 4];
-            types.extend(vec![scalar; 4]);
-            formulas.insert(ty.clone(), standard(program, "adamw", &types, &reals, sink)?);
-        }
-        let tensors = (0..4).map(|k| inputs[4 + k * n + i]);
-        let all: Vec<ValueId> = tensors.chain(inputs[..4].iter().copied()).collect();
-        let new = inner.inline(&formulas[ty], &all)?;
-        results.iter_mut().zip(new).for_each(|(list, id)| list.push(id));
-    }
-    let outputs: Vec<ValueId> = results.into_iter().flatten().collect();
-    let mut types = Vec::new();
-    for prefix in ["new", "new.m", "new.v"] {
-        for p in group {
-            let name = format!("{prefix}.{}", graph.params[*p].name);
-            types.push((name, graph.params[*p].ty.clone()));
-        }
-    }
-    let body = Box::new(inner.finish(outputs));
-    let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body };
-    Ok(b.node(op, args.to_vec(), types, Place::default()))
+/// Writes the calls that update parameters and that measure gradients.
+pub(crate) struct Formulas<'a> {
+    pub program: &'a Program,
+    pub optimizer: &'a Optimizer,
+    pub sink: &'a mut Sink,
 }
 
-/// A function of `std.optim` on these types.
-fn standard(
-    program: &Program,
-    name: &str,
-    tensors: &[Type],
-    reals: &[(&str, f64)],
-    sink: &mut Sink,
-) -> Result<Body, String> {
-    function(program, "std.optim", name, tensors, reals, sink)
-        .ok_or_else(|| format!("std.optim has no usable `{name}`"))
+impl Formulas<'_> {
+    /// A function of `std.optim` on these types.
+    fn standard(
+        &mut self,
+        name: &str,
+        tensors: &[Type],
+        reals: &[(&str, f64)],
+    ) -> Result<Body, String> {
+        function(self.program, "std.optim", name, tensors, reals, self.sink)
+            .ok_or_else(|| format!("std.optim has no usable `{name}`"))
+    }
+
+    /// The sum of squares of all these gradients, for one call.
+    pub fn squares(&mut self, b: &mut Builder, grads: &[ValueId]) -> Result<ValueId, String> {
+        let at = Place::default();
+        let mut inner = Builder::default();
+        let mut total = inner.number(0.0, at);
+        let types: Vec<Type> = grads.iter().map(|g| b.ty(*g).clone()).collect();
+        let inputs: Vec<ValueId> = types.iter().map(|ty| inner.input("g", ty.clone())).collect();
+        for (ty, input) in types.iter().zip(inputs) {
+            let one = self.standard("sum_of_squares", std::slice::from_ref(ty), &[])?;
+            let square = inner.inline(&one, &[input])?[0];
+            total = inner.binary(Binary::Add, total, square, at)?;
+        }
+        let body = Box::new(inner.finish(vec![total]));
+        let op = Op::Call { kernel: Kernel::SumOfSquares, axes: Vec::new(), body };
+        let results = vec![("sum_of_squares".to_string(), Type::scalar(DType::F32))];
+        Ok(b.node(op, grads.to_vec(), results, at)[0])
+    }
+
+    /// One call for a group of parameters of these names: new values, then new moments. `args` are
+    /// the scale of gradients, the three other numbers, then parameters, gradients and moments.
+    pub fn adamw(
+        &mut self,
+        b: &mut Builder,
+        names: &[&str],
+        args: &[ValueId],
+        decays: bool,
+    ) -> Result<Vec<ValueId>, String> {
+        let optimizer = self.optimizer;
+        let mut inner = Builder::default();
+        let inputs: Vec<ValueId> =
+            args.iter().map(|a| inner.input(b.body.name(*a), b.ty(*a).clone())).collect();
+        let reals = [
+            ("beta1", optimizer.beta1),
+            ("beta2", optimizer.beta2),
+            ("eps", optimizer.eps),
+            ("decay", if decays { optimizer.weight_decay } else { 0.0 }),
+        ];
+        let mut results = [Vec::new(), Vec::new(), Vec::new()];
+        let mut formulas: HashMap<Type, Body> = HashMap::new();
+        let n = names.len();
+        for i in 0..n {
+            let ty = b.ty(args[4 + i]).clone();
+            if !formulas.contains_key(&ty) {
+                let mut types = vec![ty.clone(); 4];
+                types.extend(vec![Type::scalar(DType::F32); 4]);
+                formulas.insert(ty.clone(), self.standard("adamw", &types, &reals)?);
+            }
+            let tensors = (0..4).map(|k| inputs[4 + k * n + i]);
+            let all: Vec<ValueId> = tensors.chain(inputs[..4].iter().copied()).collect();
+            let new = inner.inline(&formulas[&ty], &all)?;
+            results.iter_mut().zip(new).for_each(|(list, id)| list.push(id));
+        }
+        let outputs: Vec<ValueId> = results.into_iter().flatten().collect();
+        let mut types = Vec::new();
+        for prefix in ["new", "new.m", "new.v"] {
+            for (i, name) in names.iter().enumerate() {
+                types.push((format!("{prefix}.{name}"), b.ty(args[4 + i]).clone()));
+            }
+        }
+        let body = Box::new(inner.finish(outputs));
+        let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body };
+        Ok(b.node(op, args.to_vec(), types, Place::default()))
+    }
 }

@@ -21,6 +21,8 @@ pub struct StateLayout {
     pub offsets: Vec<u64>,
     /// Bytes of one section.
     pub section: u64,
+    /// Is there a section of gradients? Without it each one is used when it is made.
+    pub gradients: bool,
     /// Where all of that is: on the device, or at the start of `Host`.
     pub space: Space,
 }
@@ -36,7 +38,18 @@ impl StateLayout {
             offsets[p] = at;
             at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
         }
-        StateLayout { offsets, section: at, space: Space::State }
+        StateLayout { offsets, section: at, gradients: true, space: Space::State }
+    }
+
+    /// Sections of a training run.
+    pub fn sections(&self) -> Vec<Section> {
+        let all = [Section::Param, Section::Grad, Section::Moment1, Section::Moment2];
+        all.into_iter().filter(|s| self.gradients || *s != Section::Grad).collect()
+    }
+
+    /// The number of a section.
+    fn number(&self, section: Section) -> u64 {
+        self.sections().iter().position(|s| *s == section).unwrap_or(0) as u64
     }
 }
 
@@ -53,11 +66,11 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
-    let kept = sections(graph) * state.section;
+    let kept = sections(graph, state) * state.section;
     let training = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
     let (mut state_bytes, host_state) = match state.space {
         // What waits lies behind all of it, also where an executable does not see the moments.
-        Space::Host if training => (0, SECTIONS * state.section),
+        Space::Host if training => (0, state.sections().len() as u64 * state.section),
         Space::Host => (0, kept),
         _ => (kept, 0),
     };
@@ -66,6 +79,10 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
         places.insert(*id, loc);
     }
     let mut wanted = Places::new();
+    let old = |places: &Places, role: InputRole| {
+        let at = graph.inputs.iter().position(|r| *r == role);
+        places[&body.inputs[at.expect("what is updated comes in")]].clone()
+    };
     for (id, role) in body.outputs.iter().zip(&graph.outputs) {
         let loc = match role {
             OutputRole::Grad(p) => {
@@ -73,17 +90,18 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
                 let old = graph.inputs.iter().position(|r| *r == InputRole::Grad(*p));
                 match old {
                     Some(i) => places[&body.inputs[i]].clone(),
-                    None => in_state(&mut low, graph, state, (*p, 1)),
+                    None => in_state(&mut low, graph, state, (*p, Section::Grad)),
                 }
             }
             OutputRole::Value(name) => {
                 let ty = body.ty(*id);
                 Loc::dense(low.buffer(name, ty.elements(), None), ty)
             }
-            OutputRole::Param(_)
-            | OutputRole::Moment1(_)
-            | OutputRole::Moment2(_)
-            | OutputRole::Cache(_) => continue,
+            // What is updated lies where it was; a region is told so.
+            OutputRole::Param(p) => old(&places, InputRole::Param(*p)),
+            OutputRole::Moment1(p) => old(&places, InputRole::Moment1(*p)),
+            OutputRole::Moment2(p) => old(&places, InputRole::Moment2(*p)),
+            OutputRole::Cache(_) => continue,
         };
         wanted.entry(*id).or_insert(loc);
     }
@@ -108,10 +126,10 @@ fn input_place(
 ) -> Loc {
     let ty = graph.body.ty(id);
     match role {
-        InputRole::Param(p) => in_state(low, graph, state, (*p, 0)),
-        InputRole::Grad(p) => in_state(low, graph, state, (*p, 1)),
-        InputRole::Moment1(p) => in_state(low, graph, state, (*p, 2)),
-        InputRole::Moment2(p) => in_state(low, graph, state, (*p, 3)),
+        InputRole::Param(p) => in_state(low, graph, state, (*p, Section::Param)),
+        InputRole::Grad(p) => in_state(low, graph, state, (*p, Section::Grad)),
+        InputRole::Moment1(p) => in_state(low, graph, state, (*p, Section::Moment1)),
+        InputRole::Moment2(p) => in_state(low, graph, state, (*p, Section::Moment2)),
         InputRole::Data(name) | InputRole::Scalar(name) => {
             Loc::dense(low.buffer(name, ty.elements(), None), ty)
         }
@@ -119,13 +137,30 @@ fn input_place(
     }
 }
 
-/// Parts of the state of a training run: parameters, gradients, first and second moments.
-pub const SECTIONS: u64 = 4;
+/// Parts of the state of a training run, in the order in which they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Param,
+    Grad,
+    Moment1,
+    Moment2,
+}
 
-/// Parameters alone, with gradients, or with gradients and both moments.
-fn sections(graph: &Graph) -> u64 {
+impl Section {
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Param => "parameters",
+            Section::Grad => "gradients",
+            Section::Moment1 => "moment1",
+            Section::Moment2 => "moment2",
+        }
+    }
+}
+
+/// How many of them a graph has: parameters alone, with gradients, or all.
+fn sections(graph: &Graph, state: &StateLayout) -> u64 {
     if graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_))) {
-        return SECTIONS;
+        return state.sections().len() as u64;
     }
     1 + u64::from(graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_))))
 }
@@ -148,10 +183,10 @@ fn in_state(
     low: &mut Lowering,
     graph: &Graph,
     state: &StateLayout,
-    (p, section): (usize, u64),
+    (p, section): (usize, Section),
 ) -> Loc {
     let param = &graph.params[p];
-    let at = section * state.section + state.offsets[p];
+    let at = state.number(section) * state.section + state.offsets[p];
     let elements = bytes(param).next_multiple_of(ALIGNMENT) / 4;
     let buffer = low.buffer(&param.name, elements, Some(at));
     low.buffers[buffer].space = state.space;

@@ -19,6 +19,10 @@ pub fn stream(graph: &Graph) -> Graph {
         use InputRole::{Grad, Moment1, Moment2, Param};
         matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_))
     };
+    let leaves = |role: &OutputRole| {
+        use OutputRole::{Grad, Moment1, Moment2, Param};
+        matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_))
+    };
     let inputs = graph.body.inputs.iter().zip(&graph.inputs);
     let outputs = graph.body.outputs.iter().zip(&graph.outputs);
     let mut body = graph.body.clone();
@@ -26,10 +30,7 @@ pub fn stream(graph: &Graph) -> Graph {
     let mut streaming = Streaming {
         users: graph.body.users(),
         state: inputs.filter(|(_, role)| away(role)).map(|(id, _)| *id).collect(),
-        gradients: outputs
-            .filter(|(_, role)| matches!(role, OutputRole::Grad(_)))
-            .map(|(id, _)| *id)
-            .collect(),
+        made: outputs.filter(|(_, role)| leaves(role)).map(|(id, _)| *id).collect(),
         nodes: &nodes,
         here: HashMap::new(),
         left: HashMap::new(),
@@ -50,7 +51,8 @@ struct Streaming<'a> {
     nodes: &'a [Node],
     users: Vec<Vec<usize>>,
     state: HashSet<ValueId>,
-    gradients: HashSet<ValueId>,
+    /// Gradients, and parameters and moments after the update.
+    made: HashSet<ValueId>,
     /// Copies of the state that are on the device now.
     here: HashMap<ValueId, ValueId>,
     /// Gradients that were made outside regions, as they are in the host's memory.
@@ -90,7 +92,7 @@ impl Streaming<'_> {
             self.here.clear();
         }
         for r in node.results.iter().filter(|r| !left.contains(r)) {
-            if self.gradients.contains(r) {
+            if self.made.contains(r) {
                 let (leaves, id) = transfer(&mut self.body, *r, Memory::Host, node.span);
                 self.body.nodes.push(leaves);
                 self.left.insert(*r, id);
@@ -124,7 +126,7 @@ impl Streaming<'_> {
         for (k, result) in results.into_iter().enumerate().skip(*carries) {
             let for_optimizer =
                 |r: &ValueId| self.users[r.index()].iter().all(|u| takes_state(&self.nodes[*u]));
-            if self.gradients.contains(&result) && for_optimizer(&result) {
+            if self.made.contains(&result) && for_optimizer(&result) {
                 send(body, k, span);
                 left.push(result);
             }

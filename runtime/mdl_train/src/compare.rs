@@ -250,6 +250,7 @@ fn steps(
         eps: number(&o["eps"], 1e-8),
         weight_decay: number(&o["weight_decay"], 0.0),
         matrices_only: false,
+        unclipped: false,
     };
     let purpose = Purpose::Training(optimizer);
     let (graph, mut runner) = open(model, "loss", &purpose, answers, interpreter)?;

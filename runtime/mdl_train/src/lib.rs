@@ -11,6 +11,7 @@ pub mod export;
 pub mod floats;
 pub mod generate;
 pub mod import;
+pub mod initial;
 pub mod log;
 pub mod machine;
 pub mod model;

@@ -63,8 +63,8 @@ impl Machine {
         Machine::with_room(device, executable, room, None)
     }
 
-    /// As `new`, with room for other executables besides, and with files for the start of the host's
-    /// memory if there are any.
+    /// As `new`, with room for other executables besides, and with files for the start of the
+    /// host's memory if there are any.
     pub fn with_room(
         device: Arc<Device>,
         executable: Executable,

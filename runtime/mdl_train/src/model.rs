@@ -11,7 +11,6 @@ use mdl_driver::embedded;
 use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Bug, Purpose, Trace, run};
 use mdl_ir::graph::{Graph, Param};
-use mdl_ir::interp::{Env, mix};
 use mdl_ir::reach::{Reach, reach};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -296,21 +295,4 @@ pub fn stored_shape(param: &Param, input_axes: usize) -> Vec<usize> {
     }
     let split = sizes.len() - input_axes.clamp(1, sizes.len() - 1);
     vec![sizes[..split].iter().product(), sizes[split..].iter().product()]
-}
-
-/// Initial values of a parameter: a function of the seed, the stored name and the element alone.
-pub fn initial(param: &Param, seed: u64) -> Vec<f32> {
-    let mut out = Vec::with_capacity(param.ty.elements() as usize);
-    let zeros = param.tensor_type().elements() as usize;
-    for (name, _) in param.stored_tensors() {
-        let Some(body) = &param.init else {
-            out.extend(std::iter::repeat_n(0.0f32, zeros));
-            continue;
-        };
-        let key = name.bytes().fold(mix(seed), |key, b| mix(key ^ u64::from(b)));
-        let env = Env { random_key: key };
-        let values = mdl_ir::interp::run(body, Vec::new(), &env);
-        out.extend(values[0].data.iter().map(|x| *x as f32));
-    }
-    out
 }

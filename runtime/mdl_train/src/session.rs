@@ -2,8 +2,9 @@
 
 use crate::checkpoint::{Checkpoint, Parameter, Snapshot};
 use crate::import::{self, ModelTensors};
+use crate::initial::each_part;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, initial, stored_shape};
+use crate::model::{Model, ModelError, stored_shape};
 use crate::packing::{Batch, Cursor, Evaluation};
 use crate::resident;
 use crate::step::StepMachines;
@@ -156,8 +157,9 @@ impl Session {
             shapes,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
-            let values = initial(param, session.settings.seed);
-            session.train.first.write_input(&InputRole::Param(p), &values);
+            each_part(param, session.settings.seed, |start, values| {
+                session.train.first.write_range(&InputRole::Param(p), start, values);
+            });
         }
         Ok(session)
     }

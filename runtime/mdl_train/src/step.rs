@@ -13,7 +13,7 @@ use mdl_ir::graph::{Graph, InputRole, Stage};
 use mdl_kernels::{Device, StateFileError, StateFiles, free_bytes};
 use mdl_passes::executable::{Executable, Speed};
 use mdl_passes::optimise::{Optimizer, gradients_of};
-use mdl_passes::plan::{SECTIONS, StateLayout};
+use mdl_passes::plan::{Section, StateLayout};
 use mdl_passes::request::MemoryRequest;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub struct StepPlan {
     pub micro_batches: u64,
     /// Bytes that validation needs of the work space, which it shares.
     pub validation_bytes: u64,
+    /// What the state has.
+    pub sections: Vec<Section>,
     pub first: Executable,
     /// Where there are several.
     pub further: Option<Further>,
@@ -73,10 +75,9 @@ impl StepPlan {
 
     /// Files for that state in a folder.
     pub fn state_files(&self, dir: &Path) -> Result<StateFiles, StateFileError> {
-        const SECTION_NAMES: [&str; SECTIONS as usize] =
-            ["parameters", "gradients", "moment1", "moment2"];
-        let section = self.host_state_bytes() / SECTIONS;
-        StateFiles::create(dir, &SECTION_NAMES, section, free_bytes)
+        let names: Vec<&str> = self.sections.iter().map(|s| s.name()).collect();
+        let section = self.host_state_bytes() / names.len() as u64;
+        StateFiles::create(dir, &names, section, free_bytes)
     }
 
     /// Seconds of a step, see `Executable::seconds`.
@@ -105,6 +106,7 @@ fn optimizer(settings: &Settings) -> Optimizer {
         eps: 1e-8,
         weight_decay: settings.weight_decay,
         matrices_only: settings.matrices_only,
+        unclipped: settings.grad_clip == 0.0 && settings.gradient_accumulation == 1,
     }
 }
 
@@ -163,18 +165,18 @@ pub fn executables(
     let memory = MemoryRequest { cpu_offload: settings.memory.cpu_offload, ..Default::default() };
     let loss = run_within(loss, &mut model.front, &Purpose::Forward, &memory)?;
     let validate = finish(loss.last(), &state, units)?;
-    let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
-    let train = if micro_batches == 1 {
-        let first = finish(trace.last(), &state, units)?;
-        StepPlan { micro_batches, validation_bytes, first, further: None }
+    let micro_batches = settings.gradient_accumulation;
+    let (first, further) = if micro_batches == 1 {
+        (finish(trace.last(), &state, units)?, None)
     } else {
         let first = trace_for(model, settings, &Purpose::MicroBatch { first: true })?;
         let first = finish(first.last(), &state, units)?;
-        let further = Some(further(model, settings, (trace.last(), &state), units)?);
-        StepPlan { micro_batches, validation_bytes, first, further }
+        (first, Some(further(model, settings, (trace.last(), &state), units)?))
     };
+    let (validation_bytes, sections) = (validate.work_bytes, state.sections());
+    let train = StepPlan { micro_batches, validation_bytes, sections, first, further };
     let needed = train.state_bytes() + train.work_bytes();
-    if let Some(budget) = settings.memory.budget.filter(|budget| budget.device < needed) {
+    if let Some(budget) = settings.memory.budget.filter(|b| b.device < needed && !b.or_least) {
         let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);
         return Err(ModelError::Asked(message + "; lower --val_batch_size"));
     }

@@ -6,11 +6,13 @@ use super::say;
 use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
 use crate::flags::{ModelFlags, StepFlags};
+use crate::hardware::speed_of_cpu;
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes};
 use mdl_kernels::{Device, measure_fma_peak};
 use mdl_train::packing::Batch;
+use mdl_train::resident;
 use mdl_train::session::Session;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -223,7 +225,7 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let chosen = chosen(args)?;
     let (preset, model) = (chosen.preset, chosen.model);
     let vocab = model.size("vocab").unwrap_or(256);
-    let mut session = Session::open(model, flags.settings(), device.clone())?;
+    let mut session = Session::open(model, flags.settings()?, device.clone())?;
     let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
     let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
     let batch = Batch {
@@ -234,6 +236,9 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
         t,
     };
     let flops = session.train.flops as f64;
+    session.step(&batch);
+    // All kernels have been compiled, and what that took is no part of a step.
+    resident::forget_peak();
     let seconds = median(device, args.runs, || {
         session.step(&batch);
     });
@@ -241,5 +246,10 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     row["preset"] = json!(preset);
     row["tokens_per_s"] = json!((b * t) as f64 / seconds);
     row["step_ms"] = json!(seconds * 1e3);
+    let speed = speed_of_cpu(device.units());
+    row["predicted_ms"] = json!(session.train.first.executable.seconds(&speed) * 1e3);
+    let (planned, observed) = session.memory();
+    row["planned_bytes"] = json!(planned);
+    row["observed_bytes"] = json!(observed);
     Ok(vec![row])
 }

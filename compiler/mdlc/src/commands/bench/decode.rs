@@ -6,7 +6,7 @@ use crate::Failure;
 use mdl_ir::kernel::{KernelSpec, SumOfSquaresSpec, workspace_bytes};
 use mdl_kernels::Device;
 use mdl_train::generate::{Generator, Room};
-use mdl_train::model::initial;
+use mdl_train::initial::initial;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
