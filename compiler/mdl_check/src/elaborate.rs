@@ -456,6 +456,7 @@ impl Elaborator<'_> {
         }
         let name = |d: DType| match d {
             DType::F32 => "numbers",
+            DType::Bf16 => "numbers in bf16",
             DType::I32 => "ids",
             DType::Bool => "truth values",
         };
@@ -464,7 +465,7 @@ impl Elaborator<'_> {
         let d = Diagnostic::error("E0401", message, at, here);
         let help = match (wanted, tensor.dtype) {
             (DType::F32, DType::Bool) => Some("choose numbers with `where(condition, 1, 0)`"),
-            (DType::F32, DType::I32) => Some("cast them with `.f32`"),
+            (DType::F32, DType::I32 | DType::Bf16) => Some("cast them with `.f32`"),
             (DType::Bool, _) => Some("compare them with something, as in `x > 0`"),
             _ => None,
         };

@@ -2,6 +2,7 @@
 
 use crate::graph::{Body, Node};
 use crate::op::{Binary, Op, Reduction, Unary};
+use crate::rounding::{bf16_nearest, bf16_to_f32};
 use crate::tensor::{Tensor, walk};
 use crate::tensor_type::{Axis, DType, Type};
 
@@ -83,6 +84,9 @@ fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
         Op::StopGradient | Op::Transfer { .. } | Op::Cast(DType::F32) => map1(args[0], ty, |x| x),
         Op::Cast(DType::Bool) => map1(args[0], ty, |x| f64::from(x != 0.0)),
         Op::Cast(DType::I32) => map1(args[0], ty, f64::trunc),
+        Op::Cast(DType::Bf16) => {
+            map1(args[0], ty, |x| f64::from(bf16_to_f32(bf16_nearest(x as f32))))
+        }
         Op::Broadcast { .. } | Op::Reorder { .. } => map1(args[0], ty, |x| x),
         Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => {
             Tensor::new(ty, args[0].data.clone())

@@ -7,16 +7,18 @@ pub enum DType {
     F32,
     I32,
     Bool,
+    Bf16,
 }
 
 impl DType {
-    pub const ALL: [DType; 3] = [DType::F32, DType::I32, DType::Bool];
+    pub const ALL: [DType; 4] = [DType::F32, DType::I32, DType::Bool, DType::Bf16];
 
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::I32 => "i32",
             DType::Bool => "bool",
+            DType::Bf16 => "bf16",
         }
     }
 
@@ -26,7 +28,10 @@ impl DType {
 
     /// Bytes of one element on a device.
     pub fn bytes(self) -> u64 {
-        4
+        match self {
+            DType::F32 | DType::I32 | DType::Bool => 4,
+            DType::Bf16 => 2,
+        }
     }
 }
 

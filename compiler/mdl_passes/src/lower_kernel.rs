@@ -6,7 +6,7 @@ use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, is_region};
 use crate::region::region_spec;
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
-use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, GatherSpec, KernelSpec};
+use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, Elem, GatherSpec, KernelSpec};
 use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
 use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
@@ -154,7 +154,7 @@ impl Lowering {
             return self.squares_in_chunks(name, &all, &outs[0], flops);
         }
         let len = all.elements;
-        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len });
+        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem: Elem::F32, len });
         let mut args = vec![all];
         args.extend(outs);
         self.launch(name, spec, &args, flops);
@@ -195,6 +195,11 @@ impl Lowering {
         let len = sections[0].elements;
         let real = |name: &str| crate::plan::adamw_constant(inner, n, name);
         let spec = AdamWSpec {
+            params: Elem::F32,
+            grads: Elem::F32,
+            moments: Elem::F32,
+            master: false,
+            stochastic: false,
             len,
             beta1: real("beta1")?,
             beta2: real("beta2")?,
@@ -292,6 +297,7 @@ fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
         return Err("a table is gathered along its outermost axis".into());
     }
     Ok(GatherSpec {
+        elem: Elem::F32,
         rows: body.ty(node.args[1]).elements() as u32,
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
@@ -302,6 +308,8 @@ fn scatter(body: &Body, node: &Node) -> (ScatterAddSpec, bool) {
     let table = body.ty(node.results[0]);
     let accumulate = node.args.len() == 3;
     let spec = ScatterAddSpec {
+        elem: Elem::F32,
+        out: Elem::F32,
         rows: body.ty(node.args[0]).elements() as u32,
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
@@ -315,6 +323,7 @@ fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
     let at = cache.index_of(axis).ok_or("a cache has its axis")?;
     let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
     Ok(CacheWriteSpec {
+        elem: Elem::F32,
         batch: product(&cache.axes[..at]) as u32,
         t: x.axes[at].size as u32,
         capacity: cache.axes[at].size as u32,

@@ -4,7 +4,7 @@
 use crate::layout::{Loc, Turn};
 use crate::lower::{ALIGNED, Access, Done, Lowering};
 use crate::lower_kernel::adamw_args;
-use mdl_ir::kernel::{AdamWSpec, KernelSpec, SUM_CHUNK, SumOfSquaresSpec};
+use mdl_ir::kernel::{AdamWSpec, Elem, KernelSpec, SUM_CHUNK, SumOfSquaresSpec};
 use mdl_ir::tensor_type::{Axis, DType, Type};
 
 /// Chunks of a range, where they are not larger than `LARGEST`: the slots then take an eighth of
@@ -46,7 +46,7 @@ impl Lowering {
             let slots = self.slots("gradient", len);
             let begin = self.open_loop();
             self.transfer_launch("gradient.device", [chunk(range, len, from), slots.clone()], 1);
-            let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { len });
+            let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { elem: Elem::F32, len });
             self.launch(name, spec, &[slots, sum.clone()], flops * len / range.elements);
             self.close_loop(count, begin)?;
         }

@@ -72,6 +72,7 @@ impl Space {
 pub fn elem(dtype: DType) -> Elem {
     match dtype {
         DType::I32 => Elem::I32,
+        DType::Bf16 => Elem::Bf16,
         DType::F32 | DType::Bool => Elem::F32,
     }
 }

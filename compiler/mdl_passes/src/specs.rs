@@ -6,7 +6,7 @@ use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{
-    AttentionSpec, ContractSpec, Dim, Instr, InstrOp, LinearCrossEntropySpec, View,
+    AttentionSpec, ContractSpec, Dim, Elem, Instr, InstrOp, LinearCrossEntropySpec, View,
 };
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, Type};
@@ -46,6 +46,9 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     let n = group(false, true).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect();
     let k = ta.axes.iter().filter(|x| axes.contains(&x.name)).map(dim).collect();
     let mut spec = ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32; body.outputs.len()],
         batch: group(true, true),
         m: group(true, false),
         n,
@@ -55,7 +58,6 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         prologue_result: 0,
         epilogue_inputs: Vec::new(),
         epilogue: Vec::new(),
-        n_outputs: body.outputs.len() as u16,
     };
     let mut order = vec![ia, ib];
     if body.nodes.len() > 1 {
@@ -144,6 +146,7 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         return Err(format!("attention on {q} and {k} is laid out in another order"));
     }
     Ok(AttentionSpec {
+        elem: Elem::F32,
         batch: product(&q.axes[..t]),
         t: q.axes[t].size as u32,
         s: k.axes[s].size as u32,
@@ -174,6 +177,8 @@ pub fn linear_cross_entropy(
     }
     let more = body.inputs.iter().skip(3).map(|id| body.ty(*id));
     Ok(LinearCrossEntropySpec {
+        elem: Elem::F32,
+        dw: Elem::F32,
         rows: product(&x.axes[..x.axes.len() - 1]),
         vocab: w.axes[0].size as u32,
         width: w.axes[1].size as u32,

@@ -3,6 +3,7 @@
 //! `Builder` lays the operands out: rows first, and the table with the groups outermost.
 
 use mdl_ir::graph::{Body, Node};
+use mdl_ir::kernel::Elem;
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use mdl_ir::op::Op;
 
@@ -16,6 +17,7 @@ pub fn contract(body: &Body, node: &Node, axis: &str) -> GroupedContractSpec {
     let k = table.elements() / groups / n;
     let Op::GroupedContract { axes, .. } = &node.op else { unreachable!("a grouped contraction") };
     GroupedContractSpec {
+        elem: Elem::F32,
         rows: rows as u32,
         share: (rows * k / a.elements()) as u32,
         groups: groups as u32,
@@ -35,6 +37,8 @@ pub fn outer(body: &Body, node: &Node) -> GroupedOuterSpec {
     let (m, n) = (own(a), own(b));
     let share = |elements: u64, own: u64| (rows * own / elements) as u32;
     GroupedOuterSpec {
+        elem: Elem::F32,
+        out: Elem::F32,
         rows: rows as u32,
         share_a: share(a.elements(), m),
         share_b: share(b.elements(), n),

@@ -15,7 +15,7 @@
 mod contract;
 mod in_place;
 mod outer;
-mod sort;
+pub(crate) mod sort;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -112,7 +112,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
                 device.buffer(&counters),
                 device.buffer(&sorted),
                 device.buffer(&rest),
-                device.unaligned(&args[0]),
+                device.unaligned(&args[0], plan.one.elems()),
                 plan,
                 chunk,
             );
@@ -132,7 +132,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
                 device.buffer(&counters),
                 device.buffer(&sorted),
                 device.buffer(&rest),
-                device.unaligned(&args[0]),
+                device.unaligned(&args[0], plan.one.elems()),
                 plan,
             );
         }
@@ -167,7 +167,7 @@ pub(crate) fn launch_outer(device: &Device, spec: &GroupedOuterSpec, args: &[Sli
             device.buffer(&counters),
             device.buffer(&sorted),
             device.buffer(&rest),
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], plan.one.elems()),
             plan,
         );
     }

@@ -3,6 +3,7 @@
 //! Registers are values, not memory: interpreting a program emits straight-line code. What a load,
 //! an index, a store or a reduction means is the `Environment`'s, which emits code itself.
 
+use crate::vector_io::nearest_bf16;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{Instr, InstrOp};
 use std::hash::{Hash, Hasher};
@@ -136,6 +137,7 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
         InstrOp::Cos => a.__expand_cos_method(scope),
         InstrOp::Tanh => a.__expand_tanh_method(scope),
         InstrOp::Abs => a.__expand_abs_method(scope),
+        InstrOp::Round => nearest_bf16::expand::<N>(scope, a),
         InstrOp::Not => {
             choose::expand::<N>(scope, a, splat::<N>(scope, 0.0), splat::<N>(scope, 1.0))
         }

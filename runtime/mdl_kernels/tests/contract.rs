@@ -81,6 +81,9 @@ fn extent(groups: &[(&[Dim], bool)]) -> usize {
 
 fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec {
     ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32],
         batch,
         m,
         n,
@@ -90,7 +93,6 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     }
 }
 
@@ -107,6 +109,7 @@ fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
     match view.elem {
         Elem::F32 => f64::from(data[at]),
         Elem::I32 => f64::from(data[at].to_bits() as i32),
+        Elem::Bf16 => unreachable!("no case has one"),
     }
 }
 
@@ -162,6 +165,7 @@ fn operands(spec: &ContractSpec) -> Operands {
         match view.elem {
             Elem::F32 => data,
             Elem::I32 => data.iter().map(integer).collect(),
+            Elem::Bf16 => unreachable!("no case has one"),
         }
     };
     let inputs = |views: &[View], rows: usize, columns: usize, seed: u32| {
@@ -183,7 +187,7 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     let mut data = vec![&operands.a, &operands.b];
     data.extend(operands.prologues.iter().chain(&operands.epilogues));
     let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64 * 4).collect();
-    sizes.extend(vec![elements as u64 * 4; spec.n_outputs as usize]);
+    sizes.extend(vec![elements as u64 * 4; spec.outputs.len()]);
     sizes.push(workspace_bytes(&whole, device.units()));
     let buffers = Buffers::new(device, &sizes);
     for (i, values) in data.iter().enumerate() {
@@ -191,7 +195,7 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     }
     let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
     device.launch(&whole, &args);
-    let outputs = 0..spec.n_outputs as usize;
+    let outputs = 0..spec.outputs.len();
     let got: Vec<Vec<f32>> = outputs.map(|o| buffers.read(device, data.len() + o)).collect();
     for row in 0..size(&spec.batch) * size(&spec.m) {
         compare_row(spec, &operands, row, &got);
@@ -357,7 +361,7 @@ fn epilogue_with_two_outputs() {
                 instr(InstrOp::Mul, 6, 3, 5, 0),
                 instr(InstrOp::Store(0), 0, 6, 0, 0),
             ];
-            spec.n_outputs = 2;
+            spec.outputs = vec![Elem::F32; 2];
             check(&spec);
         }
     }

@@ -1,6 +1,6 @@
 //! The loss over a vocabulary and its gradients against f64.
 
-use mdl_ir::kernel::{KernelSpec, LinearCrossEntropySpec, workspace_bytes};
+use mdl_ir::kernel::{Elem, KernelSpec, LinearCrossEntropySpec, workspace_bytes};
 use mdl_kernels::Device;
 
 /// Relative to the largest gradient: rounding of logits of size about 3 passes into the
@@ -34,6 +34,8 @@ fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case
     let scale = 4.0 / (width as f32).sqrt();
     Case {
         spec: LinearCrossEntropySpec {
+            elem: Elem::F32,
+            dw: Elem::F32,
             rows,
             vocab,
             width,

@@ -3,7 +3,7 @@
 //! Rows stay where they are. The kernel sorts their numbers by group, stably, and then works group
 //! by group; so no row is dropped, no row is padded, and only the order is data.
 
-use super::{ContractBlocks, ContractSpec, Dim};
+use super::{ContractBlocks, ContractSpec, Dim, Elem};
 use serde::{Deserialize, Serialize};
 
 /// out[r, :] = w[ids[r]] · a[r / share] for every row r. w is [groups, n, k], or [groups, k, n] if
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// Buffers: a [rows / share, k], w, ids i32 [rows], out [rows, n], workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupedContractSpec {
+    /// a, w and out.
+    pub elem: Elem,
     pub rows: u32,
     /// Neighbouring rows that read one row of a.
     pub share: u32,
@@ -28,6 +30,9 @@ pub struct GroupedContractSpec {
 /// workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupedOuterSpec {
+    /// a and b.
+    pub elem: Elem,
+    pub out: Elem,
     pub rows: u32,
     pub share_a: u32,
     pub share_b: u32,
@@ -52,11 +57,14 @@ impl GroupedContractSpec {
     /// The contraction of a group that has all rows.
     pub fn of_one_group(&self) -> ContractSpec {
         let (n, k) = if self.transposed { (1, self.n) } else { (self.k, 1) };
-        contraction([
-            Dim { size: self.rows, stride: self.k, stride_b: 0 },
-            Dim { size: self.n, stride: n, stride_b: 0 },
-            Dim { size: self.k, stride: 1, stride_b: k },
-        ])
+        contraction(
+            (self.elem, self.elem),
+            [
+                Dim { size: self.rows, stride: self.k, stride_b: 0 },
+                Dim { size: self.n, stride: n, stride_b: 0 },
+                Dim { size: self.k, stride: 1, stride_b: k },
+            ],
+        )
     }
 
     pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
@@ -67,11 +75,14 @@ impl GroupedContractSpec {
 impl GroupedOuterSpec {
     /// The contraction of a group that has all rows.
     pub fn of_one_group(&self) -> ContractSpec {
-        contraction([
-            Dim { size: self.m, stride: 1, stride_b: 0 },
-            Dim { size: self.n, stride: 1, stride_b: 0 },
-            Dim { size: self.rows, stride: self.m, stride_b: self.n },
-        ])
+        contraction(
+            (self.elem, self.out),
+            [
+                Dim { size: self.m, stride: 1, stride_b: 0 },
+                Dim { size: self.n, stride: 1, stride_b: 0 },
+                Dim { size: self.rows, stride: self.m, stride_b: self.n },
+            ],
+        )
     }
 
     pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
@@ -79,8 +90,11 @@ impl GroupedOuterSpec {
     }
 }
 
-fn contraction([m, n, k]: [Dim; 3]) -> ContractSpec {
+fn contraction((elem, out): (Elem, Elem), [m, n, k]: [Dim; 3]) -> ContractSpec {
     ContractSpec {
+        a: elem,
+        b: elem,
+        outputs: vec![out],
         batch: vec![],
         m: vec![m],
         n: vec![n],
@@ -90,7 +104,6 @@ fn contraction([m, n, k]: [Dim; 3]) -> ContractSpec {
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     }
 }
 

@@ -129,6 +129,18 @@ fn rows_in_place<N: Size>(
     let columns = min(chunk, comptime!(plan.one.columns) - piece.column);
     let one = comptime!(Plan { rows: height, ..plan.one.clone() });
     let column = piece.column;
-    multiply_columns::<N>(a, &from, w, base, workspace, tile, column, columns, chunk, one);
+    multiply_columns::<N>(
+        a,
+        comptime!(plan.one.a),
+        &from,
+        w,
+        base,
+        workspace,
+        tile,
+        column,
+        columns,
+        chunk,
+        one,
+    );
     copy_rows::<N>(&*workspace, tile, out, &to, height.runtime(), columns, false.runtime(), chunk);
 }
