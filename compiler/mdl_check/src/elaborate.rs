@@ -402,9 +402,11 @@ impl Elaborator<'_> {
                 }
             };
         }
-        let Some(dtype) = DType::from_name(&name.text) else {
+        // In how many bits numbers are stored is the run's choice.
+        let mut known = DType::ALL.into_iter().filter(|d| *d != DType::Bf16);
+        let Some(dtype) = known.clone().find(|d| d.name() == name.text) else {
             let message = format!("{} has no member `{}`", val.kind(), name.text);
-            let near = nearest(&name.text, DType::ALL.iter().map(|d| d.name()));
+            let near = nearest(&name.text, known.by_ref().map(|d| d.name()));
             return self.no_member(message, name.span, None, near);
         };
         let tensor = self.tensor(val, base.span)?;
@@ -455,8 +457,7 @@ impl Elaborator<'_> {
             return Ok(());
         }
         let name = |d: DType| match d {
-            DType::F32 => "numbers",
-            DType::Bf16 => "numbers in bf16",
+            DType::F32 | DType::Bf16 => "numbers",
             DType::I32 => "ids",
             DType::Bool => "truth values",
         };
@@ -465,7 +466,7 @@ impl Elaborator<'_> {
         let d = Diagnostic::error("E0401", message, at, here);
         let help = match (wanted, tensor.dtype) {
             (DType::F32, DType::Bool) => Some("choose numbers with `where(condition, 1, 0)`"),
-            (DType::F32, DType::I32 | DType::Bf16) => Some("cast them with `.f32`"),
+            (DType::F32, DType::I32) => Some("cast them with `.f32`"),
             (DType::Bool, _) => Some("compare them with something, as in `x > 0`"),
             _ => None,
         };

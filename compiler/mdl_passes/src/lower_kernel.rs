@@ -1,9 +1,9 @@
 //! One launch for each node of a fused body: its kernel's spec and the memory it reads and writes.
 
 use crate::executable::Space;
-use crate::layout::Loc;
-use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, is_region};
-use crate::region::region_spec;
+use crate::layout::{Loc, aligned};
+use crate::lower::{Access, Done, Lowering, Places, access, is_region};
+use crate::region::{elem, region_spec};
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, Elem, GatherSpec, KernelSpec};
@@ -34,7 +34,7 @@ impl Lowering {
                 let ty = body.ty(*a);
                 // A contraction packs from any strides, but starts at the buffer's alignment.
                 let packed = contraction && is_operand(node, n);
-                if !(packed && loc.offset % ALIGNED == 0) {
+                if !(packed && loc.offset % aligned(ty.dtype) == 0) {
                     *loc = self.dense(body.name(*a), ty, loc)?;
                 }
             }
@@ -124,9 +124,9 @@ impl Lowering {
         if let (KernelSpec::Attention(a), 1) = (&spec, node.results.len()) {
             // Nobody differentiates this call, and the kernel writes its log-sum-exp all the same.
             let rows = u64::from(a.batch * a.t) * u64::from(a.kv_heads * a.group);
-            let buffer = self.buffer(&format!("{name}.kept"), rows, None);
-            let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-            args.push(Access { loc, base: 0, elements: rows });
+            let kept = Type::new(DType::F32, vec![Axis::new("rows", rows)]);
+            let loc = self.fresh(&format!("{name}.kept"), &kept);
+            args.push(access(&loc, &kept));
         }
         let flops = kernel_flops(&spec).unwrap_or(flops);
         self.launch(&name, spec, &args, flops);
@@ -149,12 +149,12 @@ impl Lowering {
         outs: Vec<Access>,
         flops: u64,
     ) -> Done<()> {
-        let all = self.section(args.iter().map(|a| a.loc.buffer))?;
+        let all = self.section(args.iter().map(|a| a.loc.buffer), args[0].dtype)?;
         if self.buffers[all.loc.buffer].space == Space::Host {
             return self.squares_in_chunks(name, &all, &outs[0], flops);
         }
-        let len = all.elements;
-        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem: Elem::F32, len });
+        let (len, elem) = (all.elements, elem(all.dtype));
+        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len, elem });
         let mut args = vec![all];
         args.extend(outs);
         self.launch(name, spec, &args, flops);
@@ -162,7 +162,7 @@ impl Lowering {
     }
 
     /// One buffer over several that lie one after the other in the state space.
-    fn section(&mut self, buffers: impl Iterator<Item = usize>) -> Done<Access> {
+    fn section(&mut self, buffers: impl Iterator<Item = usize>, dtype: DType) -> Done<Access> {
         let (mut from, mut to) = (u64::MAX, 0);
         let all: Vec<usize> = buffers.collect();
         for b in &all {
@@ -171,11 +171,10 @@ impl Lowering {
             from = from.min(start);
             to = to.max(start + buffer.bytes);
         }
-        let len = (to - from) / 4;
-        let buffer = self.buffer("section", len, Some(from));
+        let buffer = self.buffer("section", to - from, Some(from));
         self.buffers[buffer].space = self.buffers[all[0]].space;
         let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-        Ok(Access { loc, base: 0, elements: len })
+        Ok(Access { loc, base: 0, elements: (to - from) / dtype.bytes(), dtype })
     }
 
     pub(crate) fn adamw(
@@ -185,53 +184,59 @@ impl Lowering {
         inner: &Body,
         places: &mut Places,
     ) -> Done<()> {
-        let n = node.results.len() / 3;
+        let (numbers, n) = adamw_parts(body, node);
+        let parts: Vec<&[ValueId]> = node.args[numbers..].chunks(n).collect();
         let mut sections = Vec::new();
-        for k in 0..4 {
-            let group = &node.args[4 + k * n..4 + (k + 1) * n];
-            let buffers: Vec<usize> = group.iter().map(|a| places[a].buffer).collect();
-            sections.push(self.section(buffers.into_iter())?);
+        for part in &parts {
+            let buffers: Vec<usize> = part.iter().map(|a| places[a].buffer).collect();
+            sections.push(self.section(buffers.into_iter(), body.ty(part[0]).dtype)?);
         }
-        let len = sections[0].elements;
         let real = |name: &str| crate::plan::adamw_constant(inner, n, name);
+        let [params, grads, moments] = [0, 1, 2].map(|k| elem(sections[k].dtype));
         let spec = AdamWSpec {
-            params: Elem::F32,
-            grads: Elem::F32,
-            moments: Elem::F32,
-            master: false,
-            stochastic: false,
-            len,
+            len: sections[0].elements,
+            params,
+            grads,
+            moments,
+            master: sections.len() == 5,
+            stochastic: moments == Elem::Bf16,
             beta1: real("beta1")?,
             beta2: real("beta2")?,
             eps: real("eps")?,
             decay: real("decay")?,
         };
-        let scalar = Type::scalar(DType::F32);
-        let numbers: Vec<Access> =
-            node.args[..4].iter().map(|a| access(&places[a], &scalar)).collect();
+        let scalars: Vec<Access> =
+            node.args[..numbers].iter().map(|a| access(&places[a], body.ty(*a))).collect();
         let flops = node_flops(body, node);
         if self.buffers[sections[0].loc.buffer].space == Space::Host {
-            self.adamw_in_chunks(&spec, &sections, &numbers, flops)?;
+            self.adamw_in_chunks(&spec, &sections, &scalars, flops)?;
         } else {
-            let args = adamw_args(&sections, &numbers);
+            let args = adamw_args(&sections, &scalars);
             self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
         }
-        for k in 0..3 {
-            let from = [0, 2, 3][k];
-            for i in 0..n {
-                let old = places[&node.args[4 + from * n + i]].clone();
-                places.insert(node.results[k * n + i], old);
-            }
+        // All but the gradients are written where they were.
+        let written = parts.iter().enumerate().filter(|(k, _)| *k != 1).flat_map(|(_, part)| *part);
+        for (old, new) in written.zip(&node.results) {
+            let old = places[old].clone();
+            places.insert(*new, old);
         }
         Ok(())
     }
 }
 
-/// In the order of the kernel: parameters, gradients and moments are given in that of the state.
+/// How many numbers a call of AdamW takes before the state, and how many parameters.
+fn adamw_parts(body: &Body, node: &Node) -> (usize, usize) {
+    let seeded = body.ty(node.args[4]).dtype == DType::I32;
+    let numbers = 4 + usize::from(seeded);
+    (numbers, node.args.len() - numbers - node.results.len())
+}
+
+/// In the order of the kernel: parameters, gradients and what else is kept are given in that of the
+/// state.
 pub(crate) fn adamw_args(state: &[Access], numbers: &[Access]) -> Vec<Access> {
     let mut args = vec![state[1].clone()];
     args.extend(numbers.iter().cloned());
-    args.extend([0, 2, 3].map(|k: usize| state[k].clone()));
+    args.extend(state.iter().enumerate().filter(|(k, _)| *k != 1).map(|(_, s)| s.clone()));
     args
 }
 
@@ -297,10 +302,10 @@ fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
         return Err("a table is gathered along its outermost axis".into());
     }
     Ok(GatherSpec {
-        elem: Elem::F32,
         rows: body.ty(node.args[1]).elements() as u32,
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
+        elem: elem(table.dtype),
     })
 }
 
@@ -308,12 +313,12 @@ fn scatter(body: &Body, node: &Node) -> (ScatterAddSpec, bool) {
     let table = body.ty(node.results[0]);
     let accumulate = node.args.len() == 3;
     let spec = ScatterAddSpec {
-        elem: Elem::F32,
-        out: Elem::F32,
         rows: body.ty(node.args[0]).elements() as u32,
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
         accumulate,
+        elem: elem(body.ty(node.args[1]).dtype),
+        out: elem(table.dtype),
     };
     (spec, accumulate)
 }
@@ -323,10 +328,10 @@ fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
     let at = cache.index_of(axis).ok_or("a cache has its axis")?;
     let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
     Ok(CacheWriteSpec {
-        elem: Elem::F32,
         batch: product(&cache.axes[..at]) as u32,
         t: x.axes[at].size as u32,
         capacity: cache.axes[at].size as u32,
         width: product(&cache.axes[at + 1..]) as u32,
+        elem: elem(cache.dtype),
     })
 }

@@ -4,11 +4,16 @@
 //! The formulas are those of `stdlib/optim.mdl`. One call takes all parameters, so that the kernel
 //! is one pass over memory; its body is the function of the standard library applied to each
 //! parameter in turn.
+//!
+//! Parameters in bf16 are too coarse to be added small steps to. So there is either a master copy of
+//! them in f32, which the formula works on and which they are rounded from, or the new values are
+//! rounded stochastically, and the moments with them: then what a step adds is right on average.
 
+use crate::request::Precision;
 use mdl_check::entry::function;
 use mdl_check::program::Program;
 use mdl_ir::build::Builder;
-use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Stage, ValueId};
+use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, Stage, ValueId};
 use mdl_ir::op::{Binary, Kernel, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
@@ -24,11 +29,50 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Decay only weights with two axes or more (`--decay matrices`), or all.
     pub matrices_only: bool,
+    /// Moments, and whether parameters in bf16 have a master copy in f32.
+    pub state: Precision,
+}
+
+/// In which bits a run keeps each part of the state, from the type of its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateTypes {
+    /// Parameters and their gradients.
+    pub params: DType,
+    pub moments: DType,
+    /// Is there a master copy of the parameters in f32?
+    pub master: bool,
+}
+
+impl StateTypes {
+    pub fn of(params: &[Param], state: Precision) -> StateTypes {
+        let narrow = params.iter().any(|p| p.ty.dtype == DType::Bf16);
+        let (params, stochastic) = match narrow {
+            true => (DType::Bf16, state == Precision::Bf16),
+            false => (DType::F32, false),
+        };
+        let moments = if stochastic { DType::Bf16 } else { DType::F32 };
+        StateTypes { params, moments, master: narrow && !stochastic }
+    }
+
+    pub fn stochastic(&self) -> bool {
+        self.moments == DType::Bf16
+    }
+
+    /// What is kept besides parameters and gradients, in the order of the state: how it is called,
+    /// what it is, and its elements.
+    fn kept(&self) -> Vec<(&'static str, fn(usize) -> InputRole, DType)> {
+        let moments: [(_, fn(usize) -> InputRole, _); 2] =
+            [("m", InputRole::Moment1, self.moments), ("v", InputRole::Moment2, self.moments)];
+        let master = self.master.then_some(("master", InputRole::Master as fn(_) -> _, DType::F32));
+        moments.into_iter().chain(master).collect()
+    }
 }
 
 /// Names of the numbers that the host gives for each step, in the order in which a call of AdamW
 /// takes them.
 pub const SCALARS: [&str; 4] = ["clip", "lr", "correct1", "correct2"];
+/// The whole number by which a step rounds stochastically.
+pub const SEED: &str = "seed";
 
 /// Does weight decay apply to this parameter?
 pub fn decays(graph: &Graph, param: usize, optimizer: &Optimizer) -> bool {
@@ -81,21 +125,21 @@ pub fn optimise(
             at.map(|i| graph.body.inputs[i]).ok_or("every parameter is used")
         })
         .collect::<Result<_, _>>()?;
-    let mut moments = [Vec::new(), Vec::new()];
-    for (k, role) in [InputRole::Moment1, InputRole::Moment2].into_iter().enumerate() {
-        for p in 0..n {
-            let name = format!("{}.{}", ["m", "v"][k], graph.params[p].name);
-            moments[k].push(b.input(&name, graph.params[p].ty.clone()));
+    let types = StateTypes::of(&graph.params, optimizer.state);
+    let mut state = vec![params, grads.clone()];
+    for (prefix, role, dtype) in types.kept() {
+        let list = graph.params.iter().enumerate().map(|(p, param)| {
             out.inputs.push(role(p));
-        }
+            b.input(&format!("{prefix}.{}", param.name), param.ty.of(dtype))
+        });
+        state.push(list.collect());
     }
-    let scalars: Vec<ValueId> = SCALARS
-        .iter()
-        .map(|s| {
-            out.inputs.push(InputRole::Scalar(s.to_string()));
-            b.input(s, Type::scalar(DType::F32))
-        })
-        .collect();
+    let mut scalar = |name: &str, dtype: DType| {
+        out.inputs.push(InputRole::Scalar(name.to_string()));
+        b.input(name, Type::scalar(dtype))
+    };
+    let scalars: Vec<ValueId> = SCALARS.iter().map(|s| scalar(s, DType::F32)).collect();
+    let seed = types.stochastic().then(|| scalar(SEED, DType::I32));
     let (scale, norm) = clip(&mut b, program, &grads, scalars[0], sink)?;
     let mut outputs = b.body.outputs.clone();
     outputs.push(norm);
@@ -108,13 +152,20 @@ pub fn optimise(
         }
         let decay = if decayed { optimizer.weight_decay } else { 0.0 };
         let mut args = vec![scale, scalars[1], scalars[2], scalars[3]];
-        for list in [&params, &grads, &moments[0], &moments[1]] {
+        args.extend(seed);
+        for list in &state {
             args.extend(group.iter().map(|p| list[*p]));
         }
-        let ids = adamw(&mut b, program, graph, &group, &args, (optimizer, decay), sink)?;
-        outputs.extend(&ids);
-        let roles = [OutputRole::Param, OutputRole::Moment1, OutputRole::Moment2];
-        for role in roles {
+        let body = formulas(&b, program, (&group, &args), types, (optimizer, decay), sink)?;
+        let names = ["new", "new.m", "new.v", "new.master"].iter();
+        let names = names.flat_map(|prefix| {
+            group.iter().map(move |p| format!("{prefix}.{}", graph.params[*p].name))
+        });
+        let results = names.zip(body.outputs.iter().map(|o| body.ty(*o).clone())).collect();
+        let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body: Box::new(body) };
+        outputs.extend(b.node(op, args, results, Place::default()));
+        let all = [OutputRole::Param, OutputRole::Moment1, OutputRole::Moment2, OutputRole::Master];
+        for role in &all[..state.len() - 1] {
             out.outputs.extend(group.iter().map(|p| role(*p)));
         }
     }
@@ -136,7 +187,7 @@ fn clip(
     let types: Vec<Type> = grads.iter().map(|g| b.ty(*g).clone()).collect();
     let inputs: Vec<ValueId> = types.iter().map(|ty| inner.input("g", ty.clone())).collect();
     for (ty, input) in types.iter().zip(inputs) {
-        let one = standard(program, "sum_of_squares", std::slice::from_ref(ty), &[], sink)?;
+        let one = standard(program, "sum_of_squares", &[ty.of(DType::F32)], &[], sink)?;
         let square = inner.inline(&one, &[input])?[0];
         total = inner.binary(Binary::Add, total, square, at)?;
     }
@@ -151,16 +202,16 @@ fn clip(
     Ok((scale, norm))
 }
 
-/// One call for a group of parameters: new values, then new moments.
-fn adamw(
-    b: &mut Builder,
+/// The meaning of the call for a group of parameters: their new values, then new moments, then new
+/// master copies.
+fn formulas(
+    b: &Builder,
     program: &Program,
-    graph: &Graph,
-    group: &[usize],
-    args: &[ValueId],
+    (group, args): (&[usize], &[ValueId]),
+    types: StateTypes,
     (optimizer, decay): (&Optimizer, f64),
     sink: &mut Sink,
-) -> Result<Vec<ValueId>, String> {
+) -> Result<Body, String> {
     let mut inner = Builder::default();
     let inputs: Vec<ValueId> =
         args.iter().map(|a| inner.input(b.body.name(*a), b.ty(*a).clone())).collect();
@@ -170,33 +221,47 @@ fn adamw(
         ("eps", optimizer.eps),
         ("decay", decay),
     ];
-    let mut results = [Vec::new(), Vec::new(), Vec::new()];
-    let mut formulas: HashMap<Type, Body> = HashMap::new();
+    let numbers = SCALARS.len() + usize::from(types.stochastic());
+    let mut results = vec![Vec::new(); 3];
+    let mut known: HashMap<Type, Body> = HashMap::new();
     let n = group.len();
-    for (i, p) in group.iter().enumerate() {
-        let ty = &graph.params[*p].ty;
-        let scalar = Type::scalar(DType::F32);
-        if !formulas.contains_key(ty) {
-            let mut types = vec![ty.clone(); 4];
-            types.extend(vec![scalar; 4]);
-            formulas.insert(ty.clone(), standard(program, "adamw", &types, &reals, sink)?);
+    for i in 0..n {
+        let part = |k: usize| inputs[numbers + k * n + i];
+        let ty = inner.ty(part(0)).of(DType::F32);
+        if !known.contains_key(&ty) {
+            let mut arguments = vec![ty.clone(); 4];
+            arguments.extend(vec![Type::scalar(DType::F32); 4]);
+            known.insert(ty.clone(), standard(program, "adamw", &arguments, &reals, sink)?);
         }
-        let tensors = (0..4).map(|k| inputs[4 + k * n + i]);
-        let all: Vec<ValueId> = tensors.chain(inputs[..4].iter().copied()).collect();
-        let new = inner.inline(&formulas[ty], &all)?;
-        results.iter_mut().zip(new).for_each(|(list, id)| list.push(id));
-    }
-    let outputs: Vec<ValueId> = results.into_iter().flatten().collect();
-    let mut types = Vec::new();
-    for prefix in ["new", "new.m", "new.v"] {
-        for p in group {
-            let name = format!("{prefix}.{}", graph.params[*p].name);
-            types.push((name, graph.params[*p].ty.clone()));
+        let value = part(if types.master { 4 } else { 0 });
+        let tensors = [value, part(1), part(2), part(3)];
+        let all: Vec<ValueId> = tensors.into_iter().chain(inputs[..4].iter().copied()).collect();
+        let new = inner.inline(&known[&ty], &all)?;
+        for (k, id) in stored(&mut inner, new, types, inputs[4])?.into_iter().enumerate() {
+            results.resize(results.len().max(k + 1), Vec::new());
+            results[k].push(id);
         }
     }
-    let body = Box::new(inner.finish(outputs));
-    let op = Op::Call { kernel: Kernel::AdamW, axes: Vec::new(), body };
-    Ok(b.node(op, args.to_vec(), types, Place::default()))
+    Ok(inner.finish(results.into_iter().flatten().collect()))
+}
+
+/// What the formula gives, as the state has it.
+fn stored(
+    b: &mut Builder,
+    new: Vec<ValueId>,
+    types: StateTypes,
+    seed: ValueId,
+) -> Result<Vec<ValueId>, String> {
+    let at = Place::default();
+    if types.master {
+        let rounded = b.push(Op::Cast(DType::Bf16), &new[..1], at)?;
+        return Ok(vec![rounded, new[1], new[2], new[0]]);
+    }
+    if !types.stochastic() {
+        return Ok(new);
+    }
+    let each = new.into_iter().zip(0..);
+    each.map(|(id, stream)| b.push(Op::StochasticRound { stream }, &[id, seed], at)).collect()
 }
 
 /// A function of `std.optim` on these types.

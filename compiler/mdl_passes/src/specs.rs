@@ -6,7 +6,7 @@ use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{
-    AttentionSpec, ContractSpec, Dim, Elem, Instr, InstrOp, LinearCrossEntropySpec, View,
+    AttentionSpec, ContractSpec, Dim, Instr, InstrOp, LinearCrossEntropySpec, View,
 };
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, Type};
@@ -46,9 +46,6 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     let n = group(false, true).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect();
     let k = ta.axes.iter().filter(|x| axes.contains(&x.name)).map(dim).collect();
     let mut spec = ContractSpec {
-        a: Elem::F32,
-        b: Elem::F32,
-        outputs: vec![Elem::F32; body.outputs.len()],
         batch: group(true, true),
         m: group(true, false),
         n,
@@ -58,9 +55,14 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         prologue_result: 0,
         epilogue_inputs: Vec::new(),
         epilogue: Vec::new(),
+        a: elem(ta.dtype),
+        b: elem(tb.dtype),
+        outputs: body.outputs.iter().map(|o| elem(body.ty(*o).dtype)).collect(),
     };
     let mut order = vec![ia, ib];
-    if body.nodes.len() > 1 {
+    // A sum that is only rounded is rounded by being stored.
+    let bare = body.nodes.iter().all(|n| n.op == node.op || same_value(body, n));
+    if !bare || body.outputs.len() > 1 {
         epilogue(body, node, (ta, result), locs, &mut spec, &mut order)?;
     }
     Ok((spec, order))
@@ -109,7 +111,7 @@ fn epilogue(
             }
             *slot = regs[a];
         }
-        if same_value(&node.op) {
+        if same_value(body, node) {
             regs.insert(node.results[0], args[0]);
             continue;
         }
@@ -146,7 +148,6 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         return Err(format!("attention on {q} and {k} is laid out in another order"));
     }
     Ok(AttentionSpec {
-        elem: Elem::F32,
         batch: product(&q.axes[..t]),
         t: q.axes[t].size as u32,
         s: k.axes[s].size as u32,
@@ -155,6 +156,7 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         head: q.axes[q.axes.len() - 1].size as u32,
         scale,
         mask,
+        elem: elem(q.dtype),
     })
 }
 
@@ -177,13 +179,13 @@ pub fn linear_cross_entropy(
     }
     let more = body.inputs.iter().skip(3).map(|id| body.ty(*id));
     Ok(LinearCrossEntropySpec {
-        elem: Elem::F32,
-        dw: Elem::F32,
         rows: product(&x.axes[..x.axes.len() - 1]),
         vocab: w.axes[0].size as u32,
         width: w.axes[1].size as u32,
         grad,
         weighted: more.clone().any(|ty| ty.axes.is_empty()),
         accumulate: grad && more.clone().any(|ty| ty == w),
+        elem: elem(x.dtype),
+        dw: elem(w.dtype),
     })
 }

@@ -2,8 +2,8 @@
 //!
 //! `Builder` lays the operands out: rows first, and the table with the groups outermost.
 
+use crate::region::elem;
 use mdl_ir::graph::{Body, Node};
-use mdl_ir::kernel::Elem;
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use mdl_ir::op::Op;
 
@@ -17,13 +17,13 @@ pub fn contract(body: &Body, node: &Node, axis: &str) -> GroupedContractSpec {
     let k = table.elements() / groups / n;
     let Op::GroupedContract { axes, .. } = &node.op else { unreachable!("a grouped contraction") };
     GroupedContractSpec {
-        elem: Elem::F32,
         rows: rows as u32,
         share: (rows * k / a.elements()) as u32,
         groups: groups as u32,
         n: n as u32,
         k: k as u32,
         transposed: table.axes.get(1).is_some_and(|x| axes.contains(&x.name)),
+        elem: elem(a.dtype),
     }
 }
 
@@ -37,13 +37,13 @@ pub fn outer(body: &Body, node: &Node) -> GroupedOuterSpec {
     let (m, n) = (own(a), own(b));
     let share = |elements: u64, own: u64| (rows * own / elements) as u32;
     GroupedOuterSpec {
-        elem: Elem::F32,
-        out: Elem::F32,
         rows: rows as u32,
         share_a: share(a.elements(), m),
         share_b: share(b.elements(), n),
         groups: body.ty(node.results[0]).axes[0].size as u32,
         m: m as u32,
         n: n as u32,
+        elem: elem(a.dtype),
+        out: elem(body.ty(node.results[0]).dtype),
     }
 }

@@ -37,12 +37,7 @@ pub struct StepFlags {
 
 impl StepFlags {
     pub fn settings(&self) -> Settings {
-        Settings {
-            memory: self.request.memory(self.training.units()),
-            precision: self.request.precision(),
-            disk_offload: self.request.disk_offload.clone(),
-            ..self.training.settings()
-        }
+        self.request.settings(&self.training)
     }
 
     /// Says on standard error which flags have no effect on this command. `without` are those that
@@ -174,6 +169,7 @@ impl TrainingFlags {
             seed: self.seed,
             memory: MemoryRequest::default(),
             precision: Precision::default(),
+            optimizer_state: Precision::default(),
             disk_offload: None,
         }
     }

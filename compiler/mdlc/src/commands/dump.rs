@@ -2,6 +2,7 @@
 
 use super::say;
 use crate::flags::TrainingFlags;
+use crate::flags::request::RequestFlags;
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::graph::Stage as GraphStage;
@@ -35,6 +36,8 @@ pub struct Args {
     preset: Option<String>,
     #[command(flatten)]
     training: TrainingFlags,
+    #[command(flatten)]
+    request: RequestFlags,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -58,7 +61,7 @@ pub fn run(args: &Args) -> Outcome {
         say(&program(&model));
         return Ok(());
     }
-    let settings = args.training.settings();
+    let settings = args.request.settings(&args.training);
     let trace = mdl_train::session::training_trace(&mut model, &settings)?;
     let graph = |stage| trace.at(stage).map(print).ok_or(Failure("no such stage".into()));
     let text = match args.stage {
