@@ -1,9 +1,9 @@
 //! What a kernel computes, as plain data: the boundary between the compiler and `mdl_kernels`.
 //!
 //! A spec names sizes and strides (in elements) and never a device. Buffers are passed beside it,
-//! in the order that each spec states: inputs, outputs, workspace. All arithmetic is f32: `Elem::I32`
-//! and `Elem::Bf16` are converted when loaded, and what goes to bf16 is rounded once, when it is
-//! stored, to the nearest, ties to even.
+//! in the order that each spec states: inputs, outputs, workspace. All arithmetic is f32:
+//! `Elem::I32` and `Elem::Bf16` are converted when loaded, and what goes to bf16 is rounded once,
+//! when it is stored, to the nearest, ties to even.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! AdamW's step and the sum of squares that clips gradients: one pass over memory each.
 //!
 //! What they compute:
-//! - sum of squares: out = Σ g²; 2·len flops, len elements read. Chunks of a fixed length are summed
-//!   each in the same order, then the chunks in theirs, so the bits depend on `len` alone.
+//! - sum of squares: out = Σ g²; 2·len flops, len elements read. Chunks of a fixed length are
+//!   summed each in the same order, then the chunks in theirs, so the bits depend on `len` alone.
 //! - AdamW: g' = g·scale; m = β1·m + (1−β1)·g'; v = β2·v + (1−β2)·g'²;
 //!   p −= lr·(decay·p + (m/correct1)/(√(v/correct2) + eps)); 28·len bytes in f32.
 //!

@@ -108,7 +108,7 @@ fn contraction((elem, out): (Elem, Elem), [m, n, k]: [Dim; 3]) -> ContractSpec {
 }
 
 /// How a grouped contraction uses its workspace, in elements of four bytes: counters, the sorted
-/// rows, and then for each unit its packed blocks and a tile.
+/// rows, and then for each unit its packed blocks, a tile and the partial sums of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupedParts {
     pub counters: u64,
@@ -120,6 +120,8 @@ pub struct GroupedParts {
     pub packed_b: u64,
     pub packed_a: u64,
     pub tile: u64,
+    /// None where partial sums wait in the output, or there are none.
+    pub partial: u64,
 }
 
 impl GroupedParts {
@@ -127,6 +129,8 @@ impl GroupedParts {
     /// height, and together with the depth small enough for a unit's second cache.
     pub const COLUMNS: u64 = 192;
     pub const ROWS: u64 = 96;
+    /// Rows of a piece that are worth packing a block of a group's matrix for again.
+    pub const PIECE_ROWS: u64 = 384;
 
     pub fn of(rows: u32, groups: u32, one: &ContractSpec, units: u32) -> GroupedParts {
         let blocks = ContractBlocks::of(one, units);
@@ -137,12 +141,13 @@ impl GroupedParts {
             packed_b: Self::COLUMNS * blocks.depth,
             packed_a: Self::ROWS * blocks.depth,
             tile: blocks.tile(),
+            partial: if blocks.partial { Self::PIECE_ROWS * Self::COLUMNS } else { 0 },
         }
     }
 
     /// Elements that one unit has for itself.
     pub fn own(&self) -> u64 {
-        self.packed_b + self.packed_a + self.tile
+        self.packed_b + self.packed_a + self.tile + self.partial
     }
 
     pub fn bytes(&self, units: u32) -> u64 {

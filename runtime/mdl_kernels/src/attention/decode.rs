@@ -157,8 +157,7 @@ fn visit<N: Size>(
         #[unroll]
         for i in 0..lanes {
             if s + i < end {
-                let at = base + (s + i) * stride;
-                let weight = p.extract(i);
+                let (at, weight) = (base + (s + i) * stride, p.extract(i));
                 #[unroll]
                 for j in 0..vectors {
                     let x = load_as::<N>(v, at + j * lanes, shape.elem);

@@ -5,7 +5,10 @@
 
 use crate::device::{Device, Slice};
 use mdl_ir::kernel::{Elem, KernelSpec, workspace_bytes};
-use mdl_ir::rounding::{bf16_error, bf16_nearest, bf16_to_f32};
+
+#[path = "../../tests/elements/mod.rs"]
+mod elements;
+pub(crate) use elements::{from_bytes, nearest, storing_error, to_bytes};
 
 /// Written behind every buffer: a kernel that writes past its end is caught.
 const GUARD: f32 = 7.25;
@@ -21,25 +24,8 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn bytes(&self) -> Vec<u8> {
-        match self.elem {
-            Elem::F32 | Elem::I32 => bytemuck::cast_slice(&self.values).to_vec(),
-            Elem::Bf16 => self.values.iter().flat_map(|x| bf16_nearest(*x).to_ne_bytes()).collect(),
-        }
-    }
-
     fn len(&self) -> u64 {
         self.values.len() as u64 * self.elem.bytes()
-    }
-
-    fn read(&self, bytes: &[u8]) -> Vec<f32> {
-        match self.elem {
-            Elem::F32 | Elem::I32 => floats(bytes),
-            Elem::Bf16 => {
-                let bits = bytes.chunks_exact(2).map(bytemuck::pod_read_unaligned);
-                bits.map(bf16_to_f32).collect()
-            }
-        }
     }
 }
 
@@ -54,11 +40,8 @@ impl Buffers {
     }
 
     /// The nearest values that `elem` has.
-    pub(crate) fn push(&mut self, elem: Elem, mut values: Vec<f32>) -> usize {
-        if elem == Elem::Bf16 {
-            values.iter_mut().for_each(|x| *x = bf16_to_f32(bf16_nearest(*x)));
-        }
-        self.data.push(Buffer { values, elem });
+    pub(crate) fn push(&mut self, elem: Elem, values: Vec<f32>) -> usize {
+        self.data.push(Buffer { values: nearest(elem, values), elem });
         self.data.len() - 1
     }
 
@@ -101,7 +84,7 @@ impl Buffers {
         let mut bytes = Vec::new();
         for buffer in &self.data {
             offsets.push(end);
-            bytes.extend_from_slice(&buffer.bytes());
+            bytes.extend_from_slice(&to_bytes(buffer.elem, &buffer.values));
             bytes.extend_from_slice(bytemuck::cast_slice(&[GUARD; GUARD_ELEMENTS]));
             bytes.resize(bytes.len().next_multiple_of(256), 0);
             end = bytes.len() as u64;
@@ -117,14 +100,19 @@ impl Buffers {
         slices.push(arena.slice(end, workspace));
         device.launch(spec, &slices);
         let behind = device.read(&arena, end + workspace, 256).expect("fits");
-        let behind: Vec<f32> = floats(&behind);
-        assert!(behind.iter().all(|x| x.is_nan()), "wrote past the workspace");
+        assert!(
+            from_bytes(Elem::F32, &behind).iter().all(|x| x.is_nan()),
+            "wrote past the workspace"
+        );
         let read = |(i, buffer): (usize, &Buffer)| {
             let len = buffer.len() + GUARD_ELEMENTS as u64 * 4;
             let mut bytes = device.read(&arena, offsets[i], len).expect("fits");
             let guard = bytes.split_off(buffer.len() as usize);
-            assert!(floats(&guard).iter().all(|&x| x == GUARD), "wrote past buffer {i}");
-            buffer.read(&bytes)
+            assert!(
+                from_bytes(Elem::F32, &guard).iter().all(|&x| x == GUARD),
+                "wrote past buffer {i}"
+            );
+            from_bytes(buffer.elem, &bytes)
         };
         self.data.iter().enumerate().map(read).collect()
     }
@@ -141,10 +129,6 @@ impl Buffers {
     }
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
-}
-
 /// ‖a − b‖ / ‖b‖, or ‖a‖ where b is zero, for results `a` in elements of this type. What storing
 /// them adds to the error of a kernel's arithmetic is taken off each difference.
 pub(crate) fn relative_error(elem: Elem, a: &[f32], b: &[f64]) -> f64 {
@@ -156,13 +140,4 @@ pub(crate) fn relative_error(elem: Elem, a: &[f32], b: &[f64]) -> f64 {
     let difference = norm(&mut a.iter().zip(b).map(off));
     let scale = norm(&mut b.iter().copied());
     if scale == 0.0 { difference } else { difference / scale }
-}
-
-/// How far storing a result may move it: nowhere in f32, and half a unit in the last place in bf16,
-/// the unit of a result that arithmetic has put past a power of two.
-pub(crate) fn storing_error(elem: Elem, x: f64) -> f64 {
-    match elem {
-        Elem::F32 | Elem::I32 => 0.0,
-        Elem::Bf16 => bf16_error(x * (1.0 + 1e-5)),
-    }
 }

@@ -3,7 +3,7 @@
 //! The workspace and the output hold NaN when a launch begins, and the bits must not depend on the
 //! number of units.
 
-use crate::embedding::testing::{Buffers, storing_error};
+use crate::embedding::testing::{Buffers, ELEMS, storing_error};
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use mdl_ir::kernel::{Elem, KernelSpec};
 
@@ -126,29 +126,27 @@ const SHAPES: [[u32; 5]; 10] = [
 fn rows_with_the_matrices_of_their_groups() {
     for [rows, groups, n, k, share] in SHAPES {
         for transposed in [false, true] {
-            let spec =
-                GroupedContractSpec { elem: Elem::F32, rows, share, groups, n, k, transposed };
-            ROUTINGS.iter().for_each(|routing| check_contract(&spec, *routing));
+            for elem in ELEMS {
+                let spec = GroupedContractSpec { elem, rows, share, groups, n, k, transposed };
+                ROUTINGS.iter().for_each(|routing| check_contract(&spec, *routing));
+            }
         }
     }
 }
+
+/// Of a and b, and of the result.
+const OUTER_ELEMS: [[Elem; 2]; 3] =
+    [[Elem::F32, Elem::F32], [Elem::Bf16, Elem::Bf16], [Elem::Bf16, Elem::F32]];
 
 #[test]
 fn outer_products_of_each_groups_rows() {
     for [rows, groups, m, n, share] in SHAPES {
         // Gradients have one side shared and the other not.
         for (share_a, share_b) in [(1, share), (share, 1)] {
-            let spec = GroupedOuterSpec {
-                elem: Elem::F32,
-                out: Elem::F32,
-                rows,
-                share_a,
-                share_b,
-                groups,
-                m,
-                n,
-            };
-            ROUTINGS.iter().for_each(|routing| check_outer(&spec, *routing));
+            for [elem, out] in OUTER_ELEMS {
+                let spec = GroupedOuterSpec { elem, out, rows, share_a, share_b, groups, m, n };
+                ROUTINGS.iter().for_each(|routing| check_outer(&spec, *routing));
+            }
         }
     }
 }

@@ -65,6 +65,9 @@ fn state(spec: &AdamWSpec, like: [Elem; 3]) -> State {
     let len = spec.len as usize;
     let mut all = Buffers::new();
     let [g, p, m] = [like[1], like[0], like[2]].map(|elem| all.random(elem, len));
+    // Of one sign with the gradient, so that errors are relative to a result that nothing cancels.
+    let signed = all.f32(m).iter().zip(all.f32(g)).map(|(m, g)| m.copysign(*g)).collect();
+    let m = all.push(like[2], signed);
     let v = all.random(Elem::F32, len);
     let squares = all.f32(v).iter().map(|x| x * x).collect();
     let v = all.push(like[2], squares);
