@@ -59,7 +59,7 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "narrow",
-        why: "what is rounded is settled before gradients, which are rounded where their values are",
+        why: "what is rounded is settled before gradients, which are rounded where values are",
         leaves: Stage::Forward,
         run: narrow,
     },

@@ -64,12 +64,7 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             axes.extend(args[0].without(std::slice::from_ref(axis)).axes);
             one(Type::new(args[0].dtype, axes))
         }
-        Op::ScatterAdd { axis } => {
-            let ids: Vec<String> = args[0].axes.iter().map(|a| a.name.clone()).collect();
-            need_axes(args[1], &ids)?;
-            let ty = args[1].without(&ids).stacked(axis.clone());
-            one(ty.of(args.get(2).map_or(ty.dtype, |base| base.dtype)))
-        }
+        Op::ScatterAdd { axis } => one(scatter_add(args, axis)?),
         Op::CacheWrite { axis } => {
             find(args[0], axis)?;
             one(args[1].clone())
@@ -144,6 +139,14 @@ fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
     let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(&x.name));
     let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).cloned().collect();
     Ok(Type::new(DType::F32, axes))
+}
+
+/// Rows are added up as what they are, or as what the base is.
+fn scatter_add(args: &[&Type], axis: &Axis) -> Result<Type, String> {
+    let ids = crate::build::axis_names(&args[0].axes);
+    need_axes(args[1], &ids)?;
+    let ty = args[1].without(&ids).stacked(axis.clone());
+    Ok(ty.of(args.get(2).map_or(ty.dtype, |base| base.dtype)))
 }
 
 fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type, String> {

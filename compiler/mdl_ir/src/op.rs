@@ -54,8 +54,8 @@ pub enum Op {
     },
     /// To `Bf16` rounds to the nearest; from it is exact.
     Cast(DType),
-    /// `args[0]` as bf16: one of its two neighbours, by random bits that are a function of the value,
-    /// the step's seed `args[1]` and the stream alone (see `rounding`). Right on average.
+    /// `args[0]` as bf16: one of its two neighbours, by random bits that are a function of the
+    /// value, the step's seed `args[1]` and the stream alone (see `rounding`). Right on average.
     StochasticRound {
         stream: u32,
     },

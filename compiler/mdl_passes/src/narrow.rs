@@ -11,7 +11,7 @@
 
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, ValueId};
-use mdl_ir::op::{Binary, Kernel, Op};
+use mdl_ir::op::{Binary, Class, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
 
@@ -110,11 +110,11 @@ impl<'a> Narrowing<'a> {
         if self.b.ty(id).dtype != DType::F32 {
             return Ok(id);
         }
-        let moved = self.b.op(id).filter(|n| match n.op {
-            Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } => true,
-            Op::Reorder { .. } | Op::Concat { .. } => true,
-            _ => false,
-        });
+        let moves = |op: &Op| match op {
+            Op::Reorder { .. } => true,
+            op => op.class() == Class::View,
+        };
+        let moved = self.b.op(id).filter(|n| moves(&n.op));
         let Some(Node { op, args, span, .. }) = moved.cloned() else {
             let (name, at) = (self.b.body.name(id).to_string(), self.b.op(id).map(|n| n.span));
             let cast = self.b.push(Op::Cast(DType::Bf16), &[id], at.unwrap_or_default())?;

@@ -5,9 +5,9 @@
 //! is one pass over memory; its body is the function of the standard library applied to each
 //! parameter in turn.
 //!
-//! Parameters in bf16 are too coarse to be added small steps to. So there is either a master copy of
-//! them in f32, which the formula works on and which they are rounded from, or the new values are
-//! rounded stochastically, and the moments with them: then what a step adds is right on average.
+//! Parameters in bf16 are too coarse to be added small steps to. So there is either a master copy
+//! of them in f32, which the formula works on and which they are rounded from, or the new values
+//! are rounded stochastically, and the moments with them: what a step adds is right on average.
 
 use crate::request::Precision;
 use mdl_check::entry::function;
@@ -60,13 +60,17 @@ impl StateTypes {
 
     /// What is kept besides parameters and gradients, in the order of the state: how it is called,
     /// what it is, and its elements.
-    fn kept(&self) -> Vec<(&'static str, fn(usize) -> InputRole, DType)> {
-        let moments: [(_, fn(usize) -> InputRole, _); 2] =
-            [("m", InputRole::Moment1, self.moments), ("v", InputRole::Moment2, self.moments)];
-        let master = self.master.then_some(("master", InputRole::Master as fn(_) -> _, DType::F32));
-        moments.into_iter().chain(master).collect()
+    fn kept(&self) -> Vec<Kept> {
+        let mut kept: Vec<Kept> =
+            vec![("m", InputRole::Moment1, self.moments), ("v", InputRole::Moment2, self.moments)];
+        if self.master {
+            kept.push(("master", InputRole::Master, DType::F32));
+        }
+        kept
     }
 }
+
+type Kept = (&'static str, fn(usize) -> InputRole, DType);
 
 /// Names of the numbers that the host gives for each step, in the order in which a call of AdamW
 /// takes them.

@@ -19,7 +19,7 @@ const MEMORY_BYTES: f64 = 2e10;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory and precision (0 is off, 1 is on)")]
 pub struct RequestFlags {
-    /// Parameters, gradients and activations in bf16, with arithmetic in f32 and f32 master weights
+    /// Parameters, gradients and activations in bf16, with f32 arithmetic and f32 master weights
     #[arg(long, default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     bf16: u8,
