@@ -69,11 +69,16 @@ fn a_model_without_presets_takes_all_sizes_from_flags() {
 }
 
 /// Arguments, the exit status, and what is said.
-const WRONG: [(&[&str], i32, &[&str]); 14] = [
+const WRONG: [(&[&str], i32, &[&str]); 15] = [
     (&["plan"], FAILED, &["error[E0941]: name a FILE"]),
     (&["plan", "--preset=tiny", "--max_step=3"], USAGE, &["error[E0941]", "`--max_steps`"]),
     (&["plan", "--preset=tiny", "--hidden_width=0"], USAGE, &["1 to 2147483647"]),
     (&["plan", "--preset=tiny", "--bf16=2"], USAGE, &["0..=1"]),
+    (
+        &["plan", "llama", "--preset=tiny", "--optimizer_state=bf16"],
+        FAILED,
+        &["error[E0941]", "give --bf16=1"],
+    ),
     (&["plan", "--preset=tiny", "--hardware=p6"], USAGE, &["p5, p4d, g5, local"]),
     (&["plan", "--preset=none_such"], FAILED, &["error[E0941]", "name a FILE"]),
     (&["plan", "llama", "--preset=none_such"], FAILED, &["error[E0408]", "use one of: tiny"]),
@@ -134,7 +139,8 @@ fn a_run_file_gives_flags_and_the_command_line_wins() {
     assert_eq!(plan["hardware"]["name"], "p5");
     let fields: Vec<_> = plan["differences"].as_array().expect("a list").iter().collect();
     assert_eq!((&fields[0]["value"], &fields[1]["value"]), (&json!(5), &json!(8.0)));
-    assert!(notes.contains("--bf16=1 has no effect yet"), "{notes}");
+    assert_eq!(plan["precision"]["parameters"], "bf16");
+    assert!(!notes.contains("bf16"), "{notes}");
 }
 
 /// A run file, the line that is wrong, and what is said.

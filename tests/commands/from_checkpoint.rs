@@ -59,6 +59,38 @@ fn a_checkpoint_stands_for_file_sizes_and_tokenizer() {
 }
 
 #[test]
+fn a_run_in_bf16_is_read_by_every_command_and_goes_on() {
+    let text = file("narrow.txt", &"Once upon a time there was a door. ".repeat(40));
+    let text_path = text.display().to_string();
+    for (optimizer_state, dtype) in [("f32", "float32"), ("bf16", "bfloat16")] {
+        let state = format!("--optimizer_state={optimizer_state}");
+        let flags = ["--bf16=1", &state];
+        let (dir, out) = (folder(optimizer_state), folder(&format!("{optimizer_state}-out")));
+        train(&[&["llama", "--preset", "tiny"], &flags[..]].concat(), "1", &text, &dir);
+        assert_eq!(config(&dir.join("step-00000001"))["dtype"], dtype);
+        let (from, to) = (dir.display().to_string(), out.display().to_string());
+        for args in [
+            vec!["eval", &from, "--dataset", &text_path],
+            vec!["generate", &from, "--prompt", "Once", "--max_tokens", "2"],
+            vec!["export", &from, &to],
+        ] {
+            let called = mdlc(&args);
+            assert_eq!(called.status, 0, "{args:?}: {}", called.err);
+        }
+        assert_eq!(config(&out)["dtype"], dtype);
+        let gone_on = [&["--resume_from_checkpoint", &from], &flags[..]].concat();
+        let err = train(&gone_on, "2", &text, &dir);
+        assert!(err.contains("resumed at step 1"), "{err}");
+        std::fs::remove_dir_all(&out).expect("written above");
+        train(&["--init_from", &from, "--bf16=1"], "1", &text, &out);
+        for path in [dir, out] {
+            std::fs::remove_dir_all(path).expect("written above");
+        }
+    }
+    std::fs::remove_file(text).expect("written above");
+}
+
+#[test]
 fn every_command_gives_the_code_of_a_damaged_checkpoint() {
     let dir = folder("damaged");
     std::fs::create_dir_all(&dir).expect("the temporary folder is writable");

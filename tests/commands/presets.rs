@@ -107,6 +107,25 @@ fn every_machine_gets_a_plan_of_every_published_preset() {
     }
 }
 
+/// Bytes of state for each parameter in bf16: with moments and a master copy in f32, and without.
+const NARROW_STATE_BYTES: [(&str, u64); 2] = [("f32", 2 + 2 + 4 + 4 + 4), ("bf16", 4 * 2)];
+
+#[test]
+fn a_state_in_bf16_has_the_bytes_of_its_elements() {
+    // Slices start at multiples of 256 bytes: below a thousandth of these models.
+    for row in embedded() {
+        for (optimizer_state, bytes) in NARROW_STATE_BYTES {
+            let state = format!("--optimizer_state={optimizer_state}");
+            let (plan, _) = plan(&["--preset", row.preset, "--bf16=1", &state]);
+            let (got, exact) = (plan["state_bytes"].as_u64(), row.parameters * bytes);
+            let got = got.expect("bytes");
+            assert!((exact..exact + exact / 1000).contains(&got), "{}: {got}", row.preset);
+            assert_eq!(plan["precision"]["moments"], optimizer_state);
+            assert_eq!(plan["precision"]["master"].is_null(), optimizer_state == "bf16");
+        }
+    }
+}
+
 #[test]
 fn a_small_model_fits_and_a_flag_wins_over_the_machine() {
     let (plan, notes) = plan(&[

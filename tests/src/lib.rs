@@ -42,6 +42,7 @@ pub fn settings(batch: u64, t: u64) -> Settings {
         seed: 7,
         memory: MemoryRequest::default(),
         precision: Precision::default(),
+        optimizer_state: Precision::default(),
         disk_offload: None,
     }
 }

@@ -9,7 +9,7 @@ use mdl_passes::arena::{Lifetime, arrange, bound};
 use mdl_passes::executable::{Executable, Space};
 use mdl_passes::optimise::Optimizer;
 use mdl_passes::plan::ALIGNMENT;
-use mdl_passes::request::MemoryRequest;
+use mdl_passes::request::{MemoryRequest, Precision};
 
 /// Sequences, tokens of each, and the threads that workspaces are planned for: shapes where in turn
 /// workspaces, weights' gradients and activations are the largest buffers.
@@ -33,9 +33,11 @@ fn purposes() -> [Purpose; 5] {
         weight_decay: 0.1,
         matrices_only: true,
         unclipped: false,
+        state: Precision::F32,
     });
+    let state = Precision::F32;
     let (first, further) =
-        (Purpose::MicroBatch { first: true }, Purpose::MicroBatch { first: false });
+        (Purpose::MicroBatch { first: true, state }, Purpose::MicroBatch { first: false, state });
     [Purpose::Forward, Purpose::Gradients, training, first, further]
 }
 
@@ -59,7 +61,8 @@ fn each_plan(front: &mut Front, preset: &str, look: &mut dyn FnMut(&str, &Execut
         for purpose in &purposes() {
             for activation_checkpointing in [false, true] {
                 let memory = MemoryRequest { activation_checkpointing, ..Default::default() };
-                let trace = run_within(graph.clone(), front, purpose, &memory).expect("no bug");
+                let trace = run_within(graph.clone(), front, purpose, &memory, Precision::F32)
+                    .expect("no bug");
                 let state = state_layout(trace.last(), purpose);
                 let plan = finish(trace.last(), &state, units).expect("no bug");
                 let what = format!(

@@ -14,7 +14,9 @@ use mdl_ir::verify::verify;
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::fuse::fuse;
+use mdl_passes::optimise::StateTypes;
 use mdl_passes::plan::{StateLayout, plan};
+use mdl_passes::request::Precision;
 use mdl_train::machine::Machine;
 use std::sync::Arc;
 
@@ -140,7 +142,8 @@ fn check(seed: u64) -> Result<Executable, String> {
             return Err(format!("the fused graph gives {g:?}, not {e:?}"));
         }
     }
-    plan(&fused, &StateLayout::of(&[], |_| false), UNITS)
+    let types = StateTypes::of(&[], Precision::F32);
+    plan(&fused, &StateLayout::of(&[], types, |_| false), UNITS)
 }
 
 fn check_on_device(seed: u64, device: &Arc<Device>) -> Result<(), String> {

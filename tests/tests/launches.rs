@@ -10,6 +10,7 @@ use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::OutputRole;
 use mdl_passes::executable::{Arg, BufferPlan, Executable, Launch, Space, Step};
 use mdl_passes::optimise::Optimizer;
+use mdl_passes::request::Precision;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -45,6 +46,7 @@ fn planned(model: &str, preset: &str) -> Executable {
         weight_decay: 0.1,
         matrices_only: true,
         unclipped: false,
+        state: Precision::F32,
     });
     let trace = run(graph, &mut front, &purpose).expect("the passes have no bug");
     let state = state_layout(trace.last(), &purpose);

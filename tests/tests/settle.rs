@@ -2,7 +2,7 @@
 //! with a limit that no norm reaches, and the state has no section of gradients.
 
 use mdl_kernels::Device;
-use mdl_passes::request::MemoryRequest;
+use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
 use mdl_train::session::{Session, Settings, executables};
@@ -32,8 +32,17 @@ fn requests() -> [MemoryRequest; 3] {
     ]
 }
 
-fn settings(grad_clip: f64, memory: MemoryRequest) -> Settings {
-    Settings { grad_clip, memory, max_steps: STEPS, ..mdl_tests::settings(2, 37) }
+/// Parameters with the optimizer's state.
+const FORMS: [(Precision, Precision); 3] = [
+    (Precision::F32, Precision::F32),
+    (Precision::Bf16, Precision::F32),
+    (Precision::Bf16, Precision::Bf16),
+];
+
+fn settings(grad_clip: f64, memory: MemoryRequest, form: (Precision, Precision)) -> Settings {
+    let (precision, optimizer_state) = form;
+    let plain = mdl_tests::settings(2, 37);
+    Settings { grad_clip, memory, precision, optimizer_state, max_steps: STEPS, ..plain }
 }
 
 /// What a run leaves: losses, norms of gradients, and parameters and moments, as bits.
@@ -67,14 +76,14 @@ const NORM_TOLERANCE: f64 = 300.0 * f32::EPSILON as f64;
 #[test]
 fn updates_at_once_are_those_after_the_last_gradient() {
     let device = Arc::new(Device::cpu(Some(2)));
-    for name in models() {
+    for (name, form) in models().into_iter().flat_map(|name| FORMS.map(|form| (name.clone(), form)))
+    {
+        let after = trained(&name, settings(NO_LIMIT, MemoryRequest::default(), form), &device);
         for memory in requests() {
-            let activation_checkpointing = memory.activation_checkpointing;
-            let kept = MemoryRequest { activation_checkpointing, ..MemoryRequest::default() };
-            let after = trained(&name, settings(NO_LIMIT, kept), &device);
-            let at_once = trained(&name, settings(0.0, memory), &device);
-            assert_eq!(at_once.losses, after.losses, "{}, {memory:?}", name.0);
-            assert!(at_once.state == after.state, "{}, {memory:?}: the state differs", name.0);
+            let at_once = trained(&name, settings(0.0, memory, form), &device);
+            let what = format!("{}, {form:?}, {memory:?}", name.0);
+            assert_eq!(at_once.losses, after.losses, "{what}");
+            assert!(at_once.state == after.state, "{what}: the state differs");
             for (a, b) in at_once.norms.iter().zip(&after.norms) {
                 assert!((a - b).abs() <= NORM_TOLERANCE * b, "{}: norms {a} and {b}", name.0);
             }
@@ -84,12 +93,13 @@ fn updates_at_once_are_those_after_the_last_gradient() {
 
 #[test]
 fn the_state_has_no_gradients() {
+    let form = (Precision::F32, Precision::F32);
     for name in models() {
         let bytes = |grad_clip, cpu_offload| {
             let mut model = Model::open(&name.0, Some(name.1)).expect("a model");
             let memory = MemoryRequest { cpu_offload, ..MemoryRequest::default() };
             let (_, step, _) =
-                executables(&mut model, &settings(grad_clip, memory), 2).expect("compiles");
+                executables(&mut model, &settings(grad_clip, memory, form), 2).expect("compiles");
             step.state_bytes() + step.host_state_bytes()
         };
         for cpu_offload in [false, true] {

@@ -402,9 +402,11 @@ impl Elaborator<'_> {
                 }
             };
         }
-        let Some(dtype) = DType::from_name(&name.text) else {
+        // In how many bits numbers are stored is the run's choice.
+        let mut known = DType::ALL.into_iter().filter(|d| *d != DType::Bf16);
+        let Some(dtype) = known.clone().find(|d| d.name() == name.text) else {
             let message = format!("{} has no member `{}`", val.kind(), name.text);
-            let near = nearest(&name.text, DType::ALL.iter().map(|d| d.name()));
+            let near = nearest(&name.text, known.by_ref().map(|d| d.name()));
             return self.no_member(message, name.span, None, near);
         };
         let tensor = self.tensor(val, base.span)?;
@@ -455,7 +457,7 @@ impl Elaborator<'_> {
             return Ok(());
         }
         let name = |d: DType| match d {
-            DType::F32 => "numbers",
+            DType::F32 | DType::Bf16 => "numbers",
             DType::I32 => "ids",
             DType::Bool => "truth values",
         };

@@ -8,10 +8,10 @@ use mdl_ir::graph::{Graph, OutputRole, Stage};
 use mdl_ir::verify::verify;
 use mdl_passes::executable::{Executable, Space};
 use mdl_passes::offload::saved;
-use mdl_passes::optimise::{Optimizer, decays, optimise};
+use mdl_passes::optimise::{Optimizer, StateTypes, decays, optimise};
 use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::recompute::residuals;
-use mdl_passes::request::MemoryRequest;
+use mdl_passes::request::{MemoryRequest, Precision};
 use std::time::{Duration, Instant};
 
 /// What a compilation is for.
@@ -24,8 +24,8 @@ pub enum Purpose {
     /// Gradients and the optimizer step.
     Training(Optimizer),
     /// Gradients of one of several micro-batches: the first, or one that adds to the gradients of
-    /// those before.
-    MicroBatch { first: bool },
+    /// those before. How the optimizer keeps its state says how much of it there is.
+    MicroBatch { first: bool, state: Precision },
     /// The optimizer step alone, on gradients that are there.
     Update(Optimizer),
 }
@@ -36,6 +36,7 @@ pub struct PassInput<'a> {
     pub front: &'a mut Front,
     pub purpose: &'a Purpose,
     pub memory: &'a MemoryRequest,
+    pub precision: Precision,
 }
 
 /// One row of the pipeline.
@@ -55,6 +56,12 @@ pub const PIPELINE: &[Pass] = &[
         why: "calls that no kernel computes become their bodies, while those have no gradient yet",
         leaves: Stage::Forward,
         run: unfold,
+    },
+    Pass {
+        name: "narrow",
+        why: "what is rounded is settled before gradients, which are rounded where values are",
+        leaves: Stage::Forward,
+        run: narrow,
     },
     Pass {
         name: "weigh",
@@ -106,7 +113,7 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices; no kernel is to depend on it",
+        why: "a state in the host's memory comes in by slices; last, so that no kernel depends on it",
         leaves: Stage::Fused,
         run: stream,
     },
@@ -114,6 +121,13 @@ pub const PIPELINE: &[Pass] = &[
 
 fn unfold(graph: &Graph, _: &mut PassInput<'_>) -> Result<Graph, String> {
     mdl_passes::unfold::unfold(graph)
+}
+
+fn narrow(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    match input.precision {
+        Precision::F32 => Ok(graph.clone()),
+        Precision::Bf16 => mdl_passes::narrow::narrow(graph),
+    }
 }
 
 fn differentiate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
@@ -132,7 +146,7 @@ fn weigh(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
 
 fn accumulate(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
     match input.purpose {
-        Purpose::MicroBatch { first: false } => mdl_passes::micro_batch::accumulate(graph),
+        Purpose::MicroBatch { first: false, .. } => mdl_passes::micro_batch::accumulate(graph),
         _ => Ok(graph.clone()),
     }
 }
@@ -155,9 +169,7 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
         let state = state_layout_for(graph, input.purpose, input.memory);
         // The moments are there although a micro-batch does not see them.
         let state_bytes = match (input.purpose, state.space) {
-            (Purpose::MicroBatch { .. }, Space::State) => {
-                state.sections().len() as u64 * state.section
-            }
+            (Purpose::MicroBatch { .. }, Space::State) => state.bytes(),
             _ => 0,
         };
         let planner = |chosen: &Graph| {
@@ -245,7 +257,7 @@ impl Trace {
 
 /// Runs the passes on a forward graph, where nothing is asked about memory.
 pub fn run(graph: Graph, front: &mut Front, purpose: &Purpose) -> Result<Trace, Bug> {
-    run_within(graph, front, purpose, &MemoryRequest::default())
+    run_within(graph, front, purpose, &MemoryRequest::default(), Precision::F32)
 }
 
 /// Runs the passes on a forward graph.
@@ -254,12 +266,13 @@ pub fn run_within(
     front: &mut Front,
     purpose: &Purpose,
     memory: &MemoryRequest,
+    precision: Precision,
 ) -> Result<Trace, Bug> {
     check("forward", &graph)?;
     let mut trace = Trace { stages: vec![("forward", graph, Duration::ZERO)] };
     for pass in PIPELINE {
         let start = Instant::now();
-        let mut input = PassInput { front: &mut *front, purpose, memory };
+        let mut input = PassInput { front: &mut *front, purpose, memory, precision };
         let result = (pass.run)(trace.last(), &mut input);
         let mut graph = result.map_err(|fault| Bug { pass: pass.name, faults: vec![fault] })?;
         graph.stage = pass.leaves;
@@ -275,13 +288,21 @@ fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
 
 /// Where the state of a model lies, for every executable of a run.
 pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
+    let kept = match purpose {
+        Purpose::Training(optimizer) | Purpose::Update(optimizer) => optimizer.state,
+        Purpose::MicroBatch { state, .. } => *state,
+        Purpose::Forward | Purpose::Gradients => Precision::F32,
+    };
     let optimizer = match purpose {
         Purpose::Training(optimizer) | Purpose::Update(optimizer) => Some(optimizer),
         Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => None,
     };
     let last = |p| optimizer.is_some_and(|optimizer| !decays(graph, p, optimizer));
-    let gradients = optimizer.is_none_or(|optimizer| !optimizer.unclipped);
-    StateLayout { gradients, ..StateLayout::of(&graph.params, last) }
+    let all = StateLayout::of(&graph.params, StateTypes::of(&graph.params, kept), last);
+    match optimizer.is_some_and(|optimizer| optimizer.unclipped) {
+        true => all.without_gradients(),
+        false => all,
+    }
 }
 
 /// The same where a run asks that some of it lies in the host's memory.

@@ -145,26 +145,18 @@ impl Builder {
             }
         }
         let same = |id: ValueId, b: &Self| b.ty(id) == ty;
+        if let Some(kept) = self.neutral(op, args, &consts)
+            && self.ty(kept).axes == ty.axes
+            && self.ty(kept).is_float()
+        {
+            // What is stored in fewer bits is the same number in f32.
+            return self.push(Op::Cast(DType::F32), &[kept], span).ok();
+        }
         match op {
-            Op::Binary(Binary::Mul) if consts[0] == Some(1.0) && same(args[1], self) => {
-                Some(args[1])
-            }
-            Op::Binary(Binary::Mul | Binary::Div)
-                if consts[1] == Some(1.0) && same(args[0], self) =>
-            {
-                Some(args[0])
-            }
-            Op::Binary(Binary::Add) if consts[0] == Some(0.0) && same(args[1], self) => {
-                Some(args[1])
-            }
-            Op::Binary(Binary::Add | Binary::Sub)
-                if consts[1] == Some(0.0) && same(args[0], self) =>
-            {
-                Some(args[0])
-            }
             Op::Binary(Binary::Add) => self.join_pads(args, span),
             Op::Broadcast { .. } | Op::Reorder { .. } if same(args[0], self) => Some(args[0]),
             Op::Cast(_) | Op::Rename { .. } if same(args[0], self) => Some(args[0]),
+            Op::Cast(DType::Bf16) => self.widened(args[0]),
             // No kernel has a cast to truth values: x.bool is x != 0.
             Op::Cast(DType::Bool) => {
                 let zero = self.number(0.0, span);
@@ -175,6 +167,28 @@ impl Builder {
             Op::Reduce { kind: Reduction::Sum, axes } => self.contraction(args[0], axes, span),
             _ => None,
         }
+    }
+
+    /// The argument of a sum or a product that the other one leaves as it is.
+    fn neutral(&self, op: &Op, args: &[ValueId], consts: &[Option<f64>]) -> Option<ValueId> {
+        let (first, second) = match op {
+            Op::Binary(Binary::Mul) => (Some(1.0), Some(1.0)),
+            Op::Binary(Binary::Add) => (Some(0.0), Some(0.0)),
+            Op::Binary(Binary::Div) => (None, Some(1.0)),
+            Op::Binary(Binary::Sub) => (None, Some(0.0)),
+            _ => return None,
+        };
+        match consts {
+            [a, _] if first.is_some() && *a == first => Some(args[1]),
+            [_, b] if *b == second => Some(args[0]),
+            _ => None,
+        }
+    }
+
+    /// What this was in bf16 before it was widened, if it was.
+    fn widened(&self, id: ValueId) -> Option<ValueId> {
+        let node = self.op(id).filter(|n| n.op == Op::Cast(DType::F32))?;
+        (self.ty(node.args[0]).dtype == DType::Bf16).then(|| node.args[0])
     }
 
     /// Σ(a·b) is a contraction where each factor has an axis of its own.

@@ -3,6 +3,7 @@
 
 use crate::graph::{Body, Node};
 use crate::op::{Class, Op};
+use crate::tensor_type::DType;
 
 /// FLOPs of one run of the body. Masked work is not subtracted.
 pub fn flops(body: &Body) -> u64 {
@@ -29,6 +30,8 @@ pub fn node_flops(body: &Body, node: &Node) -> u64 {
         Op::Repeat { count, body, .. } => count * flops(body),
         Op::Call { body, .. } => flops(body),
         Op::ScatterAdd { .. } => body.ty(node.args[1]).elements(),
+        // Rounding is how a value is stored.
+        Op::Cast(DType::Bf16) | Op::StochasticRound { .. } => 0,
         op if op.class() == Class::Elementwise => out,
         _ => 0,
     }

@@ -161,9 +161,11 @@ pub enum InputRole {
     /// First and second moment of a parameter's gradient.
     Moment1(usize),
     Moment2(usize),
+    /// The f32 values that a parameter in bf16 is rounded from.
+    Master(usize),
     /// A batch tensor: tokens, targets, documents.
     Data(String),
-    /// A number that the host computes for each step: lr, correct1, correct2, start.
+    /// A number that the host computes for each step: lr, correct1, correct2, seed, start.
     Scalar(String),
     /// Keys or values kept from earlier positions.
     Cache(usize),
@@ -178,6 +180,7 @@ pub enum OutputRole {
     Param(usize),
     Moment1(usize),
     Moment2(usize),
+    Master(usize),
     Cache(usize),
 }
 

@@ -15,12 +15,14 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
         Op::Position(axis) => one(Type::new(DType::F32, vec![axis.clone()])),
         Op::Random { axes, .. } => one(Type::new(DType::F32, axes.clone())),
         Op::Unary(Unary::Not) => one(args[0].clone()),
-        Op::Unary(_) | Op::StopGradient | Op::Transfer { .. } => one(args[0].clone()),
+        Op::Unary(_) => one(args[0].of(args[0].dtype.computed())),
+        Op::StopGradient | Op::Transfer { .. } => one(args[0].clone()),
         Op::Binary(b) => one(Type::new(binary_dtype(*b), union(args)?)),
         Op::Select => one(Type::new(DType::F32, union(args)?)),
         Op::Reduce { axes, .. } => {
             need_axes(args[0], axes)?;
-            one(args[0].without(axes))
+            let ty = args[0].without(axes);
+            one(ty.of(ty.dtype.computed()))
         }
         Op::Contract { axes } => one(contract(args[0], args[1], axes)?),
         Op::GroupedContract { axis, axes } => one(grouped_contract(args, axis, axes)?),
@@ -33,7 +35,11 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             }
         }
         Op::Reorder { axes } => one(reorder(args[0], axes)?),
-        Op::Cast(dtype) => one(Type::new(*dtype, args[0].axes.clone())),
+        Op::Cast(dtype) => one(args[0].of(*dtype)),
+        Op::StochasticRound { .. } => match args[1] == &Type::scalar(DType::I32) {
+            true => one(args[0].of(DType::Bf16)),
+            false => Err(format!("the seed is {}, not a whole number", args[1])),
+        },
         Op::Rename { from, to } => one(rename(args[0], from, to)?),
         Op::Split { axis, into } => one(split(args[0], axis, into)?),
         Op::Merge { axes, into } => one(merge(args[0], axes, into)?),
@@ -58,11 +64,7 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             axes.extend(args[0].without(std::slice::from_ref(axis)).axes);
             one(Type::new(args[0].dtype, axes))
         }
-        Op::ScatterAdd { axis } => {
-            let ids: Vec<String> = args[0].axes.iter().map(|a| a.name.clone()).collect();
-            need_axes(args[1], &ids)?;
-            one(args[1].without(&ids).stacked(axis.clone()))
-        }
+        Op::ScatterAdd { axis } => one(scatter_add(args, axis)?),
         Op::CacheWrite { axis } => {
             find(args[0], axis)?;
             one(args[1].clone())
@@ -78,6 +80,7 @@ fn check_count(op: &Op, count: usize) -> Result<(), String> {
     let fits = match op {
         Op::Const(_) | Op::Position(_) | Op::Random { .. } => count == 0,
         Op::Binary(_) | Op::Contract { .. } | Op::Gather { .. } => count == 2,
+        Op::StochasticRound { .. } => count == 2,
         Op::Select | Op::CacheWrite { .. } => count == 3,
         Op::GroupedContract { .. } | Op::GroupedOuter { .. } => count == 3,
         Op::ScatterAdd { .. } => count == 2 || count == 3,
@@ -138,6 +141,14 @@ fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
     Ok(Type::new(DType::F32, axes))
 }
 
+/// Rows are added up as what they are, or as what the base is.
+fn scatter_add(args: &[&Type], axis: &Axis) -> Result<Type, String> {
+    let ids = crate::build::axis_names(&args[0].axes);
+    need_axes(args[1], &ids)?;
+    let ty = args[1].without(&ids).stacked(axis.clone());
+    Ok(ty.of(args.get(2).map_or(ty.dtype, |base| base.dtype)))
+}
+
 fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type, String> {
     let (a, table, ids) = (args[0], args[1], args[2]);
     need_axes(a, over)?;
@@ -150,7 +161,15 @@ fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type,
     if let Some(twice) = own.iter().find(|x| ids.has(&x.name)) {
         return Err(format!("axis `{}` is of the rows and of the groups", twice.name));
     }
-    Ok(Type::new(DType::F32, ids.axes.iter().cloned().chain(own).collect()))
+    Ok(Type::new(one_dtype(a, table)?, ids.axes.iter().cloned().chain(own).collect()))
+}
+
+/// Grouped contractions have one element type for what they read and what they store.
+fn one_dtype(a: &Type, b: &Type) -> Result<DType, String> {
+    match a.dtype == b.dtype {
+        true => Ok(a.dtype),
+        false => Err(format!("the operands are {} and {}", a.dtype.name(), b.dtype.name())),
+    }
 }
 
 /// A grouped operand has rows and the axes `others`, and nothing else.
@@ -179,7 +198,7 @@ fn grouped_outer(args: &[&Type], axis: &Axis) -> Result<Type, String> {
     if axes.len() > MAX_AXES {
         return Err(format!("a tensor with {} axes, and {MAX_AXES} is the most", axes.len()));
     }
-    Ok(Type::new(DType::F32, axes))
+    Ok(Type::new(one_dtype(a, b)?, axes))
 }
 
 fn reorder(ty: &Type, names: &[String]) -> Result<Type, String> {
@@ -233,6 +252,9 @@ fn concat(args: &[&Type], axis: &str, into: &Axis) -> Result<Type, String> {
         total += find(ty, axis)?.size;
         if ty.without(&[axis.to_string()]).axes != args[0].without(&[axis.to_string()]).axes {
             return Err("concatenated tensors differ in another axis".into());
+        }
+        if ty.dtype != args[0].dtype {
+            return Err("concatenated tensors differ in their element type".into());
         }
     }
     if total != into.size {

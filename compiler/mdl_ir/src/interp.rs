@@ -2,6 +2,7 @@
 
 use crate::graph::{Body, Node};
 use crate::op::{Binary, Op, Reduction, Unary};
+use crate::rounding::{bf16_nearest, bf16_to_f32, stochastic_round};
 use crate::tensor::{Tensor, walk};
 use crate::tensor_type::{Axis, DType, Type};
 
@@ -71,7 +72,16 @@ fn eval(body: &Body, node: &Node, args: &[&Tensor], env: &Env) -> Vec<Tensor> {
         _ => {}
     }
     let ty = types.into_iter().next().expect("one result");
-    vec![eval_one(&node.op, args, ty, env)]
+    let mut result = eval_one(&node.op, args, ty, env);
+    if result.ty.dtype == DType::Bf16 {
+        result.data.iter_mut().for_each(|x| *x = stored(*x));
+    }
+    vec![result]
+}
+
+/// A number as memory has it that holds bf16: what kernels compute in f32 is rounded once more.
+fn stored(x: f64) -> f64 {
+    f64::from(bf16_to_f32(bf16_nearest(x as f32)))
 }
 
 fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
@@ -82,9 +92,14 @@ fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
         Op::Unary(u) => map1(args[0], ty, |x| unary(*u, x)),
         Op::Binary(b) => map2(args[0], args[1], ty, |x, y| binary(*b, x, y)),
         Op::Select => select(args, ty),
-        Op::StopGradient | Op::Transfer { .. } | Op::Cast(DType::F32) => map1(args[0], ty, |x| x),
+        Op::StopGradient | Op::Transfer { .. } => map1(args[0], ty, |x| x),
+        Op::Cast(DType::F32 | DType::Bf16) => map1(args[0], ty, |x| x),
         Op::Cast(DType::Bool) => map1(args[0], ty, |x| f64::from(x != 0.0)),
         Op::Cast(DType::I32) => map1(args[0], ty, f64::trunc),
+        Op::StochasticRound { stream } => {
+            let seed = args[1].data[0] as i32 as u32;
+            map1(args[0], ty, |x| f64::from(bf16_to_f32(stochastic_round(x as f32, seed, *stream))))
+        }
         Op::Broadcast { .. } | Op::Reorder { .. } => map1(args[0], ty, |x| x),
         Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => {
             Tensor::new(ty, args[0].data.clone())

@@ -1,8 +1,9 @@
 //! What a kernel computes, as plain data: the boundary between the compiler and `mdl_kernels`.
 //!
 //! A spec names sizes and strides (in elements) and never a device. Buffers are passed beside it,
-//! in the order that each spec states: inputs, outputs, workspace. All arithmetic is f32;
-//! `Elem::I32` is converted when loaded.
+//! in the order that each spec states: inputs, outputs, workspace. All arithmetic is f32:
+//! `Elem::I32` and `Elem::Bf16` are converted when loaded, and what goes to bf16 is rounded once,
+//! when it is stored, to the nearest, ties to even.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,10 +36,21 @@ pub enum KernelSpec {
     Transfer,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a number lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Elem {
     F32,
     I32,
+    Bf16,
+}
+
+impl Elem {
+    pub fn bytes(self) -> u64 {
+        match self {
+            Elem::F32 | Elem::I32 => 4,
+            Elem::Bf16 => 2,
+        }
+    }
 }
 
 /// How an iteration space reads or writes a buffer: element `offset + Σ index[i] · strides[i]`.
@@ -84,6 +96,8 @@ pub enum InstrOp {
     Cos,
     Tanh,
     Abs,
+    /// The nearest bf16, ties to even.
+    Round,
     Not,
     Add,
     Sub,
@@ -156,9 +170,15 @@ pub struct Dim {
 /// `epilogue_inputs` (views over flattened batch·m, n) to `Store`s, one per output; without an
 /// epilogue there is one output, the sum. Outputs are dense [batch·m, n].
 ///
+/// An epilogue's input may be the memory of an output, read where it is then stored: that is how a
+/// product is added to bf16. `ContractAdd` adds to f32 alone.
+///
 /// Buffers: a, b, prologue inputs, epilogue inputs, outputs, workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContractSpec {
+    pub a: Elem,
+    pub b: Elem,
+    pub outputs: Vec<Elem>,
     pub batch: Vec<Dim>,
     pub m: Vec<Dim>,
     pub n: Vec<Dim>,
@@ -168,7 +188,13 @@ pub struct ContractSpec {
     pub prologue_result: u16,
     pub epilogue_inputs: Vec<View>,
     pub epilogue: Vec<Instr>,
-    pub n_outputs: u16,
+}
+
+impl ContractSpec {
+    /// The output is the sum in f32, so partial sums may wait there.
+    pub fn is_plain_sum(&self) -> bool {
+        self.epilogue.is_empty() && self.outputs == [Elem::F32]
+    }
 }
 
 /// Which keys a query sees. Positions: query t stands at `start + t`, key s at `s`.
@@ -192,9 +218,10 @@ pub struct MaskSpec {
 /// Attention buffers: q, k, v, (documents_t i32 [b, t], documents_s i32 [b, s] if mask.documents),
 /// (start i32 [1] if mask.start), y, log-sum-exp, workspace.
 /// AttentionGrad buffers: q, k, v, (documents_t, documents_s), (start), y, log-sum-exp, dy, dq, dk,
-/// dv, workspace.
+/// dv, workspace. The log-sum-exp is f32, and all other tensors are `elem`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionSpec {
+    pub elem: Elem,
     pub batch: u32,
     pub t: u32,
     pub s: u32,
@@ -210,10 +237,17 @@ pub struct AttentionSpec {
 /// that times a number. With `grad`, the same visit writes d loss/dx and d loss/dw; with
 /// `accumulate`, the latter is added to what dw holds.
 ///
+/// Rows come in blocks, and all but the first add to dw: where that is bf16, it is rounded once for
+/// each block.
+///
 /// Buffers: x, w, targets i32 [rows], (weight f32 [1] if weighted), loss f32 [1], (dx [rows,
 /// width], dw [vocab, width] if grad), workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearCrossEntropySpec {
+    /// x, w and dx.
+    pub elem: Elem,
+    /// dw, if `grad`.
+    pub dw: Elem,
     pub rows: u32,
     pub vocab: u32,
     pub width: u32,
@@ -226,16 +260,22 @@ pub struct LinearCrossEntropySpec {
 /// i32 [rows], out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatherSpec {
+    /// The table and out.
+    pub elem: Elem,
     pub rows: u32,
     pub vocab: u32,
     pub width: u32,
 }
 
 /// out[v, :] = (base[v, :] if accumulate, else 0) + Σ_{i: ids[i] = v} g[i, :], summed in the order
-/// of i. With `accumulate`, `out` already holds the base.
+/// of i. With `accumulate`, `out` already holds the base. Sums are f32, and rounded once where out
+/// is bf16.
 /// Buffers: ids i32 [rows], g [rows, width], out [vocab, width], workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScatterAddSpec {
+    /// g.
+    pub elem: Elem,
+    pub out: Elem,
     pub rows: u32,
     pub vocab: u32,
     pub width: u32,
@@ -246,6 +286,8 @@ pub struct ScatterAddSpec {
 /// Buffers: x [batch, t, width], start i32 [1], cache [batch, capacity, width].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheWriteSpec {
+    /// x and the cache.
+    pub elem: Elem,
     pub batch: u32,
     pub t: u32,
     pub capacity: u32,
@@ -256,14 +298,28 @@ pub struct CacheWriteSpec {
 /// workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SumOfSquaresSpec {
+    /// g.
+    pub elem: Elem,
     pub len: u64,
 }
 
 /// In place: g' = g·scale; m = beta1·m + (1−beta1)·g'; v = beta2·v + (1−beta2)·g'²;
 /// p −= lr·(decay·p + (m/correct1)/(sqrt(v/correct2) + eps)).
-/// Buffers: g [len], scale, lr, correct1, correct2 (f32 [1] each), p, m, v [len].
+///
+/// With `master` the formula works on a copy of p in f32, and p becomes the nearest to it. With
+/// `stochastic` (p, m and v are bf16, and there is no master) the three results are rounded by
+/// `rounding::stochastic_round` with streams 0, 1 and 2.
+///
+/// Buffers: g [len], scale, lr, correct1, correct2 (f32 [1] each), (seed i32 [1] if stochastic), p,
+/// m, v [len], (master f32 [len] if master).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWSpec {
+    pub params: Elem,
+    pub grads: Elem,
+    /// m and v.
+    pub moments: Elem,
+    pub master: bool,
+    pub stochastic: bool,
     pub len: u64,
     pub beta1: f32,
     pub beta2: f32,
@@ -291,8 +347,8 @@ pub struct ContractBlocks {
     pub skinny: bool,
     /// Each unit takes batches of its own instead of a share of every batch.
     pub split_batch: bool,
-    /// Partial sums are kept in the workspace, because an epilogue follows and k takes several
-    /// blocks.
+    /// Partial sums are kept in the workspace, because k takes several blocks and an epilogue
+    /// follows or the output could not hold them in f32.
     pub partial: bool,
 }
 
@@ -318,7 +374,7 @@ impl ContractBlocks {
             rows: m.next_multiple_of(Self::TILE_ROWS).min(Self::ROWS),
             skinny: m <= Self::SKINNY_ROWS && batch == 1,
             split_batch: batch >= u64::from(units) * 2,
-            partial: blocks > 1 && !spec.epilogue.is_empty(),
+            partial: blocks > 1 && !spec.is_plain_sum(),
         }
     }
 
@@ -452,9 +508,13 @@ impl LinearCrossEntropyParts {
 impl LinearCrossEntropySpec {
     /// The contractions of one block of rows: logits = x·wᵀ, dx = dlogits·w, dw += dlogitsᵀ·x.
     pub fn contractions(&self, rows: u32) -> [ContractSpec; 3] {
-        let (vocab, width) = (self.vocab, self.width);
+        use Elem::F32;
+        let (vocab, width, elem) = (self.vocab, self.width, self.elem);
         let dim = |size, stride, stride_b| Dim { size, stride, stride_b };
-        let contraction = |m, n, k| ContractSpec {
+        let contraction = |(a, out), [m, n, k]: [Dim; 3]| ContractSpec {
+            a,
+            b: elem,
+            outputs: vec![out],
             batch: vec![],
             m: vec![m],
             n: vec![n],
@@ -464,12 +524,14 @@ impl LinearCrossEntropySpec {
             prologue_result: 0,
             epilogue_inputs: vec![],
             epilogue: vec![],
-            n_outputs: 1,
         };
         [
-            contraction(dim(rows, width, 0), dim(vocab, width, 0), dim(width, 1, 1)),
-            contraction(dim(rows, vocab, 0), dim(width, 1, 0), dim(vocab, 1, width)),
-            contraction(dim(vocab, 1, 0), dim(width, 1, 0), dim(rows, vocab, width)),
+            contraction((elem, F32), [dim(rows, width, 0), dim(vocab, width, 0), dim(width, 1, 1)]),
+            contraction((F32, elem), [dim(rows, vocab, 0), dim(width, 1, 0), dim(vocab, 1, width)]),
+            contraction(
+                (F32, self.dw),
+                [dim(vocab, 1, 0), dim(width, 1, 0), dim(rows, vocab, width)],
+            ),
         ]
     }
 }
@@ -487,6 +549,10 @@ pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
         }
         KernelSpec::Attention(spec) => AttentionBlocks::of(spec).forward_bytes(spec, units),
         KernelSpec::AttentionGrad(spec) => AttentionBlocks::of(spec).grad_bytes(spec, units),
+        // The order of the rows by id, as `GroupedParts` has it.
+        KernelSpec::ScatterAdd(spec) if spec.out == Elem::Bf16 => {
+            4 * (u64::from(spec.rows) + 2 * u64::from(spec.vocab) + 3)
+        }
         KernelSpec::GroupedContract(spec) => spec.workspace_bytes(units),
         KernelSpec::GroupedOuter(spec) => spec.workspace_bytes(units),
         _ => 0,

@@ -18,6 +18,7 @@ pub mod place;
 pub mod print;
 pub mod reach;
 pub mod read;
+pub mod rounding;
 pub mod tensor;
 pub mod tensor_type;
 pub mod verify;

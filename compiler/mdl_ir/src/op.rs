@@ -52,7 +52,13 @@ pub enum Op {
     Reorder {
         axes: Vec<String>,
     },
+    /// To `Bf16` rounds to the nearest; from it is exact.
     Cast(DType),
+    /// `args[0]` as bf16: one of its two neighbours, by random bits that are a function of the
+    /// value, the step's seed `args[1]` and the stream alone (see `rounding`). Right on average.
+    StochasticRound {
+        stream: u32,
+    },
     Rename {
         from: String,
         to: String,
@@ -242,6 +248,7 @@ impl Op {
             Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::StopGradient => {
                 Class::Elementwise
             }
+            Op::StochasticRound { .. } => Class::Elementwise,
             Op::Broadcast { .. } | Op::Reorder { .. } => Class::Elementwise,
             Op::Reduce { .. } => Class::Reduce,
             Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => Class::View,
@@ -272,6 +279,7 @@ impl Op {
             Op::Broadcast { .. } => "broadcast",
             Op::Reorder { .. } => "reorder",
             Op::Cast(_) => "cast",
+            Op::StochasticRound { .. } => "stochastic_round",
             Op::Rename { .. } => "rename",
             Op::Split { .. } => "split",
             Op::Merge { .. } => "merge",

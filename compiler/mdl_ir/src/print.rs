@@ -51,6 +51,7 @@ pub fn input_role(role: &InputRole) -> String {
         InputRole::Grad(i) => format!("grad {i}"),
         InputRole::Moment1(i) => format!("moment1 {i}"),
         InputRole::Moment2(i) => format!("moment2 {i}"),
+        InputRole::Master(i) => format!("master {i}"),
         InputRole::Data(name) => format!("data {name}"),
         InputRole::Scalar(name) => format!("scalar {name}"),
         InputRole::Cache(i) => format!("cache {i}"),
@@ -64,6 +65,7 @@ pub fn output_role(role: &OutputRole) -> String {
         OutputRole::Param(i) => format!("param {i}"),
         OutputRole::Moment1(i) => format!("moment1 {i}"),
         OutputRole::Moment2(i) => format!("moment2 {i}"),
+        OutputRole::Master(i) => format!("master {i}"),
         OutputRole::Cache(i) => format!("cache {i}"),
     }
 }
@@ -167,6 +169,7 @@ pub fn attributes(op: &Op) -> String {
         Op::Reduce { axes, .. } | Op::Contract { axes } | Op::Reorder { axes } => axes.join(", "),
         Op::Broadcast { axes: a } => axes(a),
         Op::Cast(dtype) => dtype.name().to_string(),
+        Op::StochasticRound { stream } => stream.to_string(),
         Op::Transfer { to } => to.name().to_string(),
         Op::Rename { from, to } => format!("{to} = {from}"),
         Op::Split { axis, into } => format!("{axis}; {}", axes(into)),

@@ -286,6 +286,7 @@ fn input_role(text: &str) -> Result<InputRole, String> {
         "grad" => InputRole::Grad(number(rest)?),
         "moment1" => InputRole::Moment1(number(rest)?),
         "moment2" => InputRole::Moment2(number(rest)?),
+        "master" => InputRole::Master(number(rest)?),
         "data" => InputRole::Data(rest.to_string()),
         "scalar" => InputRole::Scalar(rest.to_string()),
         "cache" => InputRole::Cache(number(rest)?),
@@ -301,6 +302,7 @@ fn output_role(text: &str) -> Result<OutputRole, String> {
         "param" => OutputRole::Param(number(rest)?),
         "moment1" => OutputRole::Moment1(number(rest)?),
         "moment2" => OutputRole::Moment2(number(rest)?),
+        "master" => OutputRole::Master(number(rest)?),
         "cache" => OutputRole::Cache(number(rest)?),
         _ => return Err(format!("`{word}` is no role of an output")),
     })
@@ -339,6 +341,7 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
         "broadcast" => Op::Broadcast { axes: axes(attrs)? },
         "reorder" => Op::Reorder { axes: texts(attrs) },
         "cast" => Op::Cast(DType::from_name(attrs).ok_or("there is no such element type")?),
+        "stochastic_round" => Op::StochasticRound { stream: number(attrs)? },
         "rename" => {
             let (to, from) = halves(attrs, " = ")?;
             Op::Rename { from: from.to_string(), to: to.to_string() }

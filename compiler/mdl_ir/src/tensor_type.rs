@@ -7,16 +7,19 @@ pub enum DType {
     F32,
     I32,
     Bool,
+    /// Storage alone: what reads it computes in f32.
+    Bf16,
 }
 
 impl DType {
-    pub const ALL: [DType; 3] = [DType::F32, DType::I32, DType::Bool];
+    pub const ALL: [DType; 4] = [DType::F32, DType::I32, DType::Bool, DType::Bf16];
 
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::I32 => "i32",
             DType::Bool => "bool",
+            DType::Bf16 => "bf16",
         }
     }
 
@@ -26,7 +29,20 @@ impl DType {
 
     /// Bytes of one element on a device.
     pub fn bytes(self) -> u64 {
-        4
+        match self {
+            DType::F32 | DType::I32 | DType::Bool => 4,
+            DType::Bf16 => 2,
+        }
+    }
+
+    /// Numbers with a gradient, however many bits they are stored in.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::Bf16)
+    }
+
+    /// What comes of computing with it: arithmetic on floats is f32.
+    pub fn computed(self) -> DType {
+        if self == DType::Bf16 { DType::F32 } else { self }
     }
 }
 
@@ -59,6 +75,15 @@ impl Type {
 
     pub fn scalar(dtype: DType) -> Self {
         Type { dtype, axes: Vec::new() }
+    }
+
+    /// The same axes with other elements.
+    pub fn of(&self, dtype: DType) -> Self {
+        Type { dtype, axes: self.axes.clone() }
+    }
+
+    pub fn is_float(&self) -> bool {
+        self.dtype.is_float()
     }
 
     pub fn elements(&self) -> u64 {

@@ -5,7 +5,7 @@
 //! of its body.
 
 use crate::graph::Stage;
-use crate::graph::{Body, Graph, InputRole, OutputRole};
+use crate::graph::{Body, Graph, InputRole, OutputRole, ValueId};
 use crate::infer::infer;
 use crate::op::{Class, Op};
 use crate::tensor_type::Type;
@@ -81,23 +81,32 @@ fn check_body(body: &Body, place: &str, stage: Stage, faults: &mut Vec<String>) 
 }
 
 fn check_roles(graph: &Graph, faults: &mut Vec<String>) {
+    // A parameter and its gradient have one type; moments and a master copy have its axes.
+    let fits = |p: usize, id: ValueId, same: bool| {
+        let (Some(param), ty) = (graph.params.get(p), graph.body.ty(id)) else { return false };
+        param.ty.axes == ty.axes && if same { param.ty.dtype == ty.dtype } else { ty.is_float() }
+    };
     for (id, role) in graph.body.inputs.iter().zip(&graph.inputs) {
-        let param = match role {
-            InputRole::Param(p) | InputRole::Grad(p) => *p,
-            InputRole::Moment1(p) | InputRole::Moment2(p) => *p,
+        let fits = match role {
+            InputRole::Param(p) | InputRole::Grad(p) => fits(*p, *id, true),
+            InputRole::Moment1(p) | InputRole::Moment2(p) | InputRole::Master(p) => {
+                fits(*p, *id, false)
+            }
             _ => continue,
         };
-        if graph.params.get(param).map(|p| &p.ty) != Some(graph.body.ty(*id)) {
+        if !fits {
             faults.push(format!("input {role:?} is {}", graph.body.ty(*id)));
         }
     }
     for (id, role) in graph.body.outputs.iter().zip(&graph.outputs) {
-        let param = match role {
-            OutputRole::Grad(p) | OutputRole::Param(p) => *p,
-            OutputRole::Moment1(p) | OutputRole::Moment2(p) => *p,
+        let fits = match role {
+            OutputRole::Grad(p) | OutputRole::Param(p) => fits(*p, *id, true),
+            OutputRole::Moment1(p) | OutputRole::Moment2(p) | OutputRole::Master(p) => {
+                fits(*p, *id, false)
+            }
             _ => continue,
         };
-        if graph.params.get(param).map(|p| &p.ty) != Some(graph.body.ty(*id)) {
+        if !fits {
             faults.push(format!("output {role:?} is {}", graph.body.ty(*id)));
         }
     }

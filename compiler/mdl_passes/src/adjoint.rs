@@ -1,7 +1,7 @@
 //! The gradient of every operation: what each argument receives from the gradient of the result.
 //!
 //! A gradient may lack axes of its value: it is then the same along them, and nothing is stored or
-//! summed for that.
+//! summed for that. A gradient is rounded where its value is.
 
 use mdl_ir::build::{Builder, axis_names};
 use mdl_ir::graph::{Node, ValueId};
@@ -53,7 +53,9 @@ pub fn adjoint(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_
         }
         Op::Broadcast { .. } => Ok(vec![Some(sum_to(b, g, p, 0)?)]),
         Op::Reorder { .. } => Ok(vec![Some(g)]),
-        Op::Cast(_) => Ok(vec![(p.arg_types[0].dtype == DType::F32).then_some(g)]),
+        Op::Cast(_) => Ok(vec![p.arg_types[0].is_float().then_some(g)]),
+        // The optimizer rounds so, and nobody differentiates a step.
+        Op::StochasticRound { .. } => Ok(vec![None; 2]),
         Op::GroupedContract { .. } | Op::GroupedOuter { .. } => grouped(b, p, g, fetch),
         Op::Gather { .. } | Op::ScatterAdd { .. } => indexed(b, p, g, fetch),
         Op::StopGradient | Op::Const(_) | Op::Position(_) | Op::Random { .. } => {
@@ -264,6 +266,9 @@ fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<Value
     // A gradient that is the same along an axis sums to itself times the size.
     let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(&a.name));
     let g = b.sum(g, &axis_names(&there), at)?;
+    if missing.is_empty() {
+        return Ok(g);
+    }
     let times: u64 = missing.iter().map(|a| a.size).product();
     let times = b.number(times as f64, at);
     b.mul(g, times, at)
@@ -272,9 +277,25 @@ fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<Value
 /// A gradient with every axis of its value, laid out like it.
 pub fn full(b: &mut Builder, g: ValueId, ty: &Type, at: Place) -> Result<ValueId, String> {
     if b.ty(g).same_axes(ty) {
+        let g = rounded(b, g, ty, at)?;
         return b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[g], at);
     }
-    b.push(Op::Broadcast { axes: ty.axes.clone() }, &[g], at)
+    let g = b.push(Op::Broadcast { axes: ty.axes.clone() }, &[g], at)?;
+    rounded(b, g, ty, at)
+}
+
+/// A gradient in as many bits as its value, where those are few.
+pub fn rounded(b: &mut Builder, g: ValueId, ty: &Type, at: Place) -> Result<ValueId, String> {
+    match ty.dtype {
+        DType::Bf16 => b.push(Op::Cast(DType::Bf16), &[g], at),
+        _ => Ok(g),
+    }
+}
+
+/// A gradient of exactly this type.
+pub fn typed(b: &mut Builder, g: ValueId, ty: &Type, at: Place) -> Result<ValueId, String> {
+    let g = full(b, g, ty, at)?;
+    b.push(Op::Cast(ty.dtype), &[g], at)
 }
 
 /// Σ g·other over everything that the target lacks.
@@ -297,4 +318,23 @@ fn contract_to(
     let product = b.mul(g, other, at)?;
     let axes: Vec<String> = summed(&b.ty(product).clone());
     b.sum(product, &axes, at)
+}
+
+/// The sum of two gradients. Rows scattered into a table are added to the other gradient in place.
+pub(crate) fn accumulated(
+    b: &mut Builder,
+    x: ValueId,
+    y: ValueId,
+    at: Place,
+) -> Result<ValueId, String> {
+    for (scatter, base) in [(x, y), (y, x)] {
+        let Some(Node { op: Op::ScatterAdd { axis }, args, .. }) = b.op(scatter) else {
+            continue;
+        };
+        if args.len() == 2 && b.ty(scatter) == b.ty(base) {
+            let (op, args) = (Op::ScatterAdd { axis: axis.clone() }, [args[0], args[1], base]);
+            return b.push(op, &args, at);
+        }
+    }
+    b.binary(Binary::Add, x, y, at)
 }

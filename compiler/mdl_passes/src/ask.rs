@@ -3,7 +3,7 @@
 //! Whoever needs a value at a certain place says so before it is made: the parts of a
 //! concatenation, the argument of a view, the base of a scatter, the first carry of a region.
 
-use crate::layout::{Loc, back, slice_stride};
+use crate::layout::{Loc, back, slice_bytes};
 use crate::lower::{Lowering, Places};
 use crate::lower_repeat::history;
 use mdl_ir::graph::{Body, Node, ValueId};
@@ -108,7 +108,7 @@ impl Asking<'_> {
             let ty = self.body.ty(first).clone();
             let slots = if history(inner, j, *n, *reverse) { count + 1 } else { 2 };
             let name = self.body.name(node.results[j]);
-            let buffer = low.buffer(name, slots * slice_stride(&ty), None);
+            let buffer = low.buffer(name, slice_bytes(slots, &ty), None);
             carries.insert((i, j), buffer);
             self.for_one_use(first, Loc::dense(buffer, &ty));
         }

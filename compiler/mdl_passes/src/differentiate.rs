@@ -6,8 +6,11 @@
 //! the reversed region unless they are stored anyway (operands of contractions and calls, and sums
 //! that a contraction ends in). Calls stay calls: attention is paired with an adjoint call and
 //! keeps its log-sum-exp; a call with a scalar result computes its gradients in the forward visit.
+//!
+//! The gradient of a value in bf16 is rounded to bf16, once it is all there: so the rounding points
+//! of the forward graph are those of its gradients.
 
-use crate::adjoint::{Primal, adjoint, full};
+use crate::adjoint::{Primal, accumulated, adjoint, rounded, typed};
 use mdl_ir::build::{Builder, remove_dead};
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Class, Kernel, Op};
@@ -60,7 +63,7 @@ enum Style {
 fn style(kernel: Kernel, axes: &[String], result: &Type) -> Option<Style> {
     match kernel {
         Kernel::Attention => {
-            let lse = result.without(&axes[2..3]);
+            let lse = result.without(&axes[2..3]).of(DType::F32);
             Some(Style::Paired(Kernel::AttentionGrad, vec![lse]))
         }
         Kernel::LinearCrossEntropy => Some(Style::InForward(Kernel::LinearCrossEntropyGrad)),
@@ -112,7 +115,7 @@ impl Forward {
     fn run(&mut self, body: &Body, inputs: &[ValueId], active: &[bool]) -> Result<(), String> {
         for ((id, to), on) in body.inputs.iter().zip(inputs).zip(active) {
             self.map.insert(*id, *to);
-            if *on && body.ty(*id).dtype == DType::F32 {
+            if *on && body.ty(*id).is_float() {
                 self.active.insert(*id);
             }
         }
@@ -120,7 +123,7 @@ impl Forward {
             let on = node.args.iter().any(|a| self.active.contains(a))
                 && !matches!(node.op, Op::StopGradient);
             if on {
-                let floats = node.results.iter().filter(|r| body.ty(**r).dtype == DType::F32);
+                let floats = node.results.iter().filter(|r| body.ty(**r).is_float());
                 self.active.extend(floats);
             }
             match &node.op {
@@ -286,7 +289,7 @@ fn reversed(
     let mut bwd = Backward::split(fwd, stored);
     let active_consts: Vec<usize> = (carries..carries + consts).filter(|i| active[*i]).collect();
     let mut inputs = Vec::new();
-    let float = |id: ValueId| inner.ty(id).dtype == DType::F32;
+    let float = |id: ValueId| inner.ty(id).is_float();
     let floats: Vec<usize> = (0..carries).filter(|i| float(inner.inputs[*i])).collect();
     for i in &floats {
         let ty = inner.ty(inner.inputs[*i]).clone();
@@ -295,9 +298,10 @@ fn reversed(
         inputs.push(g);
         bwd.add(inner.outputs[*i], g, Place::default())?;
     }
+    // What is added up over iterations is rounded when it is all there.
     let mut sums = Vec::new();
     for i in &active_consts {
-        let ty = inner.ty(inner.inputs[*i]).clone();
+        let ty = inner.ty(inner.inputs[*i]).of(DType::F32);
         let g = bwd.writer().input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
         inputs.push(g);
         sums.push(g);
@@ -320,7 +324,7 @@ fn reversed(
     }
     for (i, sum) in active_consts.iter().zip(sums) {
         let input = inner.inputs[*i];
-        let g = bwd.input_gradient(input, inner.ty(input))?;
+        let g = bwd.input_gradient(input, &inner.ty(input).of(DType::F32))?;
         let total = bwd.writer().binary(Binary::Add, sum, g, Place::default())?;
         outputs.push(total);
     }
@@ -341,14 +345,17 @@ fn reversed(
     Ok(plan)
 }
 
-/// Elementwise values that are in memory whatever happens: operands of contractions and calls, and
-/// sums that end a contraction.
+/// Elementwise values that are in memory whatever happens: operands of contractions and calls, sums
+/// that end a contraction, and what is rounded, since that is done for memory.
 fn stored_anyway(body: &Body) -> HashSet<ValueId> {
     let producers = body.producers();
     let mut stored = HashSet::new();
     for node in &body.nodes {
         if node.op.class() == Class::Kernel {
             stored.extend(&node.args);
+        }
+        if node.op == Op::Cast(DType::Bf16) {
+            stored.extend(&node.results);
         }
         let ends = |a: &ValueId| {
             producers[a.index()].is_some_and(|n| matches!(body.nodes[n].op, Op::Contract { .. }))
@@ -435,7 +442,7 @@ impl<'a> Backward<'a> {
             Some(g) => *g,
             None => self.writer().number(0.0, at),
         };
-        full(self.writer(), g, ty, at)
+        typed(self.writer(), g, ty, at)
     }
 
     /// A forward value in the body being written.
@@ -468,6 +475,7 @@ impl<'a> Backward<'a> {
         let Some(g) = self.grads.get(&node.results[0]).copied() else {
             return Ok(());
         };
+        let g = rounded(self.writer(), g, body.ty(node.results[0]), node.span)?;
         let arg_types: Vec<Type> = node.args.iter().map(|a| body.ty(*a).clone()).collect();
         let primal = Primal { node, arg_types: &arg_types, result_type: body.ty(node.results[0]) };
         let args: Vec<ValueId> = node.args.iter().map(|a| self.fwd.map[a]).collect();
@@ -515,7 +523,8 @@ impl<'a> Backward<'a> {
         if let Some(unit) = unit {
             for (a, d) in unit {
                 let d = self.fetch(d)?;
-                let scaled = self.writer().mul(d, g, node.span)?;
+                let unit = self.writer().constant(g) == Some(1.0);
+                let scaled = if unit { d } else { self.writer().mul(d, g, node.span)? };
                 self.add(node.args[a], scaled, node.span)?;
             }
             return Ok(());
@@ -539,7 +548,7 @@ impl<'a> Backward<'a> {
         for r in residuals {
             args.push(self.fetch(r)?);
         }
-        args.push(full(self.writer(), g, &ty, node.span)?);
+        args.push(typed(self.writer(), g, &ty, node.span)?);
         let results = wanted
             .iter()
             .zip(&inner.outputs)
@@ -572,8 +581,8 @@ impl<'a> Backward<'a> {
         }
         let zero = self.writer().number(0.0, node.span);
         for c in &plan.consts {
-            let ty = body.ty(node.args[*c]);
-            args.push(full(self.writer(), zero, ty, node.span)?);
+            let ty = body.ty(node.args[*c]).of(DType::F32);
+            args.push(typed(self.writer(), zero, &ty, node.span)?);
         }
         let carries = args.len();
         args.extend(&plan.const_args);
@@ -583,10 +592,12 @@ impl<'a> Backward<'a> {
         }
         let summed = plan.carries.iter().chain(&plan.consts);
         let targets: Vec<usize> = summed.chain(&plan.stacked).copied().collect();
-        let results = targets
-            .iter()
-            .map(|t| (format!("g.{}", body.name(node.args[*t])), body.ty(node.args[*t]).clone()))
-            .collect();
+        let result = |t: &usize| {
+            let ty = body.ty(node.args[*t]);
+            let ty = if plan.consts.contains(t) { ty.of(DType::F32) } else { ty.clone() };
+            (format!("g.{}", body.name(node.args[*t])), ty)
+        };
+        let results = targets.iter().map(result).collect();
         let op = Op::Repeat {
             axis: axis.to_string(),
             count,
@@ -677,23 +688,4 @@ fn fetch_split(split: &mut Split, fwd: &Builder, id: ValueId) -> Result<ValueId,
     };
     split.fetched.insert(id, there);
     Ok(there)
-}
-
-/// The sum of two gradients. Rows scattered into a table are added to the other gradient in place.
-pub(crate) fn accumulated(
-    b: &mut Builder,
-    x: ValueId,
-    y: ValueId,
-    at: Place,
-) -> Result<ValueId, String> {
-    for (scatter, base) in [(x, y), (y, x)] {
-        let Some(Node { op: Op::ScatterAdd { axis }, args, .. }) = b.op(scatter) else {
-            continue;
-        };
-        if args.len() == 2 && b.ty(scatter) == b.ty(base) {
-            let (op, args) = (Op::ScatterAdd { axis: axis.clone() }, [args[0], args[1], base]);
-            return b.push(op, &args, at);
-        }
-    }
-    b.binary(Binary::Add, x, y, at)
 }

@@ -153,6 +153,7 @@ fn own_columns(body: &Body) -> Result<Body, String> {
                 let mut x = copy_tree(&mut b, body, &producers, node.args[0], &map, &mut copies);
                 for axes in [inner, outer].into_iter().filter(|a| !a.is_empty()) {
                     let result = b.ty(x).without(&axes);
+                    let result = result.of(result.dtype.computed());
                     let name = body.name(node.results[0]).to_string();
                     let op = Op::Reduce { kind: *kind, axes };
                     x = b.node(op, vec![x], vec![(name, result)], node.span)[0];

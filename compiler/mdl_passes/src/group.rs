@@ -5,7 +5,7 @@ use crate::layout::collapsed;
 use mdl_ir::build::axis_names;
 use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Class, Op};
-use mdl_ir::tensor_type::{Axis, Type};
+use mdl_ir::tensor_type::{Axis, DType, Type};
 use std::collections::HashSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +205,18 @@ impl Groups {
     fn fits(&self, body: &Body, users: &[Vec<usize>], i: usize, ty: &Type, g: usize) -> bool {
         let group = self.group(g);
         match group.kind {
-            Kind::Columns => false,
+            // A sum is rounded by being stored, where nobody reads it as it was.
+            Kind::Columns => {
+                let (node, sum) = (&body.nodes[i], body.nodes[i].args[0]);
+                node.op == Op::Cast(DType::Bf16)
+                    && group.nodes.iter().any(|n| body.nodes[*n].results.contains(&sum))
+                    && matches!(
+                        body.nodes[group.nodes[group.nodes.len() - 1]].op,
+                        Op::Reduce { .. }
+                    )
+                    && users[sum.index()] == [i]
+                    && !body.outputs.contains(&sum)
+            }
             // A contraction's result that has other readers is stored anyway: nothing would be won.
             Kind::Contraction => {
                 ty.axes == group.space

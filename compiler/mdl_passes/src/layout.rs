@@ -1,7 +1,16 @@
 //! Where a value lies while a graph is lowered: a buffer, an offset and a stride for each axis.
 
 use mdl_ir::op::Op;
-use mdl_ir::tensor_type::{Axis, Type};
+use mdl_ir::tensor_type::{Axis, DType, Type};
+
+/// Buffers and slices start at multiples of this many bytes: the coarsest binding offset of any
+/// device.
+pub const ALIGNMENT: u64 = 256;
+
+/// The same in elements.
+pub fn aligned(dtype: DType) -> u64 {
+    ALIGNMENT / dtype.bytes()
+}
 
 /// A slot of a buffer that changes with the iteration, in elements. See `executable::Index`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,9 +48,19 @@ impl Loc {
     }
 }
 
-/// Elements from one slice of a stacked value to the next: slices start at multiples of 256 bytes.
+/// What an iteration sees of a stacked value.
+pub fn slice_type(stacked: &Type) -> Type {
+    Type::new(stacked.dtype, stacked.axes[1..].to_vec())
+}
+
+/// Elements from one slice of a stacked value to the next.
 pub fn slice_stride(slice: &Type) -> u64 {
-    slice.elements().next_multiple_of(64)
+    slice.elements().next_multiple_of(aligned(slice.dtype))
+}
+
+/// Bytes of this many slices.
+pub fn slice_bytes(count: u64, slice: &Type) -> u64 {
+    count * slice_stride(slice) * slice.dtype.bytes()
 }
 
 /// Location of a view's result, from that of its argument; None where the memory does not allow the

@@ -18,6 +18,7 @@ mod lower_state;
 mod lower_transfer;
 pub mod mask;
 pub mod micro_batch;
+pub mod narrow;
 pub mod offload;
 pub mod optimise;
 pub mod plan;

@@ -7,15 +7,15 @@
 //! iteration where the region also emits the carry it was given: then the history is the emitted
 //! value, and nothing is copied.
 
-use crate::executable::Space;
-use crate::layout::{Loc, Turn, slice_stride, through};
+use crate::executable::{Index, Space};
+use crate::layout::{Loc, aligned, slice_stride, slice_type, through};
 use crate::region::region_spec;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{KernelSpec, workspace_bytes};
 use mdl_ir::op::{Kernel, Op};
 use mdl_ir::place::Place;
-use mdl_ir::tensor_type::Type;
+use mdl_ir::tensor_type::{DType, Type};
 use std::collections::HashMap;
 
 /// A buffer before it has an offset.
@@ -35,13 +35,13 @@ pub struct Buffer {
     pub(crate) inside: Option<usize>,
 }
 
-/// An argument: a buffer, bytes from its start, and the slot it takes in each iteration.
+/// An argument in bytes: a buffer, where from its start, and the slot it takes in each iteration.
 #[derive(Clone, Debug)]
 pub struct Use {
     pub buffer: usize,
     pub offset: u64,
     pub bytes: u64,
-    pub turn: Option<Turn>,
+    pub index: Option<Index>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,25 +61,39 @@ pub enum Item {
     Loop { count: u64, body: Vec<Planned> },
 }
 
-/// Memory that a launch reads or writes. What is left of the offset in `loc` is below the alignment
-/// of buffers.
+/// Memory that a launch reads or writes, in elements: those of a place are counted in its values'
+/// own size up to here, and in bytes from here on. What is left of the offset in `loc` is below the
+/// alignment of buffers.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     pub loc: Loc,
     pub base: u64,
     pub elements: u64,
+    pub dtype: DType,
 }
 
-/// Buffers and slices start at multiples of this many elements.
-pub(crate) const ALIGNED: u64 = 64;
+impl Access {
+    fn in_bytes(&self) -> Use {
+        let each = self.dtype.bytes();
+        let index = self.loc.turn.map(|t| Index {
+            stride: t.stride * each,
+            start: t.start,
+            step: t.step,
+            slots: t.slots,
+        });
+        let (offset, bytes) = (self.base * each, self.elements * each);
+        Use { buffer: self.loc.buffer, offset, bytes, index }
+    }
+}
 
-pub(crate) fn trimmed(loc: &Loc) -> Loc {
-    Loc { offset: loc.offset % ALIGNED, ..loc.clone() }
+pub(crate) fn trimmed(loc: &Loc, ty: &Type) -> Loc {
+    Loc { offset: loc.offset % aligned(ty.dtype), ..loc.clone() }
 }
 
 pub(crate) fn access(loc: &Loc, ty: &Type) -> Access {
-    let rest = trimmed(loc);
-    Access { base: loc.offset - rest.offset, elements: extent(&rest, ty), loc: rest }
+    let rest = trimmed(loc, ty);
+    let (base, elements) = (loc.offset - rest.offset, extent(&rest, ty));
+    Access { base, elements, loc: rest, dtype: ty.dtype }
 }
 
 pub type Places = HashMap<ValueId, Loc>;
@@ -111,10 +125,10 @@ impl Lowering {
         Lowering { units, ..Lowering::default() }
     }
 
-    pub fn buffer(&mut self, name: &str, elements: u64, state: Option<u64>) -> usize {
+    pub fn buffer(&mut self, name: &str, bytes: u64, state: Option<u64>) -> usize {
         self.buffers.push(Buffer {
             name: name.to_string(),
-            bytes: (elements * 4).max(4),
+            bytes: bytes.max(4),
             space: if state.is_some() { Space::State } else { Space::Work },
             state,
             first: usize::MAX,
@@ -126,7 +140,7 @@ impl Lowering {
     }
 
     pub(crate) fn fresh(&mut self, name: &str, ty: &Type) -> Loc {
-        Loc::dense(self.buffer(name, ty.elements(), None), ty)
+        Loc::dense(self.buffer(name, ty.bytes(), None), ty)
     }
 
     /// Marks a buffer as in use now.
@@ -143,19 +157,11 @@ impl Lowering {
     }
 
     pub(crate) fn launch(&mut self, name: &str, spec: KernelSpec, args: &[Access], flops: u64) {
-        let mut uses: Vec<Use> = args
-            .iter()
-            .map(|a| Use {
-                buffer: a.loc.buffer,
-                offset: a.base * 4,
-                bytes: a.elements * 4,
-                turn: a.loc.turn,
-            })
-            .collect();
+        let mut uses: Vec<Use> = args.iter().map(Access::in_bytes).collect();
         let workspace = workspace_bytes(&spec, self.units);
         if workspace > 0 {
-            let buffer = self.buffer(&format!("{name}.workspace"), workspace.div_ceil(4), None);
-            uses.push(Use { buffer, offset: 0, bytes: workspace, turn: None });
+            let buffer = self.buffer(&format!("{name}.workspace"), workspace, None);
+            uses.push(Use { buffer, offset: 0, bytes: workspace, index: None });
         }
         for u in &uses {
             self.touch(u.buffer);
@@ -194,6 +200,7 @@ impl Lowering {
         let zero = b.number(0.0, Default::default());
         let broadcast = Op::Broadcast { axes: ty.axes.clone() };
         let zeros = b.push(broadcast, &[zero], Default::default())?;
+        let zeros = b.push(Op::Cast(ty.dtype), &[zeros], Default::default())?;
         let to = access(to, ty);
         let spec = region_spec(&b.finish(vec![zeros]), &[], &[], std::slice::from_ref(&to.loc))?;
         self.launch(&format!("{name}.zeros"), KernelSpec::Region(spec), &[to], 0);
@@ -202,7 +209,7 @@ impl Lowering {
 
     /// A dense place of this value, copied if it lies otherwise.
     pub(crate) fn dense(&mut self, name: &str, ty: &Type, loc: &Loc) -> Done<Loc> {
-        if trimmed(loc).is_dense(ty) {
+        if trimmed(loc, ty).is_dense(ty) {
             return Ok(loc.clone());
         }
         let to = self.fresh(name, ty);
@@ -267,7 +274,7 @@ impl Lowering {
         for r in &node.results {
             let ty = body.ty(*r);
             let loc = match wanted.get(r) {
-                Some(loc) if trimmed(loc).is_dense(ty) || is_region(&node.op) => loc.clone(),
+                Some(loc) if trimmed(loc, ty).is_dense(ty) || is_region(&node.op) => loc.clone(),
                 _ => self.fresh(body.name(*r), ty),
             };
             results.push(loc);
@@ -332,8 +339,13 @@ pub(crate) fn is_region(op: &Op) -> bool {
 
 /// A stacked value from the start of a buffer, its slices aligned.
 pub fn stacked_loc(buffer: usize, ty: &Type) -> Loc {
-    let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
-    let mut strides = vec![slice_stride(&slice)];
+    let slice = slice_type(ty);
+    slices_loc(buffer, &slice, slice_stride(&slice))
+}
+
+/// Slices from the start of a buffer, so many elements from each to the next.
+pub fn slices_loc(buffer: usize, slice: &Type, stride: u64) -> Loc {
+    let mut strides = vec![stride];
     strides.extend(slice.strides());
     Loc { buffer, offset: 0, strides, turn: None }
 }

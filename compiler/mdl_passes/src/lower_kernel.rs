@@ -1,12 +1,12 @@
 //! One launch for each node of a fused body: its kernel's spec and the memory it reads and writes.
 
 use crate::executable::Space;
-use crate::layout::Loc;
-use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, extent, is_region};
-use crate::region::region_spec;
+use crate::layout::{Loc, aligned};
+use crate::lower::{Access, Done, Lowering, Places, access, extent, is_region};
+use crate::region::{elem, region_spec};
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
-use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, GatherSpec, KernelSpec};
+use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, Elem, GatherSpec, KernelSpec};
 use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
 use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
@@ -34,7 +34,7 @@ impl Lowering {
                 let ty = body.ty(*a);
                 // A contraction packs from any strides, but starts at the buffer's alignment.
                 let packed = contraction && is_operand(node, n);
-                if !(packed && loc.offset % ALIGNED == 0) {
+                if !(packed && loc.offset % aligned(ty.dtype) == 0) {
                     *loc = self.dense(body.name(*a), ty, loc)?;
                 }
             }
@@ -124,9 +124,9 @@ impl Lowering {
         if let (KernelSpec::Attention(a), 1) = (&spec, node.results.len()) {
             // Nobody differentiates this call, and the kernel writes its log-sum-exp all the same.
             let rows = u64::from(a.batch * a.t) * u64::from(a.kv_heads * a.group);
-            let buffer = self.buffer(&format!("{name}.kept"), rows, None);
-            let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-            args.push(Access { loc, base: 0, elements: rows });
+            let kept = Type::new(DType::F32, vec![Axis::new("rows", rows)]);
+            let loc = self.fresh(&format!("{name}.kept"), &kept);
+            args.push(access(&loc, &kept));
         }
         let flops = kernel_flops(&spec).unwrap_or(flops);
         self.launch(&name, spec, &args, flops);
@@ -151,13 +151,13 @@ impl Lowering {
     ) -> Done<()> {
         let all = match &args[..] {
             [one] => one.clone(),
-            _ => self.section(args.iter().map(|a| a.loc.buffer))?,
+            _ => self.section(args.iter().map(|a| a.loc.buffer), args[0].dtype)?,
         };
         if self.buffers[all.loc.buffer].space == Space::Host {
             return self.squares_in_chunks(name, &all, &outs[0], flops);
         }
-        let len = all.elements;
-        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len });
+        let (len, elem) = (all.elements, elem(all.dtype));
+        let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len, elem });
         let mut args = vec![all];
         args.extend(outs);
         self.launch(name, spec, &args, flops);
@@ -173,14 +173,14 @@ impl Lowering {
         places: &Places,
     ) -> Done<Access> {
         let (from, to) = (places[&value].clone(), &places[&param]);
-        let (name, ty) = (body.name(value), body.ty(param));
+        let (name, ty) = (body.name(value), body.ty(value));
         let tight = to.is_dense(ty);
         if from.strides == to.strides && (tight || self.buffers[from.buffer].state.is_some()) {
             return Ok(access(&from, ty));
         }
         // What lies between slices is computed on too, so it has to be zero.
         let elements = extent(&Loc { offset: 0, ..to.clone() }, ty);
-        let buffer = self.buffer(name, elements, None);
+        let buffer = self.buffer(name, elements * ty.dtype.bytes(), None);
         let all = Type::new(ty.dtype, vec![Axis::new("all", elements)]);
         self.zeros(name, &all, &Loc::dense(buffer, &all))?;
         let like = Loc { buffer, offset: 0, strides: to.strides.clone(), turn: None };
@@ -189,7 +189,7 @@ impl Lowering {
     }
 
     /// One buffer over several that lie one after the other in the state space.
-    fn section(&mut self, buffers: impl Iterator<Item = usize>) -> Done<Access> {
+    fn section(&mut self, buffers: impl Iterator<Item = usize>, dtype: DType) -> Done<Access> {
         let (mut from, mut to) = (u64::MAX, 0);
         let all: Vec<usize> = buffers.collect();
         for b in &all {
@@ -198,11 +198,10 @@ impl Lowering {
             from = from.min(start);
             to = to.max(start + buffer.bytes);
         }
-        let len = (to - from) / 4;
-        let buffer = self.buffer("section", len, Some(from));
+        let buffer = self.buffer("section", to - from, Some(from));
         self.buffers[buffer].space = self.buffers[all[0]].space;
         let loc = Loc { buffer, offset: 0, strides: vec![1], turn: None };
-        Ok(Access { loc, base: 0, elements: len })
+        Ok(Access { loc, base: 0, elements: (to - from) / dtype.bytes(), dtype })
     }
 
     pub(crate) fn adamw(
@@ -212,50 +211,61 @@ impl Lowering {
         inner: &Body,
         places: &mut Places,
     ) -> Done<()> {
-        let n = node.results.len() / 3;
+        let (numbers, n) = adamw_parts(body, node);
+        let parts: Vec<&[ValueId]> = node.args[numbers..].chunks(n).collect();
         let mut sections = Vec::new();
-        for k in 0..4 {
-            let group = &node.args[4 + k * n..4 + (k + 1) * n];
-            sections.push(match group {
-                [one] => self.like(body, *one, node.args[4], places)?,
-                _ => self.section(group.iter().map(|a| places[a].buffer))?,
+        for part in &parts {
+            sections.push(match part {
+                [one] => self.like(body, *one, parts[0][0], places)?,
+                _ => self.section(part.iter().map(|a| places[a].buffer), body.ty(part[0]).dtype)?,
             });
         }
-        let len = sections[0].elements;
         let real = |name: &str| crate::plan::adamw_constant(inner, n, name);
+        let [params, grads, moments] = [0, 1, 2].map(|k| elem(sections[k].dtype));
         let spec = AdamWSpec {
-            len,
+            len: sections[0].elements,
+            params,
+            grads,
+            moments,
+            master: sections.len() == 5,
+            stochastic: moments == Elem::Bf16,
             beta1: real("beta1")?,
             beta2: real("beta2")?,
             eps: real("eps")?,
             decay: real("decay")?,
         };
-        let scalar = Type::scalar(DType::F32);
-        let numbers: Vec<Access> =
-            node.args[..4].iter().map(|a| access(&places[a], &scalar)).collect();
+        let scalars: Vec<Access> =
+            node.args[..numbers].iter().map(|a| access(&places[a], body.ty(*a))).collect();
         let flops = node_flops(body, node);
         if sections.iter().any(|s| self.buffers[s.loc.buffer].space == Space::Host) {
-            self.adamw_in_chunks(&spec, &sections, &numbers, flops)?;
+            self.adamw_in_chunks(&spec, &sections, &scalars, flops)?;
         } else {
-            let args = adamw_args(&sections, &numbers);
+            let args = adamw_args(&sections, &scalars);
             self.launch("adamw", KernelSpec::AdamW(spec), &args, flops);
         }
-        for k in 0..3 {
-            let from = [0, 2, 3][k];
-            for i in 0..n {
-                let old = places[&node.args[4 + from * n + i]].clone();
-                places.insert(node.results[k * n + i], old);
-            }
+        // All but the gradients are written where they were.
+        let written = parts.iter().enumerate().filter(|(k, _)| *k != 1).flat_map(|(_, part)| *part);
+        for (old, new) in written.zip(&node.results) {
+            let old = places[old].clone();
+            places.insert(*new, old);
         }
         Ok(())
     }
 }
 
-/// In the order of the kernel: parameters, gradients and moments are given in that of the state.
+/// How many numbers a call of AdamW takes before the state, and how many parameters.
+fn adamw_parts(body: &Body, node: &Node) -> (usize, usize) {
+    let seeded = body.ty(node.args[4]).dtype == DType::I32;
+    let numbers = 4 + usize::from(seeded);
+    (numbers, node.args.len() - numbers - node.results.len())
+}
+
+/// In the order of the kernel: parameters, gradients and what else is kept are given in that of the
+/// state.
 pub(crate) fn adamw_args(state: &[Access], numbers: &[Access]) -> Vec<Access> {
     let mut args = vec![state[1].clone()];
     args.extend(numbers.iter().cloned());
-    args.extend([0, 2, 3].map(|k: usize| state[k].clone()));
+    args.extend(state.iter().enumerate().filter(|(k, _)| *k != 1).map(|(_, s)| s.clone()));
     args
 }
 
@@ -324,6 +334,7 @@ fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
         rows: body.ty(node.args[1]).elements() as u32,
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
+        elem: elem(table.dtype),
     })
 }
 
@@ -335,6 +346,8 @@ fn scatter(body: &Body, node: &Node) -> (ScatterAddSpec, bool) {
         vocab: table.axes[0].size as u32,
         width: (table.elements() / table.axes[0].size) as u32,
         accumulate,
+        elem: elem(body.ty(node.args[1]).dtype),
+        out: elem(table.dtype),
     };
     (spec, accumulate)
 }
@@ -348,5 +361,6 @@ fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
         t: x.axes[at].size as u32,
         capacity: cache.axes[at].size as u32,
         width: product(&cache.axes[at + 1..]) as u32,
+        elem: elem(cache.dtype),
     })
 }

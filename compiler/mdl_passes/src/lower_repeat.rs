@@ -1,7 +1,7 @@
 //! Repeated regions as loops: carries in slots, stacked values by slices.
 
 use crate::executable::Space;
-use crate::layout::{Loc, Turn, slice_stride};
+use crate::layout::{Loc, Turn, slice_bytes, slice_stride, slice_type};
 use crate::lower::{Done, Item, Loop, Lowering, Places, stacked_loc};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::op::{Memory, Op};
@@ -102,12 +102,11 @@ impl Lowering {
         if let Some(loc) = wanted {
             return Ok(loc.clone());
         }
-        let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
-        let elements = ty.axes[0].size * slice_stride(&slice);
+        let bytes = slice_bytes(ty.axes[0].size, &slice_type(ty));
         // What is kept of a layer comes from a line of the layer, not from the one that repeats it.
         let made_at = producer.map_or(node.span, |p| p.span);
         let outside = std::mem::replace(&mut self.here, made_at);
-        let buffer = self.buffer(body.name(out), elements, None);
+        let buffer = self.buffer(body.name(out), bytes, None);
         self.here = outside;
         Ok(stacked_loc(buffer, ty))
     }

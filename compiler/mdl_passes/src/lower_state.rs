@@ -2,9 +2,10 @@
 //! brought to the device, worked on, and sent back while the next one is computed.
 
 use crate::executable::Space;
-use crate::layout::{Loc, Turn};
-use crate::lower::{ALIGNED, Access, Done, Lowering};
+use crate::layout::{Loc, Turn, aligned};
+use crate::lower::{Access, Done, Lowering, access};
 use crate::lower_kernel::adamw_args;
+use crate::region::elem;
 use mdl_ir::kernel::{AdamWSpec, KernelSpec, SUM_CHUNK, SumOfSquaresSpec};
 use mdl_ir::tensor_type::{Axis, DType, Type};
 
@@ -12,7 +13,7 @@ use mdl_ir::tensor_type::{Axis, DType, Type};
 /// what the range would.
 const CHUNKS: u64 = 64;
 
-/// Elements of a chunk at most: 4 MiB, enough that a copy costs more than its launch.
+/// Elements of a chunk at most: 4 MiB of f32, enough that a copy costs more than its launch.
 const LARGEST: u64 = 1 << 20;
 
 /// Loops that together go over a range: elements of a chunk, how many of them, and from which
@@ -27,7 +28,8 @@ fn loops(len: u64, unit: u64) -> Vec<(u64, u64, u64)> {
 /// The chunk of a range that an iteration has.
 fn chunk(range: &Access, len: u64, from: u64) -> Access {
     let turn = Some(Turn { stride: len, start: 0, step: 1, slots: 0 });
-    Access { loc: Loc { turn, ..range.loc.clone() }, base: range.base + from, elements: len }
+    let (base, dtype) = (range.base + from, range.dtype);
+    Access { loc: Loc { turn, ..range.loc.clone() }, base, elements: len, dtype }
 }
 
 impl Lowering {
@@ -42,12 +44,12 @@ impl Lowering {
         let pair = Type::new(DType::F32, vec![Axis::new("pair", 2)]);
         let sum = self.fresh(name, &pair);
         self.zeros(name, &pair, &sum)?;
-        let sum = Access { loc: sum, base: 0, elements: 2 };
+        let sum = access(&sum, &pair);
         for (len, count, from) in loops(range.elements, SUM_CHUNK) {
-            let slots = self.slots("gradient", len);
+            let slots = self.slots("gradient", len, range.dtype);
             let begin = self.open_loop();
             self.transfer_launch("gradient.device", [chunk(range, len, from), slots.clone()], 1);
-            let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { len });
+            let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { len, elem: elem(range.dtype) });
             self.launch(name, spec, &[slots, sum.clone()], flops * len / range.elements);
             self.close_loop(count, begin)?;
         }
@@ -56,7 +58,7 @@ impl Lowering {
         self.copy(name, &scalar, &sum, &Loc { strides: Vec::new(), ..to.loc.clone() })
     }
 
-    /// AdamW on a range of parameters, gradients and both moments, which are in the host's memory.
+    /// AdamW on a range of the state, of which all sections are in the host's memory.
     pub(crate) fn adamw_in_chunks(
         &mut self,
         spec: &AdamWSpec,
@@ -64,16 +66,20 @@ impl Lowering {
         numbers: &[Access],
         flops: u64,
     ) -> Done<()> {
-        const NAMES: [&str; 4] = ["parameter", "gradient", "moment1", "moment2"];
-        for (len, count, from) in loops(spec.len, ALIGNED) {
+        const NAMES: [&str; 5] = ["parameter", "gradient", "moment1", "moment2", "master"];
+        let unit = state.iter().map(|section| aligned(section.dtype)).max().unwrap_or(1);
+        for (len, count, from) in loops(spec.len, unit) {
             let chunks: Vec<Access> = state.iter().map(|range| chunk(range, len, from)).collect();
+            // A gradient that was made just before is on the device already.
             let away =
                 |low: &Lowering, range: &Access| low.buffers[range.loc.buffer].space == Space::Host;
-            // A gradient that was made just before is on the device already.
             let slots: Vec<Access> = chunks
                 .iter()
                 .zip(NAMES)
-                .map(|(c, name)| if away(self, c) { self.slots(name, len) } else { c.clone() })
+                .map(|(c, name)| match away(self, c) {
+                    true => self.slots(name, len, c.dtype),
+                    false => c.clone(),
+                })
                 .collect();
             let begin = self.open_loop();
             for ((chunk, slot), name) in chunks.iter().zip(&slots).zip(NAMES) {
@@ -85,7 +91,7 @@ impl Lowering {
             let launched = KernelSpec::AdamW(AdamWSpec { len, ..spec.clone() });
             let args = adamw_args(&slots, numbers);
             self.launch("adamw", launched, &args, flops * len / spec.len);
-            for k in [0, 2, 3] {
+            for k in (0..state.len()).filter(|k| *k != 1) {
                 let both = [slots[k].clone(), chunks[k].clone()];
                 self.transfer_launch(&format!("{}.host", NAMES[k]), both, 0);
             }

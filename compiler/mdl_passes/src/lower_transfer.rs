@@ -6,12 +6,12 @@
 //! the other. What comes back is asked for one iteration ahead.
 
 use crate::executable::Space;
-use crate::layout::{Loc, Turn, slice_stride};
-use crate::lower::{ALIGNED, Access, Done, Lowering, Places, access, extent, stacked_loc, trimmed};
+use crate::layout::{Loc, Turn, aligned, slice_bytes, slice_type};
+use crate::lower::{Access, Done, Lowering, Places, access, extent, stacked_loc, trimmed};
 use mdl_ir::graph::{Body, Node};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::op::{Memory, Op};
-use mdl_ir::tensor_type::Type;
+use mdl_ir::tensor_type::{DType, Type};
 
 /// Slots of what is transferred: one that kernels use and one on its way.
 pub const SLOTS: u64 = 2;
@@ -19,18 +19,17 @@ pub const SLOTS: u64 = 2;
 impl Lowering {
     /// A stacked value in the host's memory.
     pub(crate) fn host(&mut self, name: &str, ty: &Type) -> Loc {
-        let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
-        let buffer = self.buffer(name, ty.axes[0].size * slice_stride(&slice), None);
+        let buffer = self.buffer(name, slice_bytes(ty.axes[0].size, &slice_type(ty)), None);
         self.buffers[buffer].space = Space::Host;
         stacked_loc(buffer, ty)
     }
 
     /// Slots for this many elements, of which each iteration has one.
-    pub(crate) fn slots(&mut self, name: &str, elements: u64) -> Access {
-        let stride = elements.next_multiple_of(ALIGNED);
-        let buffer = self.buffer(name, SLOTS * stride, None);
+    pub(crate) fn slots(&mut self, name: &str, elements: u64, dtype: DType) -> Access {
+        let stride = elements.next_multiple_of(aligned(dtype));
+        let buffer = self.buffer(name, SLOTS * stride * dtype.bytes(), None);
         let turn = Some(Turn { stride, start: 0, step: 1, slots: SLOTS });
-        Access { loc: Loc { buffer, offset: 0, strides: vec![1], turn }, base: 0, elements }
+        Access { loc: Loc { buffer, offset: 0, strides: vec![1], turn }, base: 0, elements, dtype }
     }
 
     /// Asks, before the loop over this body begins, for the device's side of its transfers. Carries
@@ -53,7 +52,8 @@ impl Lowering {
                 asked.insert(value, slots.clone());
                 continue;
             }
-            let slots = Loc { strides: ty.strides(), ..self.slots(name, ty.elements()).loc };
+            let slots =
+                Loc { strides: ty.strides(), ..self.slots(name, ty.elements(), ty.dtype).loc };
             if let Some(from) = inside.get(&node.args[0]) {
                 brought.push((from.clone(), slots.clone()));
             }
@@ -76,7 +76,7 @@ impl Lowering {
         }
         let mut from = places[&value].clone();
         // The memory of a value that only its iteration knows would be taken before it is copied.
-        let lasts = self.buffers[from.buffer].inside.is_none() && trimmed(&from).is_dense(ty);
+        let lasts = self.buffers[from.buffer].inside.is_none() && trimmed(&from, ty).is_dense(ty);
         if to == Memory::Host && !lasts {
             let slots = wanted.get(&value).ok_or("what is transferred has slots")?;
             self.copy(name, ty, &from, slots)?;
@@ -102,7 +102,7 @@ impl Lowering {
         let (name, ty) = (body.name(result), body.ty(value));
         let from = places[&value].clone();
         let like = |low: &mut Lowering, there: &Loc| {
-            let buffer = low.buffer(name, extent(&trimmed(there), ty), None);
+            let buffer = low.buffer(name, extent(&trimmed(there, ty), ty) * ty.dtype.bytes(), None);
             Loc { buffer, offset: 0, strides: there.strides.clone(), turn: None }
         };
         let (from, there) = match to {
@@ -112,7 +112,7 @@ impl Lowering {
             }
             Memory::Host => {
                 let there = wanted.get(&result).ok_or("what leaves has a place")?.clone();
-                if from.strides == there.strides && trimmed(&from).offset == 0 {
+                if from.strides == there.strides && trimmed(&from, ty).offset == 0 {
                     (from, there)
                 } else {
                     let staged = like(self, &there);

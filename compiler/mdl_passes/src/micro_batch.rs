@@ -6,7 +6,7 @@
 //! matrix. There, the old gradient and the new one are the same memory, so that nothing of the
 //! size of a parameter exists beside the gradients.
 
-use crate::differentiate::accumulated;
+use crate::adjoint::accumulated;
 use mdl_check::entry::AUXILIARY;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
@@ -94,6 +94,17 @@ pub fn accumulate(graph: &Graph) -> Result<Graph, String> {
     Ok(out)
 }
 
+/// A gradient added to the old one, as which it is stored: rounded once, and not before the sum.
+fn summed(b: &mut Builder, g: ValueId, old: ValueId) -> Result<ValueId, String> {
+    let (at, dtype) = (Place::default(), b.ty(old).dtype);
+    let exact = match b.op(g) {
+        Some(Node { op: Op::Cast(DType::Bf16), args, .. }) => args[0],
+        _ => g,
+    };
+    let sum = accumulated(b, exact, old, at)?;
+    b.push(Op::Cast(dtype), &[sum], at)
+}
+
 struct Adding<'a> {
     /// The body before anything was added.
     first: &'a Body,
@@ -129,7 +140,7 @@ impl Adding<'_> {
                 _ => {}
             }
         }
-        accumulated(&mut self.b, g, old, Place::default())
+        summed(&mut self.b, g, old)
     }
 
     /// Is this read by that node alone, or by nobody and once an output?
@@ -149,7 +160,7 @@ impl Adding<'_> {
         let name = inner.body.name(outputs[k]).to_string();
         let ty = inner.ty(outputs[k]).clone();
         let slice = inner.input(&format!("old.{name}"), ty);
-        outputs[k] = accumulated(&mut inner, outputs[k], slice, Place::default())?;
+        outputs[k] = summed(&mut inner, outputs[k], slice)?;
         inner.body.values[outputs[k].index()].name = name;
         **body = inner.finish(outputs);
         node.args.push(old);
@@ -163,7 +174,7 @@ impl Adding<'_> {
         let mut inner = Builder::resume((**body).clone());
         let mut outputs = inner.body.outputs.clone();
         let base = inner.input("old", inner.ty(outputs[k]).clone());
-        outputs[k] = inner.binary(Binary::Add, outputs[k], base, Place::default())?;
+        outputs[k] = summed(&mut inner, outputs[k], base)?;
         **body = inner.finish(outputs);
         node.args.push(old);
         Ok(g)

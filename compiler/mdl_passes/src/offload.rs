@@ -5,12 +5,11 @@
 //! their own, so that the plan has their memory and their time. Values stay what they are, to the
 //! bit. The pass comes after recomputation: what is made again need not wait anywhere.
 
-use crate::layout::slice_stride;
+use crate::layout::{slice_bytes, slice_type};
 use crate::lower_transfer::SLOTS;
 use mdl_ir::graph::{Body, Graph, Node, Value, ValueId};
 use mdl_ir::op::{Memory, Op};
 use mdl_ir::place::Place;
-use mdl_ir::tensor_type::Type;
 
 /// What a forward region saves for its gradient alone, and could keep in the host's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub fn saved(graph: &Graph) -> Vec<Saved> {
                 continue;
             }
             let ty = body.ty(*id);
-            let slice = slice_stride(&Type::new(ty.dtype, ty.axes[1..].to_vec())) * 4;
+            let slice = slice_bytes(1, &slice_type(ty));
             let name = body.name(*id).to_string();
             found.push(Saved { name, bytes: count * slice, slice, node, result });
         }

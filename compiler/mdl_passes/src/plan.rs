@@ -2,63 +2,105 @@
 //! becomes an executable.
 
 use crate::arena::{Lifetime, arrange};
-use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
-use crate::layout::{Loc, slice_stride};
-use crate::lower::{Buffer, Item, Lowering, Places, Planned, stacked_loc};
+use crate::executable::{Arg, BufferPlan, Executable, Launch, Slot, Space, Step};
+pub use crate::layout::ALIGNMENT;
+use crate::layout::{Loc, aligned, slice_bytes};
+use crate::lower::{Buffer, Item, Lowering, Places, Planned, slices_loc, stacked_loc};
+use crate::optimise::StateTypes;
 use crate::waits::say_waits;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::op::{Binary, Op};
-use mdl_ir::tensor_type::Type;
+use mdl_ir::tensor_type::{DType, Type};
 
-/// Buffers start at multiples of this: the coarsest binding offset of any device.
-pub const ALIGNMENT: u64 = 256;
-
-/// Where parameters lie in the state space; gradients and both moments follow in sections laid out
-/// the same way.
+/// Where parameters lie in their section of the state space; gradients, both moments and master
+/// copies follow in sections laid out the same way, element by element, so that one launch can go
+/// over all of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateLayout {
+    /// Elements from the start of a section.
     pub offsets: Vec<u64>,
-    /// Bytes of one section.
-    pub section: u64,
-    /// Is there a section of gradients? Without it each one is used when it is made.
-    pub gradients: bool,
+    /// Elements of a section.
+    pub len: u64,
+    /// Parameters and their slices start at multiples of this many elements, which is aligned in
+    /// every section.
+    pub aligned: u64,
+    /// What there is of the state, in the order in which it lies.
+    pub sections: Vec<(Section, DType)>,
     /// Where all of that is: on the device, or at the start of `Host`.
     pub space: Space,
 }
 
-impl StateLayout {
-    /// Parameters in order, those for which `last` holds behind the others.
-    pub fn of(params: &[Param], last: impl Fn(usize) -> bool) -> StateLayout {
-        let mut order: Vec<usize> = (0..params.len()).collect();
-        order.sort_by_key(|p| last(*p));
-        let mut offsets = vec![0; params.len()];
-        let mut at = 0;
-        for p in order {
-            offsets[p] = at;
-            at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
+/// Parts of the state of a training run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Param,
+    Grad,
+    Moment1,
+    Moment2,
+    Master,
+}
+
+impl Section {
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Param => "parameters",
+            Section::Grad => "gradients",
+            Section::Moment1 => "moment1",
+            Section::Moment2 => "moment2",
+            Section::Master => "master",
         }
-        StateLayout { offsets, section: at, gradients: true, space: Space::State }
-    }
-
-    /// Sections of a training run.
-    pub fn sections(&self) -> Vec<Section> {
-        let all = [Section::Param, Section::Grad, Section::Moment1, Section::Moment2];
-        all.into_iter().filter(|s| self.gradients || *s != Section::Grad).collect()
-    }
-
-    /// The number of a section.
-    fn number(&self, section: Section) -> u64 {
-        self.sections().iter().position(|s| *s == section).unwrap_or(0) as u64
     }
 }
 
-/// Bytes of a parameter with its slices aligned.
-fn bytes(param: &Param) -> u64 {
-    match param.repeats {
-        None => param.ty.bytes(),
-        Some(n) => n * slice_stride(&param.slice_type()) * 4,
+impl StateLayout {
+    /// Parameters in order, those for which `last` holds behind the others.
+    pub fn of(params: &[Param], types: StateTypes, last: impl Fn(usize) -> bool) -> StateLayout {
+        let mut sections = vec![
+            (Section::Param, types.params),
+            (Section::Grad, types.params),
+            (Section::Moment1, types.moments),
+            (Section::Moment2, types.moments),
+        ];
+        sections.extend(types.master.then_some((Section::Master, DType::F32)));
+        let aligned = sections.iter().map(|(_, dtype)| aligned(*dtype)).max().unwrap_or(1);
+        let mut order: Vec<usize> = (0..params.len()).collect();
+        order.sort_by_key(|p| last(*p));
+        let mut offsets = vec![0; params.len()];
+        let mut len = 0;
+        for p in order {
+            offsets[p] = len;
+            len += elements(&params[p], aligned);
+        }
+        StateLayout { offsets, len, aligned, sections, space: Space::State }
     }
+
+    /// The same without gradients, each of which is used when it is made.
+    pub fn without_gradients(mut self) -> StateLayout {
+        self.sections.retain(|(section, _)| *section != Section::Grad);
+        self
+    }
+
+    /// Bytes of the first so many sections.
+    pub fn bytes_of(&self, sections: usize) -> u64 {
+        self.sections.iter().take(sections).map(|(_, dtype)| self.len * dtype.bytes()).sum()
+    }
+
+    /// Bytes of a state with all that training keeps.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_of(self.sections.len())
+    }
+
+    /// Its sections by name, each with its bytes.
+    pub fn named(&self) -> Vec<(&'static str, u64)> {
+        let each = self.sections.iter();
+        each.map(|(section, dtype)| (section.name(), self.len * dtype.bytes())).collect()
+    }
+}
+
+/// Elements of a parameter with its slices aligned.
+fn elements(param: &Param, aligned: u64) -> u64 {
+    param.repeats.unwrap_or(1) * param.slice_type().elements().next_multiple_of(aligned)
 }
 
 /// Lowers a fused graph to an executable for `units` threads.
@@ -66,11 +108,11 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
-    let kept = sections(graph, state) * state.section;
+    let kept = state.bytes_of(sections(graph, state));
     let training = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
     let (mut state_bytes, host_state) = match state.space {
         // What waits lies behind all of it, also where an executable does not see the moments.
-        Space::Host if training => (0, state.sections().len() as u64 * state.section),
+        Space::Host if training => (0, state.bytes()),
         Space::Host => (0, kept),
         _ => (kept, 0),
     };
@@ -95,12 +137,13 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
             }
             OutputRole::Value(name) => {
                 let ty = body.ty(*id);
-                Loc::dense(low.buffer(name, ty.elements(), None), ty)
+                Loc::dense(low.buffer(name, ty.bytes(), None), ty)
             }
             // What is updated lies where it was; a region is told so.
             OutputRole::Param(p) => old(&places, InputRole::Param(*p)),
             OutputRole::Moment1(p) => old(&places, InputRole::Moment1(*p)),
             OutputRole::Moment2(p) => old(&places, InputRole::Moment2(*p)),
+            OutputRole::Master(p) => old(&places, InputRole::Master(*p)),
             OutputRole::Cache(_) => continue,
         };
         wanted.entry(*id).or_insert(loc);
@@ -130,39 +173,20 @@ fn input_place(
         InputRole::Grad(p) => in_state(low, graph, state, (*p, Section::Grad)),
         InputRole::Moment1(p) => in_state(low, graph, state, (*p, Section::Moment1)),
         InputRole::Moment2(p) => in_state(low, graph, state, (*p, Section::Moment2)),
+        InputRole::Master(p) => in_state(low, graph, state, (*p, Section::Master)),
         InputRole::Data(name) | InputRole::Scalar(name) => {
-            Loc::dense(low.buffer(name, ty.elements(), None), ty)
+            Loc::dense(low.buffer(name, ty.bytes(), None), ty)
         }
         InputRole::Cache(_) => cache_place(low, &graph.body, id, end),
     }
 }
 
-/// Parts of the state of a training run, in the order in which they lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Section {
-    Param,
-    Grad,
-    Moment1,
-    Moment2,
-}
-
-impl Section {
-    pub fn name(self) -> &'static str {
-        match self {
-            Section::Param => "parameters",
-            Section::Grad => "gradients",
-            Section::Moment1 => "moment1",
-            Section::Moment2 => "moment2",
-        }
-    }
-}
-
-/// How many of them a graph has: parameters alone, with gradients, or all.
-fn sections(graph: &Graph, state: &StateLayout) -> u64 {
+/// Sections that a graph sees: parameters alone, with gradients, or all of them.
+fn sections(graph: &Graph, state: &StateLayout) -> usize {
     if graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_))) {
-        return state.sections().len() as u64;
+        return state.sections.len();
     }
-    1 + u64::from(graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_))))
+    1 + usize::from(graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_))))
 }
 
 /// Caches lie in the state space behind its sections, one after the other: what one executable
@@ -173,9 +197,9 @@ fn cache_place(low: &mut Lowering, body: &Body, id: ValueId, end: &mut u64) -> L
     let stacked = body.nodes.iter().any(in_region);
     let slices = if stacked { ty.axes[0].size } else { 1 };
     let axes = if stacked { &ty.axes[1..] } else { &ty.axes[..] };
-    let elements = slices * slice_stride(&Type::new(ty.dtype, axes.to_vec()));
-    let buffer = low.buffer(body.name(id), elements, Some(*end));
-    *end += padded(elements * 4);
+    let bytes = slice_bytes(slices, &Type::new(ty.dtype, axes.to_vec()));
+    let buffer = low.buffer(body.name(id), bytes, Some(*end));
+    *end += padded(bytes);
     if stacked { stacked_loc(buffer, ty) } else { Loc::dense(buffer, ty) }
 }
 
@@ -185,13 +209,16 @@ fn in_state(
     state: &StateLayout,
     (p, section): (usize, Section),
 ) -> Loc {
-    let param = &graph.params[p];
-    let at = state.number(section) * state.section + state.offsets[p];
-    let elements = bytes(param).next_multiple_of(ALIGNMENT) / 4;
-    let buffer = low.buffer(&param.name, elements, Some(at));
+    let number = state.sections.iter().position(|(s, _)| *s == section);
+    let number = number.expect("a graph sees sections that its state has");
+    let (param, each) = (&graph.params[p], state.sections[number].1.bytes());
+    let at = state.bytes_of(number) + state.offsets[p] * each;
+    let buffer = low.buffer(&param.name, elements(param, state.aligned) * each, Some(at));
     low.buffers[buffer].space = state.space;
     if param.repeats.is_some() {
-        stacked_loc(buffer, &param.ty)
+        let slice = param.slice_type();
+        let stride = slice.elements().next_multiple_of(state.aligned);
+        slices_loc(buffer, &slice, stride)
     } else {
         Loc::dense(buffer, &param.ty)
     }
@@ -230,10 +257,11 @@ pub fn padded(bytes: u64) -> u64 {
 fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let buffer = &low.buffers[loc.buffer];
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
-    let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
+    let each = ty.dtype.bytes();
+    let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * each);
     Slot {
         space: buffer.space,
-        offset: offsets[loc.buffer] + loc.offset * 4,
+        offset: offsets[loc.buffer] + loc.offset * each,
         ty: ty.clone(),
         slice,
     }
@@ -256,14 +284,8 @@ fn emit(
         });
         let args = p.uses.iter().map(|u| {
             let buffer = &low.buffers[u.buffer];
-            let index = u.turn.map(|t| Index {
-                stride: t.stride * 4,
-                start: t.start,
-                step: t.step,
-                slots: t.slots,
-            });
             let offset = offsets[u.buffer] + u.offset;
-            Arg { space: buffer.space, offset, bytes: u.bytes, index }
+            Arg { space: buffer.space, offset, bytes: u.bytes, index: u.index }
         });
         let (name, args, place) = (p.name.clone(), args.collect(), p.place);
         Launch { name, spec, args, flops: p.flops, place, ahead: p.ahead, wait: Vec::new() }
@@ -348,12 +370,18 @@ pub fn adamw_constant(body: &Body, n: usize, name: &str) -> Result<f32, String> 
         Op::Const(c) => Some(c as f32),
         _ => None,
     };
+    // The formula's results, before they are rounded to what is stored.
+    let result = |i: usize| {
+        let id = *body.outputs.get(i)?;
+        let rounds = |n: &&Node| matches!(n.op, Op::Cast(_) | Op::StochasticRound { .. });
+        Some(node(id).filter(rounds).map_or(id, |n| n.args[0]))
+    };
     let add = Op::Binary(Binary::Add);
-    let step = || arg(body.outputs[0], &Op::Binary(Binary::Sub), 1);
+    let step = || arg(result(0)?, &Op::Binary(Binary::Sub), 1);
     let direction = || arg(step()?, &Op::Binary(Binary::Mul), 1);
     let found = match name {
-        "beta1" => arg(body.outputs[n], &add, 0).and_then(factor),
-        "beta2" => arg(body.outputs[2 * n], &add, 0).and_then(factor),
+        "beta1" => result(n).and_then(|id| arg(id, &add, 0)).and_then(factor),
+        "beta2" => result(2 * n).and_then(|id| arg(id, &add, 0)).and_then(factor),
         "decay" => direction().and_then(|d| factor(arg(d, &add, 0)?)),
         "eps" => direction().and_then(|d| {
             let below = arg(arg(d, &add, 1)?, &Op::Binary(Binary::Div), 1)?;

@@ -72,6 +72,7 @@ impl Space {
 pub fn elem(dtype: DType) -> Elem {
     match dtype {
         DType::I32 => Elem::I32,
+        DType::Bf16 => Elem::Bf16,
         DType::F32 | DType::Bool => Elem::F32,
     }
 }
@@ -220,7 +221,7 @@ impl Writer<'_> {
         for (slot, a) in args.iter_mut().zip(&node.args) {
             *slot = self.row_value(*a, out)?;
         }
-        if same_value(&node.op) {
+        if same_value(self.body, &node) {
             self.rows.insert(id, args[0]);
             return Ok(args[0]);
         }
@@ -256,7 +257,7 @@ impl Writer<'_> {
         for (slot, a) in args.iter_mut().zip(&node.args) {
             *slot = self.col_value(*a, regs, phase)?;
         }
-        if same_value(&node.op) {
+        if same_value(self.body, &node) {
             regs.insert(id, args[0]);
             return Ok(args[0]);
         }
@@ -294,7 +295,13 @@ impl Writer<'_> {
                 Reduction::Max => InstrOp::Max,
             };
             walk.cols.push(instr(op, dst, [a, 0, 0]));
-            let out = self.body.outputs.iter().position(|o| *o == node.results[0]);
+            // A sum that is rounded leaves as what comes of that.
+            let leaves = |o: &ValueId| {
+                let rounded = self.node(*o).is_some_and(|n| same_value(self.body, n));
+                let made = if rounded { self.node(*o).map(|n| n.args[0]) } else { Some(*o) };
+                made == Some(node.results[0])
+            };
+            let out = self.body.outputs.iter().position(leaves);
             let out = out.ok_or("a column sum leaves its region")?;
             finish.row.push(instr(InstrOp::Store(out as u16), 0, [dst, 0, 0]));
         }
@@ -312,9 +319,14 @@ impl Writer<'_> {
     }
 }
 
-/// Operations that only change how a value is seen.
-pub fn same_value(op: &Op) -> bool {
-    matches!(op, Op::Cast(_) | Op::StopGradient | Op::Broadcast { .. } | Op::Reorder { .. })
+/// Does this only change how a value is seen, as far as the body knows? What is rounded and then
+/// read by nobody here is rounded by being stored.
+pub fn same_value(body: &Body, node: &Node) -> bool {
+    match &node.op {
+        Op::Cast(DType::Bf16) => !body.nodes.iter().any(|n| n.args.contains(&node.results[0])),
+        Op::Cast(_) | Op::StopGradient | Op::Broadcast { .. } | Op::Reorder { .. } => true,
+        _ => false,
+    }
 }
 
 pub fn instr(op: InstrOp, dst: u16, [a, b, c]: [u16; 3]) -> Instr {
@@ -352,6 +364,7 @@ pub fn operation(op: &Op) -> Result<InstrOp, String> {
             Binary::Or => InstrOp::Or,
         },
         Op::Select => InstrOp::Select,
+        Op::Cast(DType::Bf16) => InstrOp::Round,
         other => return Err(format!("`{}` has no place in a region", other.name())),
     })
 }

@@ -49,7 +49,8 @@ pub enum Sharding {
     Hybrid,
 }
 
-/// Numbers of parameters and activations; reductions and the optimizer's state are always f32.
+/// How numbers are stored: parameters, gradients and activations by one of these, the optimizer's
+/// state by another one. Arithmetic and sums are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Precision {
     #[default]

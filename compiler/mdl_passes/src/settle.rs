@@ -9,9 +9,9 @@
 //! The norm is still reported: each gradient is squared and summed where it is used, and the sums
 //! are added up at the end.
 
-use crate::optimise::{Formulas, SCALARS, decays};
+use crate::optimise::{Formulas, NEW, SCALARS, SEED, UPDATED, decays};
 use mdl_ir::build::Builder;
-use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Value, ValueId};
+use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Value, ValueId};
 use mdl_ir::op::{Binary, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{Axis, DType, Type};
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 /// The graph with gradients, and in place of them the updated parameters and moments.
 pub(crate) fn settle(graph: &Graph, formulas: &mut Formulas<'_>) -> Result<Graph, String> {
-    let mut settling = Settling::of(graph)?;
+    let mut settling = Settling::of(graph, formulas)?;
     for p in 0..graph.params.len() {
         let decayed = decays(graph, p, formulas.optimizer);
         match settling.region_of(p) {
@@ -30,14 +30,15 @@ pub(crate) fn settle(graph: &Graph, formulas: &mut Formulas<'_>) -> Result<Graph
     settling.finish()
 }
 
-/// A parameter with its gradient and moments, and what became of them.
+/// A parameter with its gradient, and what became of it.
 #[derive(Debug)]
 struct State {
     name: String,
     param: ValueId,
     grad: ValueId,
-    moments: [ValueId; 2],
-    /// The parameter and both moments after the update.
+    /// Moments and a master copy, with what a slice of each is called and its type.
+    kept: Vec<(ValueId, Value)>,
+    /// The parameter and all of these after the update.
     new: Vec<ValueId>,
     /// The sum of the gradient's squares, or that of each of its slices.
     squares: Option<ValueId>,
@@ -48,7 +49,8 @@ struct Settling<'a> {
     body: Body,
     inputs: Vec<InputRole>,
     states: Vec<State>,
-    /// The scale of gradients, which is one, and the numbers of `SCALARS` behind the limit.
+    /// The scale of gradients, which is one, the numbers of `SCALARS` behind the limit, and what a
+    /// step rounds by.
     numbers: Vec<ValueId>,
     /// Nodes that come behind one of the graph's.
     behind: BTreeMap<usize, Vec<Node>>,
@@ -57,27 +59,37 @@ struct Settling<'a> {
 }
 
 impl Settling<'_> {
-    fn of(graph: &Graph) -> Result<Settling<'_>, String> {
+    fn of<'a>(graph: &'a Graph, formulas: &Formulas<'_>) -> Result<Settling<'a>, String> {
         let mut b = Builder::resume(graph.body.clone());
         let mut inputs = graph.inputs.clone();
         let mut states = Vec::new();
-        for (p, Param { name, ty, .. }) in graph.params.iter().enumerate() {
+        for (p, param) in graph.params.iter().enumerate() {
+            let (name, slice) = (&param.name, param.slice_type());
             let at = graph.inputs.iter().position(|r| *r == InputRole::Param(p));
             let grad =
                 graph.output(&OutputRole::Grad(p)).ok_or("every parameter has a gradient")?;
+            let mut kept = Vec::new();
+            for (prefix, role, dtype) in formulas.types.kept() {
+                let name = format!("{prefix}.{name}");
+                inputs.push(role(p));
+                kept.push((
+                    b.input(&name, param.ty.of(dtype)),
+                    Value { name, ty: slice.of(dtype) },
+                ));
+            }
             states.push(State {
                 name: name.clone(),
                 param: graph.body.inputs[at.ok_or("every parameter is used")?],
                 grad: graph.body.outputs[grad],
-                moments: ["m", "v"].map(|k| b.input(&format!("{k}.{name}"), ty.clone())),
+                kept,
                 new: Vec::new(),
                 squares: None,
             });
-            inputs.extend([InputRole::Moment1(p), InputRole::Moment2(p)]);
         }
         let mut numbers = Vec::new();
-        for name in &SCALARS[1..] {
-            numbers.push(b.input(name, Type::scalar(DType::F32)));
+        let seed = formulas.types.stochastic().then_some((SEED, DType::I32));
+        for (name, dtype) in SCALARS[1..].iter().map(|s| (*s, DType::F32)).chain(seed) {
+            numbers.push(b.input(name, Type::scalar(dtype)));
             inputs.push(InputRole::Scalar(name.to_string()));
         }
         let behind = BTreeMap::new();
@@ -109,7 +121,7 @@ impl Settling<'_> {
     /// The reversed region that emits the gradient of a parameter's slices and is the last to read
     /// them, with the number of the result.
     fn region_of(&self, p: usize) -> Option<(usize, usize)> {
-        let State { param, grad, .. } = self.states[p];
+        let (param, grad) = (self.states[p].param, self.states[p].grad);
         self.graph.params[p].repeats?;
         let nodes = self.graph.body.nodes.iter();
         let (i, node) = nodes.enumerate().find(|(_, n)| n.results.contains(&grad))?;
@@ -130,36 +142,43 @@ impl Settling<'_> {
         decayed: bool,
         formulas: &mut Formulas<'_>,
     ) -> Result<(), String> {
-        let State { name, param, moments, .. } = &self.states[p];
+        let State { name, param, kept, .. } = &self.states[p];
         let mut region = Region::of(self.body.nodes[i].clone())?;
         let mut args = Vec::new();
         for number in &self.numbers {
             args.push(region.constant(*number, &self.body.values[number.index()]));
         }
-        let slice = self.graph.params[p].slice_type();
-        args.push(region.slice(*param, name, &slice));
-        args.push(region.body.outputs[k]);
-        for (moment, short) in moments.iter().zip(["m", "v"]) {
-            args.push(region.slice(*moment, &format!("{short}.{name}"), &slice));
+        let (slice, grad) = (self.graph.params[p].slice_type(), region.body.outputs[k]);
+        args.push(region.slice(*param, &Value { name: name.clone(), ty: slice }));
+        args.push(grad);
+        for (value, inner) in kept {
+            args.push(region.slice(*value, inner));
         }
         let mut b = Builder::resume(region.body);
-        let squares = formulas.squares(&mut b, &args[5..6])?;
-        let new = formulas.adamw(&mut b, &[name], &args, decayed)?;
+        let squares = formulas.squares(&mut b, &[grad])?;
+        let new = formulas.adamw(&mut b, &[name], args, decayed)?;
         region.body = b.body;
         region.body.outputs[k] = new[0];
-        region.body.outputs.extend([new[1], new[2], squares]);
-        let stack = |ty: &Type| ty.stacked(Axis::new(region.axis.clone(), region.count));
-        let results = region.node.results[k..=k].to_vec();
-        let more = [("new.m", &slice), ("new.v", &slice), ("squares", &SCALAR)];
-        let more = more.map(|(what, ty)| Value { name: format!("{what}.{name}"), ty: stack(ty) });
-        self.body.values[results[0].index()].name = format!("new.{name}");
-        let first = self.body.values.len();
-        self.body.values.extend(more);
-        let more: Vec<ValueId> = (first..first + 3).map(|n| ValueId(n as u32)).collect();
-        region.node.results.extend(&more);
+        region.body.outputs.extend(new[1..].iter().chain([&squares]));
+        let axis = Axis::new(region.axis.clone(), region.count);
+        let first = region.node.results[k];
+        self.body.values[first.index()].name = format!("new.{name}");
+        let stacked = |what: &str, id: &ValueId| Value {
+            name: format!("{what}.{name}"),
+            ty: region.body.ty(*id).stacked(axis.clone()),
+        };
+        let mut results: Vec<Value> =
+            NEW[1..].iter().zip(&new[1..]).map(|(what, id)| stacked(what, id)).collect();
+        results.push(stacked("squares", &squares));
+        let mut written = vec![first];
+        for value in results {
+            written.push(ValueId(self.body.values.len() as u32));
+            self.body.values.push(value);
+        }
+        region.node.results.extend(&written[1..]);
         self.body.nodes[i] = region.done();
-        self.states[p].new = vec![results[0], more[0], more[1]];
-        self.states[p].squares = Some(more[2]);
+        self.states[p].squares = written.pop();
+        self.states[p].new = written;
         Ok(())
     }
 
@@ -170,14 +189,14 @@ impl Settling<'_> {
         decayed: bool,
         formulas: &mut Formulas<'_>,
     ) -> Result<(), String> {
-        let State { name, param, grad, moments, .. } = &self.states[p];
+        let State { name, param, grad, kept, .. } = &self.states[p];
         let (name, grad, numbers) = (name.clone(), *grad, self.numbers.clone());
-        let args: Vec<ValueId> =
-            numbers.into_iter().chain([*param, grad]).chain(*moments).collect();
+        let kept = kept.iter().map(|(value, _)| *value);
+        let args: Vec<ValueId> = numbers.into_iter().chain([*param, grad]).chain(kept).collect();
         let place = self.last_need(*param, grad);
         let ((squares, new), nodes) = self.written(|b| {
             let squares = formulas.squares(b, &[grad])?;
-            Ok((squares, formulas.adamw(b, &[&name], &args, decayed)?))
+            Ok((squares, formulas.adamw(b, &[&name], args, decayed)?))
         })?;
         self.behind.entry(place).or_default().extend(nodes);
         (self.states[p].new, self.states[p].squares) = (new, Some(squares));
@@ -212,7 +231,7 @@ impl Settling<'_> {
         roles.push(OutputRole::Value("grad_norm".into()));
         outputs.push(norm(&mut b, &self.states)?);
         for (p, state) in self.states.iter().enumerate() {
-            roles.extend([OutputRole::Param(p), OutputRole::Moment1(p), OutputRole::Moment2(p)]);
+            roles.extend(UPDATED[..state.new.len()].iter().map(|role| role(p)));
             outputs.extend(&state.new);
         }
         let body = b.finish(outputs);
@@ -231,8 +250,6 @@ fn norm(b: &mut Builder, states: &[State]) -> Result<ValueId, String> {
     }
     b.unary(Unary::Sqrt, total, at)
 }
-
-const SCALAR: Type = Type { dtype: DType::F32, axes: Vec::new() };
 
 /// A reversed region that is being added to.
 struct Region {
@@ -271,12 +288,12 @@ impl Region {
         self.input(value, like.clone(), to)
     }
 
-    fn slice(&mut self, value: ValueId, name: &str, ty: &Type) -> ValueId {
+    fn slice(&mut self, value: ValueId, like: &Value) -> ValueId {
         let (from, to) = (self.carries + self.consts, self.node.args.len());
         if let Some(n) = (from..to).find(|n| self.node.args[*n] == value) {
             return self.body.inputs[n];
         }
-        self.input(value, Value { name: name.to_string(), ty: ty.clone() }, to)
+        self.input(value, like.clone(), to)
     }
 
     fn done(mut self) -> Node {

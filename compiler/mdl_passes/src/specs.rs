@@ -55,10 +55,14 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         prologue_result: 0,
         epilogue_inputs: Vec::new(),
         epilogue: Vec::new(),
-        n_outputs: body.outputs.len() as u16,
+        a: elem(ta.dtype),
+        b: elem(tb.dtype),
+        outputs: body.outputs.iter().map(|o| elem(body.ty(*o).dtype)).collect(),
     };
     let mut order = vec![ia, ib];
-    if body.nodes.len() > 1 {
+    // A sum that is only rounded is rounded by being stored.
+    let bare = body.nodes.iter().all(|n| n.op == node.op || same_value(body, n));
+    if !bare || body.outputs.len() > 1 {
         epilogue(body, node, (ta, result), locs, &mut spec, &mut order)?;
     }
     Ok((spec, order))
@@ -107,7 +111,7 @@ fn epilogue(
             }
             *slot = regs[a];
         }
-        if same_value(&node.op) {
+        if same_value(body, node) {
             regs.insert(node.results[0], args[0]);
             continue;
         }
@@ -152,6 +156,7 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         head: q.axes[q.axes.len() - 1].size as u32,
         scale,
         mask,
+        elem: elem(q.dtype),
     })
 }
 
@@ -180,5 +185,7 @@ pub fn linear_cross_entropy(
         grad,
         weighted: more.clone().any(|ty| ty.axes.is_empty()),
         accumulate: grad && more.clone().any(|ty| ty == w),
+        elem: elem(x.dtype),
+        dw: elem(w.dtype),
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! `Builder` lays the operands out: rows first, and the table with the groups outermost.
 
+use crate::region::elem;
 use mdl_ir::graph::{Body, Node};
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use mdl_ir::op::Op;
@@ -22,6 +23,7 @@ pub fn contract(body: &Body, node: &Node, axis: &str) -> GroupedContractSpec {
         n: n as u32,
         k: k as u32,
         transposed: table.axes.get(1).is_some_and(|x| axes.contains(&x.name)),
+        elem: elem(a.dtype),
     }
 }
 
@@ -41,5 +43,7 @@ pub fn outer(body: &Body, node: &Node) -> GroupedOuterSpec {
         groups: body.ty(node.results[0]).axes[0].size as u32,
         m: m as u32,
         n: n as u32,
+        elem: elem(a.dtype),
+        out: elem(body.ty(node.results[0]).dtype),
     }
 }

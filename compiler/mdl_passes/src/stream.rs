@@ -16,12 +16,12 @@ use std::collections::{HashMap, HashSet};
 /// A fused graph whose state is in the host's memory.
 pub fn stream(graph: &Graph) -> Graph {
     let away = |role: &InputRole| {
-        use InputRole::{Grad, Moment1, Moment2, Param};
-        matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_))
+        use InputRole::{Grad, Master, Moment1, Moment2, Param};
+        matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_) | Master(_))
     };
     let leaves = |role: &OutputRole| {
-        use OutputRole::{Grad, Moment1, Moment2, Param};
-        matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_))
+        use OutputRole::{Grad, Master, Moment1, Moment2, Param};
+        matches!(role, Param(_) | Grad(_) | Moment1(_) | Moment2(_) | Master(_))
     };
     let inputs = graph.body.inputs.iter().zip(&graph.inputs);
     let outputs = graph.body.outputs.iter().zip(&graph.outputs);

@@ -40,15 +40,14 @@ impl StepFlags {
     /// The settings of a run. The machine of `--hardware` is a budget, unless flags say how memory
     /// is to be saved.
     pub fn settings(&self) -> Result<Settings, Failure> {
-        let (units, precision) = (self.training.units(), self.request.precision());
-        let mut memory = self.request.memory(units);
+        let mut settings = self.request.settings(&self.training);
         if let Some(hardware) = self.sources.hardware
             && !self.request.is_explicit(&self.given)
         {
-            memory.budget = Some(hardware.machine()?.budget(precision, units));
+            let budget = hardware.machine()?.budget(settings.precision, self.training.units());
+            settings.memory.budget = Some(budget);
         }
-        let disk_offload = self.request.disk_offload.clone();
-        Ok(Settings { memory, precision, disk_offload, ..self.training.settings() })
+        Ok(settings)
     }
 
     /// Says on standard error which flags have no effect on this command. `without` are those that
@@ -180,6 +179,7 @@ impl TrainingFlags {
             seed: self.seed,
             memory: MemoryRequest::default(),
             precision: Precision::default(),
+            optimizer_state: Precision::default(),
             disk_offload: None,
         }
     }

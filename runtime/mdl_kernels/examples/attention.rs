@@ -2,7 +2,7 @@
 //!
 //! Only pairs that the causal mask lets through are counted: 4·head flops forward, 10·head back.
 
-use mdl_ir::kernel::{AttentionSpec, KernelSpec, MaskSpec, workspace_bytes};
+use mdl_ir::kernel::{AttentionSpec, Elem, KernelSpec, MaskSpec, workspace_bytes};
 use mdl_kernels::{Arena, Device, Slice, measure_fma_peak};
 use std::time::Instant;
 
@@ -35,7 +35,17 @@ fn slices(arena: &Arena, sizes: &[u64]) -> Vec<(u64, u64)> {
 fn measure(device: &Device, t: u32, head: u32, peak: f64) {
     let mask = MaskSpec { causal: true, ..MaskSpec::default() };
     let scale = 1.0 / (head as f32).sqrt();
-    let spec = AttentionSpec { batch: 1, t, s: t, kv_heads: HEADS, group: 1, head, scale, mask };
+    let spec = AttentionSpec {
+        elem: Elem::F32,
+        batch: 1,
+        t,
+        s: t,
+        kv_heads: HEADS,
+        group: 1,
+        head,
+        scale,
+        mask,
+    };
     let forward = KernelSpec::Attention(spec.clone());
     let backward = KernelSpec::AttentionGrad(spec);
     let rows = u64::from(t * HEADS);

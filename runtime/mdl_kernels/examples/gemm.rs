@@ -3,7 +3,7 @@
 //! Each is the best of several runs, and the peak is measured again beside each shape, because
 //! other work on the machine moves both.
 
-use mdl_ir::kernel::{ContractSpec, Dim, KernelSpec, workspace_bytes};
+use mdl_ir::kernel::{ContractSpec, Dim, Elem, KernelSpec, workspace_bytes};
 use mdl_kernels::{Device, Slice, measure_fma_peak, measure_triad};
 use std::time::Instant;
 
@@ -36,6 +36,9 @@ fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
     let (am, ak) = if form.starts_with('T') { (1, m) } else { (k, 1) };
     let (bn, bk) = if form.ends_with('T') { (k, 1) } else { (1, n) };
     ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32],
         batch: vec![],
         m: vec![dim(m, am, 0)],
         n: vec![dim(n, bn, 0)],
@@ -45,7 +48,6 @@ fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     }
 }
 

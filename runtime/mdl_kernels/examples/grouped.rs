@@ -5,7 +5,7 @@
 //! work on the machine moves all of them.
 
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
-use mdl_ir::kernel::{KernelSpec, workspace_bytes};
+use mdl_ir::kernel::{Elem, KernelSpec, workspace_bytes};
 use mdl_kernels::{Arena, Device, Slice};
 use std::time::Instant;
 
@@ -65,14 +65,31 @@ impl Launch {
 
 fn launches(device: &Device, [rows, groups, n, k]: [u32; 4]) -> Vec<Launch> {
     let size = |x: u32, y: u32| u64::from(x) * u64::from(y);
-    let contract = |transposed| GroupedContractSpec { rows, share: 1, groups, n, k, transposed };
+    let contract = |transposed| GroupedContractSpec {
+        elem: Elem::F32,
+        rows,
+        share: 1,
+        groups,
+        n,
+        k,
+        transposed,
+    };
     let table = u64::from(groups) * size(n, k);
     let sizes = [size(rows, k), table, u64::from(rows), size(rows, n)];
     let grouped = |name, transposed| {
         let spec = KernelSpec::GroupedContract(contract(transposed));
         Launch::new(device, name, spec, &sizes).route(device, rows, groups)
     };
-    let spec = GroupedOuterSpec { rows, share_a: 1, share_b: 1, groups, m: n, n: k };
+    let spec = GroupedOuterSpec {
+        elem: Elem::F32,
+        out: Elem::F32,
+        rows,
+        share_a: 1,
+        share_b: 1,
+        groups,
+        m: n,
+        n: k,
+    };
     let sizes_outer = [size(rows, n), size(rows, k), u64::from(rows), table];
     let plain = |name, transposed| {
         let spec = KernelSpec::Contract(contract(transposed).of_one_group());

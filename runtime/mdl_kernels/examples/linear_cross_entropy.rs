@@ -1,6 +1,6 @@
 //! Prints what the loss over a vocabulary reaches of the device's multiply-add peak.
 
-use mdl_ir::kernel::{KernelSpec, LinearCrossEntropySpec, workspace_bytes};
+use mdl_ir::kernel::{Elem, KernelSpec, LinearCrossEntropySpec, workspace_bytes};
 use mdl_kernels::{Device, measure_fma_peak};
 use std::time::Instant;
 
@@ -14,6 +14,8 @@ fn main() {
     for (rows, vocab, width) in SHAPES {
         for grad in [false, true] {
             let spec = LinearCrossEntropySpec {
+                elem: Elem::F32,
+                dw: Elem::F32,
                 rows,
                 vocab,
                 width,

@@ -331,7 +331,7 @@ pub(crate) fn launch(device: &Device, spec: &AttentionSpec, args: &[Slice]) {
             device.buffer(&mask.rest[1]),
             device.buffer(&mask.rest[2]),
             shape,
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], [spec.elem]),
         );
     }
     device.launched();

@@ -188,9 +188,11 @@ fn prepare<N: Size>(
         workspace,
         places.q_rows,
         tile.head,
+        tile.elem,
         outer,
     );
-    pack_rows::<N>(dy, from, block.count, stride, 1.0, workspace, places.dy_rows, tile.head, outer);
+    let to = places.dy_rows;
+    pack_rows::<N>(dy, from, block.count, stride, 1.0, workspace, to, tile.head, tile.elem, outer);
     for t in 0..tile.queries {
         // Behind the last query, and where a row sees nothing, exp(score − ∞) is the zero wanted.
         workspace[places.lse + t] = f32::INFINITY;
@@ -202,7 +204,7 @@ fn prepare<N: Size>(
             workspace[places.lse + t] = row;
         }
         let row = from + t * stride;
-        workspace[places.delta + t] = dot::<N>(dy, row, y, row, tile.head);
+        workspace[places.delta + t] = dot::<N>(dy, row, y, row, tile.head, tile.elem);
     }
     for i in 0..comptime!(tile.head * tile.vectors) {
         store::<f32, N>(workspace, places.dq + i * N::value(), Vector::new(0.0));
@@ -355,7 +357,7 @@ pub(crate) fn launch(device: &Device, spec: &AttentionSpec, args: &[Slice]) {
             device.buffer(&mask.rest[5]),
             device.buffer(&mask.rest[6]),
             shape,
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], [spec.elem]),
         );
     }
     device.launched();

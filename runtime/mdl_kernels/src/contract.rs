@@ -314,7 +314,7 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
 
 /// A contraction without an epilogue, added to what the output holds.
 pub(crate) fn launch_accumulate(device: &Device, spec: &ContractSpec, args: &[Slice]) {
-    assert!(spec.epilogue.is_empty(), "sums go to the output as they are");
+    assert!(spec.is_plain_sum(), "sums go to the output as they are");
     let plan = Plan { accumulate: true, skinny: false, ..Plan::of(spec, device) };
     launch_plan(device, plan, args);
 }
@@ -349,7 +349,7 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
             buffers(outputs),
             device.buffer(&workspace.part(0, COUNTERS * 4)),
             device.buffer(&workspace.part(COUNTERS * 4, workspace.bytes - COUNTERS * 4)),
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], plan.elems()),
             plan,
         );
     }

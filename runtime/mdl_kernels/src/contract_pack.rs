@@ -4,7 +4,7 @@
 
 use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
 use crate::contract_tile::run_prologue;
-use crate::vector_io::{load, store};
+use crate::vector_io::{load_as, load_one, store};
 use cubecl::prelude::*;
 
 /// Steps of k in one piece, so that few columns still give work to all units.
@@ -67,7 +67,8 @@ pub(crate) fn pack_b_panel<N: Size>(
             let k_offset = offset_of(block.k + k, comptime!(plan.k.clone()), true);
             #[unroll]
             for v in 0..comptime!(plan.tile_vectors) {
-                let lanes = load::<f32, N>(b, base + k_offset + column + v * N::value());
+                let from = base + k_offset + column + v * N::value();
+                let lanes = load_as::<N>(b, from, comptime!(plan.b));
                 store::<f32, N>(workspace, out + k * width + v * N::value(), lanes);
             }
         }
@@ -111,7 +112,7 @@ fn pack_b_rows<N: Size>(
         let mut lines = Array::<Vector<f32, N>>::new(N::value());
         #[unroll]
         for lane in 0..N::value() {
-            lines[lane] = load::<f32, N>(b, from[lane] + k);
+            lines[lane] = load_as::<N>(b, from[lane] + k, comptime!(plan.b));
         }
         #[unroll]
         for i in 0..N::value() {
@@ -149,7 +150,8 @@ fn pack_b_gathered<N: Size>(
         let k_offset = offset_of(block_k + k, comptime!(plan.k.clone()), true);
         #[unroll]
         for lane in 0..N::value() {
-            workspace[out + k * width + lane] = b[from[lane] + k_offset];
+            let value = load_one(b, from[lane] + k_offset, comptime!(plan.b));
+            workspace[out + k * width + lane] = value;
         }
     }
 }
@@ -200,7 +202,7 @@ fn pack_a_rows<N: Size>(
                 inputs,
                 m,
                 block.k + k,
-                load::<f32, N>(a, from + k),
+                load_as::<N>(a, from + k, comptime!(plan.a)),
                 comptime!(plan.clone()),
             );
             store::<f32, N>(workspace, out + k, value);
@@ -210,7 +212,7 @@ fn pack_a_rows<N: Size>(
                 inputs,
                 m,
                 block.k + k,
-                load::<f32, Const<1>>(a, from + k),
+                load_as::<Const<1>>(a, from + k, comptime!(plan.a)),
                 comptime!(plan.clone()),
             );
             store::<f32, Const<1>>(workspace, out + k, value);
@@ -245,7 +247,8 @@ fn pack_a_columns<M: Size>(
         if plain && first + height <= comptime!(plan.rows) {
             for k in 0..block.depth {
                 let at = from[0] + offset_of(block.k + k, comptime!(plan.k.clone()), false);
-                store::<f32, M>(workspace, out + k * height, load::<f32, M>(a, at));
+                let lanes = load_as::<M>(a, at, comptime!(plan.a));
+                store::<f32, M>(workspace, out + k * height, lanes);
             }
         } else {
             for k in 0..block.depth {
@@ -256,7 +259,7 @@ fn pack_a_columns<M: Size>(
                         inputs,
                         min(first + r, comptime!(plan.rows - 1)),
                         block.k + k,
-                        load::<f32, Const<1>>(a, from[r] + at),
+                        load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
                         comptime!(plan.clone()),
                     );
                     store::<f32, Const<1>>(workspace, out + k * height + r, value);

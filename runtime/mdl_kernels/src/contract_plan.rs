@@ -19,9 +19,10 @@ pub(crate) struct Axis {
 /// How the tiles read a.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutA {
-    /// In place: k is contiguous.
+    /// In place: k is contiguous, and a is f32.
     Direct,
-    /// Packed rows, each contiguous along k: k is contiguous and there is a prologue.
+    /// Packed rows, each contiguous along k: k is contiguous, and there is a prologue or an element
+    /// to convert.
     Rows,
     /// Packed panels of a tile's rows, k outermost: m is contiguous.
     Columns,
@@ -42,7 +43,7 @@ pub(crate) enum LayoutB {
 /// A two-dimensional view in a kernel's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct View2 {
-    pub integer: bool,
+    pub elem: Elem,
     pub offset: usize,
     pub row: usize,
     pub column: usize,
@@ -52,7 +53,7 @@ impl View2 {
     pub(crate) fn of(view: &View) -> View2 {
         assert_eq!(view.strides.len(), 2, "views of a contraction have two dims");
         View2 {
-            integer: view.elem == Elem::I32,
+            elem: view.elem,
             offset: view.offset as usize,
             row: view.strides[0] as usize,
             column: view.strides[1] as usize,
@@ -62,6 +63,9 @@ impl View2 {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
+    pub a: Elem,
+    pub b: Elem,
+    pub outputs: Vec<Elem>,
     pub batch: Vec<Axis>,
     pub m: Vec<Axis>,
     pub n: Vec<Axis>,
@@ -86,7 +90,7 @@ pub(crate) struct Plan {
     /// Units take pieces: this many panels of rows by one of `column_pieces` parts of the columns.
     pub piece_panels: usize,
     pub column_pieces: usize,
-    /// There is no epilogue: tiles go to the output as they are.
+    /// There is no epilogue, and the output is f32: tiles go there as they are.
     pub direct: bool,
     /// With `direct`: add to what the output holds.
     pub accumulate: bool,
@@ -120,6 +124,9 @@ impl Plan {
         }
         let batch = merge(&spec.batch, true);
         Plan {
+            a: spec.a,
+            b: spec.b,
+            outputs: spec.outputs.clone(),
             batches: size(&batch),
             depth: size(&k),
             layout_a: layout_a(&m, &k, spec),
@@ -129,7 +136,7 @@ impl Plan {
             block_depth: blocks.depth as usize,
             block_columns: blocks.columns as usize,
             block_rows: blocks.rows as usize,
-            direct: spec.epilogue.is_empty(),
+            direct: spec.is_plain_sum(),
             accumulate: false,
             partial_elements: blocks.partial_sums(spec) as usize,
             tile_elements: blocks.tile() as usize,
@@ -153,6 +160,12 @@ impl Plan {
             piece_panels,
             column_pieces,
         }
+    }
+
+    /// Of all buffers but the workspace.
+    pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
+        let views = self.prologue_views.iter().chain(&self.epilogue_views).map(|view| view.elem);
+        [self.a, self.b].into_iter().chain(self.outputs.iter().copied()).chain(views)
     }
 
     /// Whether any tile is this many vectors wide; code is only emitted for those that occur.
@@ -191,7 +204,8 @@ fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
 fn layout_a(m: &[Axis], k: &[Axis], spec: &ContractSpec) -> LayoutA {
     let k_contiguous = k.is_empty() || k.len() == 1 && k[0].stride == 1;
     let m_contiguous = m.len() == 1 && m[0].stride == 1;
-    match (k_contiguous, m_contiguous, spec.prologue.is_empty()) {
+    let as_it_is = spec.prologue.is_empty() && spec.a == Elem::F32;
+    match (k_contiguous, m_contiguous, as_it_is) {
         (true, _, true) => LayoutA::Direct,
         (true, _, false) => LayoutA::Rows,
         (false, true, _) => LayoutA::Columns,

@@ -3,15 +3,16 @@
 //! # What it computes
 //!
 //! The contraction of `contract` for at most eight rows and one batch: 2·m·n·k operations on
-//! 4·n·k bytes of b, so the memory's speed is the limit. a goes first, through the prologue, into
+//! n·k elements of b, so the memory's speed is the limit. a goes first, through the prologue, into
 //! each unit's part of the workspace as rows along k. Units share the columns.
 
 use crate::contract_pack::prepare;
 use crate::contract_plan::{LayoutB, Plan, offset_of};
 use crate::contract_tile::{Finish, dense_rows, finish_tile};
 use crate::device::{Device, Slice};
-use crate::vector_io::{load, store};
+use crate::vector_io::{load, load_as, load_one, store};
 use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
 
 /// Steps of k for which a sum stays in a register while b is contiguous along n.
 const STEPS: usize = 4;
@@ -43,7 +44,17 @@ fn contract_skinny<N: Size>(
         let columns = min(chunk, comptime!(plan.columns) - column);
         let plan_b = comptime!(plan.clone());
         multiply_columns::<N>(
-            &*packed, &from_a, b, 0usize, tiles, tile, column, columns, chunk, plan_b,
+            &*packed,
+            Elem::F32,
+            &from_a,
+            b,
+            0usize,
+            tiles,
+            tile,
+            column,
+            columns,
+            chunk,
+            plan_b,
         );
         let finish = Finish {
             tile,
@@ -73,7 +84,7 @@ fn pack_rows(
         let from = offset_of(m, comptime!(plan.m.clone()), false);
         for k in 0..comptime!(plan.depth) {
             let at = from + offset_of(k, comptime!(plan.k.clone()), false);
-            let value = load::<f32, Const<1>>(a, at);
+            let value = load_as::<Const<1>>(a, at, comptime!(plan.a));
             let value = prepare::<Const<1>>(inputs, m, k, value, comptime!(plan.clone()));
             let here = to + m * comptime!(plan.depth + plan.width) + k;
             store::<f32, Const<1>>(workspace, here, value);
@@ -86,6 +97,7 @@ fn pack_rows(
 #[cube]
 pub(crate) fn multiply_columns<N: Size>(
     a: &[f32],
+    #[comptime] elem_a: Elem,
     from_a: &Array<usize>,
     b: &[f32],
     base: usize,
@@ -97,9 +109,9 @@ pub(crate) fn multiply_columns<N: Size>(
     #[comptime] plan: Plan,
 ) {
     if comptime!(plan.layout_b == LayoutB::Rows) {
-        dot_columns::<N>(a, from_a, b, base, tiles, tile, column, chunk, plan);
+        dot_columns::<N>(a, elem_a, from_a, b, base, tiles, tile, column, chunk, plan);
     } else {
-        add_rows::<N>(a, from_a, b, base + column, tiles, tile, columns, chunk, plan);
+        add_rows::<N>(a, elem_a, from_a, b, base + column, tiles, tile, columns, chunk, plan);
     }
 }
 
@@ -107,6 +119,7 @@ pub(crate) fn multiply_columns<N: Size>(
 #[cube]
 fn dot_columns<N: Size>(
     a: &[f32],
+    #[comptime] elem_a: Elem,
     from_a: &Array<usize>,
     b: &[f32],
     base: usize,
@@ -138,11 +151,11 @@ fn dot_columns<N: Size>(
             let mut b_lanes = Array::<Vector<f32, N>>::new(group);
             #[unroll]
             for c in 0..group {
-                b_lanes[c] = load::<f32, N>(b, from[c] + k);
+                b_lanes[c] = load_as::<N>(b, from[c] + k, comptime!(plan.b));
             }
             #[unroll]
             for m in 0..rows {
-                let a_lanes = load::<f32, N>(a, row_at[m] + k);
+                let a_lanes = load_as::<N>(a, row_at[m] + k, elem_a);
                 #[unroll]
                 for c in 0..group {
                     sums[m * group + c] = fma(a_lanes, b_lanes[c], sums[m * group + c]);
@@ -162,7 +175,8 @@ fn dot_columns<N: Size>(
             let start = base + offset_of(n, comptime!(plan.n.clone()), false);
             let mut sum = sum_lanes::<N>(load::<f32, N>(&*tiles, spill + i * N::value()));
             for k in comptime!(depth / plan.width * plan.width)..depth {
-                sum = fma(a[from_a[m] + k], b[start + k], sum);
+                let x = load_one(a, from_a[m] + k, elem_a);
+                sum = fma(x, load_one(b, start + k, comptime!(plan.b)), sum);
             }
             tiles[tile + m * chunk + g * group + c] = sum;
         }
@@ -198,6 +212,7 @@ fn columns_at_once(rows: usize) -> usize {
 #[cube]
 fn add_rows<N: Size>(
     a: &[f32],
+    #[comptime] elem_a: Elem,
     from_a: &Array<usize>,
     b: &[f32],
     base: usize,
@@ -217,17 +232,18 @@ fn add_rows<N: Size>(
     for s in 0..comptime!(depth / STEPS) {
         let k = s * STEPS;
         let plan = comptime!(plan.clone());
-        add_steps::<N>(a, from_a, b, base, tiles, tile, columns, k, STEPS, chunk, plan);
+        add_steps::<N>(a, elem_a, from_a, b, base, tiles, tile, columns, k, STEPS, chunk, plan);
     }
     for k in comptime!(depth / STEPS * STEPS)..depth {
         let plan = comptime!(plan.clone());
-        add_steps::<N>(a, from_a, b, base, tiles, tile, columns, k, 1usize, chunk, plan);
+        add_steps::<N>(a, elem_a, from_a, b, base, tiles, tile, columns, k, 1usize, chunk, plan);
     }
 }
 
 #[cube]
 fn add_steps<N: Size>(
     a: &[f32],
+    #[comptime] elem_a: Elem,
     from_a: &Array<usize>,
     b: &[f32],
     base: usize,
@@ -247,17 +263,18 @@ fn add_steps<N: Size>(
     for v in 0..columns / N::value() {
         let plan = comptime!(plan.clone());
         let c = v * N::value();
-        add_lanes::<N>(a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
+        add_lanes::<N>(a, elem_a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
     }
     for c in columns / N::value() * N::value()..columns {
         let plan = comptime!(plan.clone());
-        add_lanes::<Const<1>>(a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
+        add_lanes::<Const<1>>(a, elem_a, from_a, b, tiles, tile, &from, k, c, steps, chunk, plan);
     }
 }
 
 #[cube]
 fn add_lanes<N: Size>(
     a: &[f32],
+    #[comptime] elem_a: Elem,
     from_a: &Array<usize>,
     b: &[f32],
     tiles: &mut [f32],
@@ -272,7 +289,7 @@ fn add_lanes<N: Size>(
     let mut lanes = Array::<Vector<f32, N>>::new(steps);
     #[unroll]
     for s in 0..steps {
-        lanes[s] = load::<f32, N>(b, from[s] + c);
+        lanes[s] = load_as::<N>(b, from[s] + c, comptime!(plan.b));
     }
     #[unroll]
     for m in 0..comptime!(plan.rows) {
@@ -280,7 +297,7 @@ fn add_lanes<N: Size>(
         let mut sum = load::<f32, N>(&*tiles, at);
         #[unroll]
         for s in 0..steps {
-            let broadcast = Vector::<f32, N>::new(a[from_a[m] + k + s]);
+            let broadcast = Vector::<f32, N>::new(load_one(a, from_a[m] + k + s, elem_a));
             sum = fma(broadcast, lanes[s], sum);
         }
         store::<f32, N>(tiles, at, sum);
@@ -312,7 +329,7 @@ pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
             buffers(outputs),
             device.buffer(&workspace.part(0, packed)),
             device.buffer(&workspace.part(packed, tiles)),
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], plan.elems()),
             plan,
             chunk,
         );

@@ -6,7 +6,7 @@
 use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
-use crate::vector_io::{load, load_strided, store};
+use crate::vector_io::{load, load_strided, store, store_as};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -198,6 +198,7 @@ fn finish_lanes<N: Size>(
                 total,
                 comptime!(plan.epilogue.clone()),
                 comptime!(plan.epilogue_views.clone()),
+                comptime!(plan.outputs.clone()),
                 comptime!(plan.columns),
             );
         } else {
@@ -218,13 +219,14 @@ pub(crate) fn run_epilogue<N: Size>(
     value: Vector<f32, N>,
     #[comptime] program: Program,
     #[comptime] views: Vec<View2>,
+    #[comptime] elems: Vec<Elem>,
     #[comptime] columns: usize,
 ) {
     intrinsic!(|scope| {
         let mut registers = Registers::new();
         registers.set(0, value);
-        let mut cell =
-            Cell { inputs, outputs: Some((outputs, columns)), row, column, views: &views };
+        let outputs = Some(Outputs { buffers: outputs, elems: &elems, columns });
+        let mut cell = Cell { inputs, outputs, row, column, views: &views };
         interpret(scope, &program, &mut registers, &mut cell);
     })
 }
@@ -250,10 +252,17 @@ pub(crate) fn run_prologue<N: Size>(
     })
 }
 
+/// Dense matrices of so many columns.
+struct Outputs<'a> {
+    buffers: &'a mut SequenceExpand<Box<[f32]>>,
+    elems: &'a [Elem],
+    columns: usize,
+}
+
 /// The lanes of one row that start at a column.
 struct Cell<'a> {
     inputs: &'a SequenceExpand<Box<[f32]>>,
-    outputs: Option<(&'a mut SequenceExpand<Box<[f32]>>, usize)>,
+    outputs: Option<Outputs<'a>>,
     row: NativeExpand<usize>,
     column: NativeExpand<usize>,
     views: &'a [View2],
@@ -268,10 +277,11 @@ impl<N: Size> Environment<N> for Cell<'_> {
     }
 
     fn store(&mut self, scope: &Scope, output: u16, value: Lanes<N>) {
-        let (outputs, columns) = self.outputs.as_mut().expect("invariant: prologues store nothing");
+        let outputs = self.outputs.as_mut().expect("invariant: prologues store nothing");
         let number = (output as usize).into();
-        let buffer = outputs.__expand_index_mut_method(scope, number);
-        store_dense::expand::<N>(scope, buffer.into(), self.row, self.column, value, *columns);
+        let buffer = outputs.buffers.__expand_index_mut_method(scope, number);
+        let (columns, elem) = (outputs.columns, outputs.elems[output as usize]);
+        store_dense::expand::<N>(scope, buffer.into(), self.row, self.column, value, columns, elem);
     }
 }
 
@@ -282,9 +292,13 @@ fn load_view<N: Size>(
     column: usize,
     #[comptime] view: View2,
 ) -> Vector<f32, N> {
-    let elem = comptime!(if view.integer { Elem::I32 } else { Elem::F32 });
     let at = row * comptime!(view.row) + column * comptime!(view.column);
-    load_strided::<N>(buffer, at + comptime!(view.offset), comptime!(view.column), elem)
+    load_strided::<N>(
+        buffer,
+        at + comptime!(view.offset),
+        comptime!(view.column),
+        comptime!(view.elem),
+    )
 }
 
 #[cube]
@@ -294,6 +308,7 @@ fn store_dense<N: Size>(
     column: usize,
     value: Vector<f32, N>,
     #[comptime] columns: usize,
+    #[comptime] elem: Elem,
 ) {
-    store::<f32, N>(buffer, row * columns + column, value);
+    store_as::<N>(buffer, row * columns + column, value, elem);
 }

@@ -9,7 +9,7 @@ use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use mdl_ir::kernel::KernelSpec;
+use mdl_ir::kernel::{Elem, KernelSpec};
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,15 +74,6 @@ impl<'a> Slice<'a> {
     pub fn part(&self, offset: u64, bytes: u64) -> Slice<'a> {
         assert!(offset + bytes <= self.bytes, "a part lies inside its slice");
         Slice { arena: self.arena, offset: self.offset + offset, bytes }
-    }
-
-    /// The number of f32 or i32 elements.
-    pub fn len(&self) -> usize {
-        (self.bytes / 4) as usize
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes < 4
     }
 }
 
@@ -248,17 +239,23 @@ impl Device {
         slice.arena.handle.clone().offset_start(slice.offset).offset_end(tail)
     }
 
-    /// A kernel argument of f32 or i32 elements.
+    /// A kernel argument, in elements of four bytes; `vector_io` reads those of two.
     pub(crate) fn buffer(&self, slice: &Slice) -> BufferArg {
-        // SAFETY: the length is that of the bytes the handle names.
-        unsafe { BufferArg::from_raw_parts(self.handle(slice), slice.len()) }
+        // SAFETY: the length is that of the bytes the handle names, but for half an element of four
+        // bytes at the end, which nothing reads as such.
+        unsafe { BufferArg::from_raw_parts(self.handle(slice), slice.bytes.div_ceil(4) as usize) }
     }
 
     /// The argument that each kernel using `vector_io` takes besides its buffers: one element that
     /// is never accessed, at an odd element offset, so that the kernel is compiled to access
-    /// vectors with the alignment of one element.
-    pub(crate) fn unaligned(&self, any: &Slice) -> BufferArg {
-        let at = any.offset / 8 * 8 + 4;
-        self.buffer(&Slice { arena: any.arena, offset: at, bytes: 4 })
+    /// vectors with the alignment of one element, the smallest of these.
+    pub(crate) fn unaligned(
+        &self,
+        any: &Slice,
+        elems: impl IntoIterator<Item = Elem>,
+    ) -> BufferArg {
+        let smallest = elems.into_iter().map(Elem::bytes).min().unwrap_or(4);
+        let offset = any.offset / 8 * 8 + smallest;
+        self.buffer(&Slice { arena: any.arena, offset, bytes: 4 })
     }
 }

@@ -1,10 +1,10 @@
 //! Rows picked out of a table, added back into it, and written into a cache at a run-time place.
 //!
 //! What they compute, with `width` contiguous elements a row:
-//! - gather: out[i, :] = table[ids[i], :]; moves 8·rows·width bytes.
+//! - gather: out[i, :] = table[ids[i], :]; moves 2·rows·width elements.
 //! - scatter-add: out[v, :] += Σ_{i: ids[i] = v} g[i, :], in the order of i; rows·width adds,
-//!   12·rows·width bytes, and 4·vocab·width more to zero `out` unless it accumulates.
-//! - cache write: cache[b, start + t, :] = x[b, t, :]; moves 8·batch·t·width bytes.
+//!   3·rows·width elements, and vocab·width more to zero `out` unless it accumulates.
+//! - cache write: cache[b, start + t, :] = x[b, t, :]; moves 2·batch·t·width elements.
 //!
 //! Each unit of a scatter-add owns a range of columns and walks all ids in order: no two units
 //! touch one element, and skewed ids do not unbalance it.
@@ -13,9 +13,10 @@
 #![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
 
 use crate::device::{Device, Slice};
-use crate::vector_io::{load, store};
+use crate::grouped::sort::{sort_rows, start_of};
+use crate::vector_io::{copy, load, load_as, store, store_as};
 use cubecl::prelude::*;
-use mdl_ir::kernel::{CacheWriteSpec, GatherSpec, ScatterAddSpec};
+use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, ScatterAddSpec};
 
 /// The first of `count` things that this unit owns, or that unit `UNIT_POS + 1` does.
 #[cube]
@@ -24,13 +25,20 @@ pub(crate) fn share(count: usize, unit: usize) -> usize {
 }
 
 #[cube]
-fn copy_row<N: Size>(from: &[f32], at: usize, into: &mut [f32], to: usize, width: usize) {
+fn copy_row<N: Size>(
+    from: &[f32],
+    at: usize,
+    into: &mut [f32],
+    to: usize,
+    width: usize,
+    #[comptime] elem: Elem,
+) {
     let vectors = width / N::value();
     for i in 0..vectors {
-        store::<f32, N>(into, to + i * N::value(), load::<f32, N>(from, at + i * N::value()));
+        copy::<N>(from, at + i * N::value(), into, to + i * N::value(), elem);
     }
     for i in vectors * N::value()..width {
-        into[to + i] = from[at + i];
+        copy::<Const<1>>(from, at + i, into, to + i, elem);
     }
 }
 
@@ -40,19 +48,20 @@ fn gather<N: Size>(
     ids: &[i32],
     out: &mut [f32],
     #[comptime] width: usize,
+    #[comptime] elem: Elem,
     _unaligned: &[f32],
 ) {
     let first = share(ids.len(), UNIT_POS as usize);
     let end = share(ids.len(), UNIT_POS as usize + 1);
     for row in first..end {
         let id = ids[row] as usize;
-        copy_row::<N>(table, id * width, out, row * width, width);
+        copy_row::<N>(table, id * width, out, row * width, width, elem);
     }
 }
 
 #[cube]
-fn add_at<N: Size>(g: &[f32], from: usize, out: &mut [f32], to: usize) {
-    let sum = load::<f32, N>(&*out, to) + load::<f32, N>(g, from);
+fn add_at<N: Size>(g: &[f32], from: usize, out: &mut [f32], to: usize, #[comptime] elem: Elem) {
+    let sum = load::<f32, N>(&*out, to) + load_as::<N>(g, from, elem);
     store::<f32, N>(out, to, sum);
 }
 
@@ -64,6 +73,7 @@ fn scatter_add<N: Size>(
     vocab: usize,
     #[comptime] width: usize,
     #[comptime] accumulate: bool,
+    #[comptime] elem: Elem,
     _unaligned: &[f32],
 ) {
     let lanes = N::value();
@@ -85,12 +95,74 @@ fn scatter_add<N: Size>(
         let to = ids[row] as usize * width;
         let from = row * width;
         for i in range_stepped(first, tail, lanes) {
-            add_at::<N>(g, from + i, out, to + i);
+            add_at::<N>(g, from + i, out, to + i, elem);
         }
         for i in tail..end {
-            add_at::<Const<1>>(g, from + i, out, to + i);
+            add_at::<Const<1>>(g, from + i, out, to + i, elem);
         }
     }
+}
+
+/// The same into bf16: the rows of one id follow each other in `sorted`, so that their sum is
+/// complete in a register and rounded once.
+#[cube(launch_unchecked, address_type = "u64")]
+fn scatter_rounded<N: Size>(
+    ids: &[i32],
+    g: &[f32],
+    out: &mut [f32],
+    sorted: &mut [u32],
+    #[comptime] rows: usize,
+    #[comptime] vocab: usize,
+    #[comptime] width: usize,
+    #[comptime] accumulate: bool,
+    #[comptime] elem: Elem,
+    _unaligned: &[f32],
+) {
+    if UNIT_POS == 0 {
+        sort_rows(ids, sorted, rows, vocab);
+    }
+    sync_cube();
+    let lanes = N::value();
+    let blocks = comptime!(width.div_ceil(lanes));
+    let first = share(blocks, UNIT_POS as usize) * lanes;
+    let end = min(share(blocks, UNIT_POS as usize + 1) * lanes, width);
+    let tail = first + (end - first) / lanes * lanes;
+    for id in 0..vocab {
+        let from = start_of(&*sorted, id, rows);
+        let to = start_of(&*sorted, id + 1, rows);
+        if comptime!(!accumulate) || from < to {
+            for i in range_stepped(first, tail, lanes) {
+                sum_rows::<N>(g, &*sorted, from, to, out, id, i, width, accumulate, elem);
+            }
+            for i in tail..end {
+                sum_rows::<Const<1>>(g, &*sorted, from, to, out, id, i, width, accumulate, elem);
+            }
+        }
+    }
+}
+
+/// Columns `i..i + N` of the rows `first..end` of the order, into row `id`.
+#[cube]
+fn sum_rows<N: Size>(
+    g: &[f32],
+    sorted: &[u32],
+    first: usize,
+    end: usize,
+    out: &mut [f32],
+    id: usize,
+    i: usize,
+    #[comptime] width: usize,
+    #[comptime] accumulate: bool,
+    #[comptime] elem: Elem,
+) {
+    let mut sum = Vector::<f32, N>::new(0.0);
+    if comptime!(accumulate) {
+        sum = load_as::<N>(&*out, id * width + i, Elem::Bf16);
+    }
+    for at in first..end {
+        sum += load_as::<N>(g, usize::cast_from(sorted[at]) * width + i, elem);
+    }
+    store_as::<N>(out, id * width + i, sum, Elem::Bf16);
 }
 
 #[cube(launch_unchecked, address_type = "u64")]
@@ -102,6 +174,7 @@ fn cache_write<N: Size>(
     t: usize,
     capacity: usize,
     #[comptime] width: usize,
+    #[comptime] elem: Elem,
     _unaligned: &[f32],
 ) {
     let rows = batch * t;
@@ -110,7 +183,7 @@ fn cache_write<N: Size>(
     let end = share(rows, UNIT_POS as usize + 1);
     for row in first..end {
         let to = row / t * capacity + place + row % t;
-        copy_row::<N>(x, row * width, cache, to * width, width);
+        copy_row::<N>(x, row * width, cache, to * width, width, elem);
     }
 }
 
@@ -129,14 +202,18 @@ pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) 
             device.buffer(&args[1].part(0, u64::from(spec.rows) * 4)),
             device.buffer(&args[2]),
             spec.width as usize,
-            device.unaligned(&args[0]),
+            spec.elem,
+            device.unaligned(&args[0], [spec.elem]),
         );
     }
     device.launched();
 }
 
-/// Buffers: ids, g, out.
+/// Buffers: ids, g, out, workspace.
 pub(crate) fn launch_scatter_add(device: &Device, spec: &ScatterAddSpec, args: &[Slice]) {
+    if spec.out == Elem::Bf16 {
+        return launch_scatter_rounded(device, spec, args);
+    }
     // SAFETY: ids are in range, and the sizes are those of the spec.
     unsafe {
         scatter_add::launch_unchecked(
@@ -150,7 +227,31 @@ pub(crate) fn launch_scatter_add(device: &Device, spec: &ScatterAddSpec, args: &
             spec.vocab as usize,
             spec.width as usize,
             spec.accumulate,
-            device.unaligned(&args[0]),
+            spec.elem,
+            device.unaligned(&args[0], [spec.elem]),
+        );
+    }
+    device.launched();
+}
+
+fn launch_scatter_rounded(device: &Device, spec: &ScatterAddSpec, args: &[Slice]) {
+    // SAFETY: as above, and the workspace has room for the order.
+    unsafe {
+        scatter_rounded::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0].part(0, u64::from(spec.rows) * 4)),
+            device.buffer(&args[1]),
+            device.buffer(&args[2]),
+            device.buffer(&args[3]),
+            spec.rows as usize,
+            spec.vocab as usize,
+            spec.width as usize,
+            spec.accumulate,
+            spec.elem,
+            device.unaligned(&args[0], [spec.elem, spec.out]),
         );
     }
     device.launched();
@@ -172,7 +273,8 @@ pub(crate) fn launch_cache_write(device: &Device, spec: &CacheWriteSpec, args: &
             spec.t as usize,
             spec.capacity as usize,
             spec.width as usize,
-            device.unaligned(&args[0]),
+            spec.elem,
+            device.unaligned(&args[0], [spec.elem]),
         );
     }
     device.launched();

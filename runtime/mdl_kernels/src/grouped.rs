@@ -5,17 +5,17 @@
 //! - contract: out[r, :] = w[ids[r]] · a[r / share], 2·rows·n·k operations; reads the matrices of
 //!   the groups that have rows, once per `piece_rows` rows, and no other.
 //! - outer: out[e] = Σ_{r in e} a[r / share_a] ⊗ b[r / share_b], 2·rows·m·n operations; writes
-//!   4·groups·m·n bytes.
+//!   groups·m·n elements.
 //!
 //! One unit sorts the numbers of the rows by group, stably. Then units take pieces: of a group,
-//! some rows and columns of its result. Rows are read in place through the order, and results go to
-//! their own rows. A sum runs over k within a block, then block by block, whoever computes it; rows
-//! whose ids name no group, the strays, come last in the order.
+//! some rows and columns of its result. Rows are read through the order, f32 in place, and results
+//! go to their own rows. A sum runs over k within a block, then block by block, whoever computes
+//! it; rows whose ids name no group, the strays, come last in the order.
 
 mod contract;
 mod in_place;
 mod outer;
-mod sort;
+pub(crate) mod sort;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -44,8 +44,6 @@ pub(crate) struct GroupedPlan {
 
 /// Pieces each unit should find, so that the last to end is not long behind the others.
 const PIECES_PER_UNIT: usize = 4;
-/// Rows of a piece that are worth packing a block of a group's matrix for again.
-const PIECE_ROWS: usize = 384;
 
 impl GroupedPlan {
     fn new(rows: u32, groups: u32, shares: [u32; 2], one: &ContractSpec, device: &Device) -> Self {
@@ -55,6 +53,7 @@ impl GroupedPlan {
             packed_b_elements: parts.packed_b as usize,
             packed_a_elements: parts.packed_a as usize,
             tile_elements: parts.tile as usize,
+            partial_elements: parts.partial as usize,
             ..Plan::of(one, device)
         };
         let wanted = device.units() as usize * PIECES_PER_UNIT;
@@ -68,7 +67,7 @@ impl GroupedPlan {
             share_a: shares[0] as usize,
             share_b: shares[1] as usize,
             own: parts.own() as usize,
-            piece_rows: PIECE_ROWS,
+            piece_rows: GroupedParts::PIECE_ROWS as usize,
             piece_columns,
             one: plan,
         }
@@ -112,7 +111,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
                 device.buffer(&counters),
                 device.buffer(&sorted),
                 device.buffer(&rest),
-                device.unaligned(&args[0]),
+                device.unaligned(&args[0], plan.one.elems()),
                 plan,
                 chunk,
             );
@@ -132,7 +131,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
                 device.buffer(&counters),
                 device.buffer(&sorted),
                 device.buffer(&rest),
-                device.unaligned(&args[0]),
+                device.unaligned(&args[0], plan.one.elems()),
                 plan,
             );
         }
@@ -167,7 +166,7 @@ pub(crate) fn launch_outer(device: &Device, spec: &GroupedOuterSpec, args: &[Sli
             device.buffer(&counters),
             device.buffer(&sorted),
             device.buffer(&rest),
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], plan.one.elems()),
             plan,
         );
     }

@@ -13,7 +13,9 @@ use crate::contract;
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
-use mdl_ir::kernel::{LinearCrossEntropyParts, LinearCrossEntropySpec};
+use mdl_ir::kernel::{
+    ContractSpec, Elem, Instr, InstrOp, LinearCrossEntropyParts, LinearCrossEntropySpec, View,
+};
 
 /// Independent partial sums, to hide the latency of additions and to keep each one short.
 const CHAINS: usize = 4;
@@ -213,26 +215,45 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
             assert!(slice.bytes >= rows * bytes, "a row for every row of x");
             (first * bytes, count * bytes)
         };
-        let (at, bytes) = rows_of(x, width * 4);
+        let row = width * spec.elem.bytes();
+        let (at, bytes) = rows_of(x, row);
         let x_block = x.part(at, bytes);
         let logits = workspace.part(parts.logits, count * vocab * 4);
         contract::launch(device, &to_logits, &[x_block, *w, logits, scratch]);
         let (at, bytes) = rows_of(targets, 4);
         softmax(device, &[logits, targets.part(at, bytes), scale, losses.part(at, bytes)], spec);
         if spec.grad {
-            let (at, bytes) = rows_of(&results[1], width * 4);
+            let (at, bytes) = rows_of(&results[1], row);
             let dx_block = results[1].part(at, bytes);
             contract::launch(device, &to_dx, &[logits, *w, dx_block, scratch]);
             let dw = [logits, x_block, results[2], scratch];
             if first == 0 && !spec.accumulate {
                 contract::launch(device, &to_dw, &dw);
             } else {
-                contract::launch_accumulate(device, &to_dw, &dw);
+                add(device, to_dw, &dw);
             }
         }
         first += count;
     }
     total(device, &losses, &scale, loss);
+}
+
+/// A contraction added to what its output holds; where that is bf16, the sum is rounded once.
+fn add(device: &Device, mut spec: ContractSpec, args: &[Slice; 4]) {
+    if spec.is_plain_sum() {
+        return contract::launch_accumulate(device, &spec, args);
+    }
+    let columns = spec.n.iter().map(|dim| dim.size).product();
+    let instr = |op, dst, a, b| Instr { op, dst, a, b, c: 0 };
+    spec.epilogue_inputs =
+        vec![View { elem: spec.outputs[0], offset: 0, strides: vec![columns, 1] }];
+    spec.epilogue = vec![
+        instr(InstrOp::Load(0), 1, 0, 0),
+        instr(InstrOp::Add, 2, 0, 1),
+        instr(InstrOp::Store(0), 0, 2, 0),
+    ];
+    let [a, b, out, scratch] = *args;
+    contract::launch(device, &spec, &[a, b, out, out, scratch]);
 }
 
 fn count(device: &Device, targets: &Slice, scale: &Slice) {
@@ -275,7 +296,7 @@ fn softmax(device: &Device, buffers: &[Slice; 4], spec: &LinearCrossEntropySpec)
             device.buffer(&buffers[1]),
             device.buffer(&buffers[2]),
             device.buffer(&buffers[3]),
-            device.unaligned(&buffers[0]),
+            device.unaligned(&buffers[0], [Elem::F32]),
             spec.vocab as usize,
             spec.grad,
         );

@@ -5,6 +5,7 @@
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
 use std::time::Instant;
 
 const ACCUMULATORS: usize = 24;
@@ -69,7 +70,7 @@ pub(crate) fn fill(device: &Device, out: &Slice, value: f32) {
             device.vector_width(),
             device.buffer(out),
             value,
-            device.unaligned(out),
+            device.unaligned(out, [Elem::F32]),
         );
     }
     device.launched();
@@ -91,7 +92,7 @@ pub fn measure_fma_peak(device: &Device) -> f64 {
                 lanes,
                 device.buffer(&arena.slice(0, bytes)),
                 ROUNDS as u32,
-                device.unaligned(&arena.slice(0, bytes)),
+                device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
             );
         }
     })
@@ -113,7 +114,7 @@ pub fn measure_triad(device: &Device) -> f64 {
                 device.buffer(&part(0)),
                 device.buffer(&part(1)),
                 device.buffer(&part(2)),
-                device.unaligned(&part(0)),
+                device.unaligned(&part(0), [Elem::F32]),
             );
         }
     })

@@ -3,6 +3,7 @@
 //! Registers are values, not memory: interpreting a program emits straight-line code. What a load,
 //! an index, a store or a reduction means is the `Environment`'s, which emits code itself.
 
+use crate::vector_io::nearest_bf16;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{Instr, InstrOp};
 use std::hash::{Hash, Hasher};
@@ -125,17 +126,18 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
     let c = || registers.get(instr.c);
     match instr.op {
         InstrOp::Neg => splat::<N>(scope, 0.0).__expand_sub_method(scope, a),
-        InstrOp::Exp => a.__expand_exp_method(scope),
-        InstrOp::Log => a.__expand_ln_method(scope),
+        InstrOp::Exp => exp::expand::<N>(scope, a),
+        InstrOp::Log => ln::expand::<N>(scope, a),
         InstrOp::Sqrt => a.__expand_sqrt_method(scope),
         InstrOp::Rsqrt => {
             splat::<N>(scope, 1.0).__expand_div_method(scope, a.__expand_sqrt_method(scope))
         }
         InstrOp::Sigmoid => sigmoid::expand::<N>(scope, a),
-        InstrOp::Sin => a.__expand_sin_method(scope),
-        InstrOp::Cos => a.__expand_cos_method(scope),
-        InstrOp::Tanh => a.__expand_tanh_method(scope),
+        InstrOp::Sin => sin::expand::<N>(scope, a),
+        InstrOp::Cos => cos::expand::<N>(scope, a),
+        InstrOp::Tanh => tanh::expand::<N>(scope, a),
         InstrOp::Abs => a.__expand_abs_method(scope),
+        InstrOp::Round => nearest_bf16::expand::<N>(scope, a),
         InstrOp::Not => {
             choose::expand::<N>(scope, a, splat::<N>(scope, 0.0), splat::<N>(scope, 1.0))
         }
@@ -161,10 +163,33 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
     }
 }
 
+/// Functions whose last bit depends on whether a vector or a single number is asked for. A single
+/// one is computed as a lane of a vector: how a region is walked, and with it which elements are
+/// left over, is then no part of a result.
+macro_rules! as_in_vectors {
+    ($($name:ident),*) => {$(
+        #[cube]
+        fn $name<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
+            let lanes = N::value();
+            if comptime!(lanes == 1) {
+                let wide = Vector::<f32, Const<WIDE>>::new(a.extract(0usize));
+                Vector::new(wide.$name().extract(0usize))
+            } else {
+                a.$name()
+            }
+        }
+    )*};
+}
+
+/// Lanes of the widest vector registers; narrower ones do their part of it the same way.
+const WIDE: usize = 16;
+
+as_in_vectors!(exp, ln, sin, cos, tanh);
+
 #[cube]
 fn sigmoid<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0);
-    one / (one + (Vector::<f32, N>::new(0.0) - a).exp())
+    one / (one + exp::<N>(Vector::<f32, N>::new(0.0) - a))
 }
 
 #[cube]

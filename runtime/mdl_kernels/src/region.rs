@@ -30,7 +30,8 @@ pub(crate) fn launch(device: &Device, spec: &RegionSpec, args: &[Slice]) {
     for slice in &args[spec.inputs.len()..][..spec.outputs.len()] {
         outputs.push(device.buffer(slice));
     }
-    let any = device.unaligned(&args[0]);
+    let elems = spec.inputs.iter().chain(&spec.outputs).map(|view| view.elem);
+    let any = device.unaligned(&args[0], elems);
     let (client, cubes, units) = (device.client(), CubeCount::new_single(), device.cube_dim());
     // SAFETY: every index of `dims` lies inside its buffer by the contract of a view.
     unsafe {

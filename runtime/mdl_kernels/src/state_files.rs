@@ -82,6 +82,7 @@ type Done<T> = Result<T, StateFileError>;
 struct Part {
     path: PathBuf,
     file: File,
+    bytes: u64,
     /// Bytes written since they were last waited for.
     behind: u64,
 }
@@ -90,8 +91,6 @@ struct Part {
 #[derive(Debug)]
 pub struct StateFiles {
     dir: PathBuf,
-    /// Bytes of a section.
-    section: u64,
     sections: Vec<Part>,
     sums: Part,
     /// Locked while the run lasts.
@@ -104,17 +103,16 @@ pub fn free_bytes(dir: &Path) -> Option<u64> {
 }
 
 impl StateFiles {
-    /// New files with zeros, of `section` bytes for each name. `free` says what the disk has for
-    /// them, if that is known: `free_bytes`.
+    /// New files with zeros, one for each name and of so many bytes. `free` says what the disk has
+    /// for them, if that is known: `free_bytes`.
     pub fn create(
         dir: &Path,
-        names: &[&str],
-        section: u64,
+        sections: &[(&str, u64)],
         free: impl Fn(&Path) -> Option<u64>,
     ) -> Done<StateFiles> {
         fs::create_dir_all(dir).map_err(unusable(dir))?;
         let marker = own(dir)?;
-        StateFiles::filled(dir, marker, names, section, free).inspect_err(|_| {
+        StateFiles::filled(dir, marker, sections, free).inspect_err(|_| {
             // What cannot be used is not left behind; the fault is what counts.
             let _ = clean(dir).and_then(|()| fs::remove_file(dir.join(MARKER)));
         })
@@ -123,12 +121,11 @@ impl StateFiles {
     fn filled(
         dir: &Path,
         marker: File,
-        names: &[&str],
-        section: u64,
+        sections: &[(&str, u64)],
         free: impl Fn(&Path) -> Option<u64>,
     ) -> Done<StateFiles> {
-        let pages = section.div_ceil(PAGE);
-        let bytes = names.len() as u64 * (section + pages * 4);
+        let sums = sections.iter().map(|(_, bytes)| bytes.div_ceil(PAGE) * 4).sum::<u64>();
+        let bytes = sections.iter().map(|(_, bytes)| bytes).sum::<u64>() + sums;
         if let Some(there) = free(dir).filter(|there| *there < bytes) {
             return Err(StateFileError::TooSmall { dir: dir.to_path_buf(), bytes, there });
         }
@@ -138,27 +135,37 @@ impl StateFiles {
             let file = options.read(true).write(true).create(true).truncate(true).open(&path);
             let file = file.map_err(unusable(&path))?;
             system::reserve(&file, bytes).map_err(unusable(&path))?;
-            Ok(Part { path, file, behind: 0 })
+            Ok(Part { path, file, bytes, behind: 0 })
         };
-        let sections = names.iter().map(|name| part(&format!("{MARKER}.{name}"), section));
-        let sections = sections.collect::<Done<Vec<Part>>>()?;
-        let sums = part(SUMS, names.len() as u64 * pages * 4)?;
-        Ok(StateFiles { dir: dir.to_path_buf(), section, sections, sums, _marker: marker })
+        let parts = sections.iter().map(|(name, bytes)| part(&format!("{MARKER}.{name}"), *bytes));
+        let sections = parts.collect::<Done<Vec<Part>>>()?;
+        let sums = part(SUMS, sums)?;
+        Ok(StateFiles { dir: dir.to_path_buf(), sections, sums, _marker: marker })
     }
 
     /// Bytes of all sections.
     pub fn bytes(&self) -> u64 {
-        self.section * self.sections.len() as u64
+        self.sections.iter().map(|part| part.bytes).sum()
+    }
+
+    /// The section in which a byte of the state lies, and where in it.
+    fn place(&self, at: u64) -> (usize, u64) {
+        let (mut n, mut at) = (0, at);
+        while n + 1 < self.sections.len() && at >= self.sections[n].bytes {
+            at -= self.sections[n].bytes;
+            n += 1;
+        }
+        (n, at)
     }
 
     /// Fills `to` with what lies from a byte of the state on; all of it is in one section.
     pub fn read(&mut self, at: u64, to: &mut [u8]) -> Done<()> {
-        let (n, at) = ((at / self.section) as usize, at % self.section);
+        let (n, at) = self.place(at);
         self.sections[n].read(at, to)?;
         let range = at..at + to.len() as u64;
         let sums = self.read_sums(n, &range)?;
         for (page, sum) in pages(&range).zip(sums) {
-            let there = self.page_range(page);
+            let there = self.page_range(n, page);
             let found = if there.start >= range.start && there.end <= range.end {
                 let inside =
                     (there.start - range.start) as usize..(there.end - range.start) as usize;
@@ -176,11 +183,11 @@ impl StateFiles {
 
     /// Writes bytes from a byte of the state on; all of them are in one section.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Done<()> {
-        let (n, at) = ((at / self.section) as usize, at % self.section);
+        let (n, at) = self.place(at);
         let range = at..at + bytes.len() as u64;
         let mut sums = Vec::new();
         for page in pages(&range) {
-            let there = self.page_range(page);
+            let there = self.page_range(n, page);
             let (from, to) = (there.start.max(range.start), there.end.min(range.end));
             let new = &bytes[(from - range.start) as usize..(to - range.start) as usize];
             let sum = if from == there.start && to == there.end {
@@ -202,12 +209,12 @@ impl StateFiles {
     }
 
     /// Bytes of a section that a page has.
-    fn page_range(&self, page: u64) -> ops::Range<u64> {
-        page * PAGE..((page + 1) * PAGE).min(self.section)
+    fn page_range(&self, n: usize, page: u64) -> ops::Range<u64> {
+        page * PAGE..((page + 1) * PAGE).min(self.sections[n].bytes)
     }
 
     fn page(&mut self, n: usize, page: u64) -> Done<Vec<u8>> {
-        let range = self.page_range(page);
+        let range = self.page_range(n, page);
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.sections[n].read(range.start, &mut bytes)?;
         Ok(bytes)
@@ -215,7 +222,7 @@ impl StateFiles {
 
     /// A page that was held against its checksum.
     fn checked(&mut self, n: usize, page: u64) -> Done<Vec<u8>> {
-        let (bytes, range) = (self.page(n, page)?, self.page_range(page));
+        let (bytes, range) = (self.page(n, page)?, self.page_range(n, page));
         match self.read_sums(n, &range)?.first() == Some(&checksum(&bytes)) {
             true => Ok(bytes),
             false => Err(StateFileError::Damaged(self.sections[n].path.clone(), range.start)),
@@ -223,7 +230,8 @@ impl StateFiles {
     }
 
     fn sum_place(&self, n: usize, page: u64) -> u64 {
-        (n as u64 * self.section.div_ceil(PAGE) + page) * 4
+        let before = self.sections[..n].iter().map(|part| part.bytes.div_ceil(PAGE)).sum::<u64>();
+        (before + page) * 4
     }
 
     /// Checksums of the pages of a range.

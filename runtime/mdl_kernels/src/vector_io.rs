@@ -1,13 +1,20 @@
-//! Vector loads and stores at any element of a buffer of scalars.
+//! Vector loads and stores at any element of a buffer, whatever its elements are.
+//!
+//! Buffers are bound as f32, the type of all arithmetic. What holds i32 or bf16 is read by its bits
+//! where a kernel names the `Elem`, so one kernel takes any mixture of buffers.
 //!
 //! A kernel that uses these takes `Device::unaligned` as one more argument: without it the
 //! compiler may assume that vectors are aligned to their size, and a load at a ragged row traps.
 
 use cubecl::intrinsic;
+use cubecl::ir::AddressSpace;
 use cubecl::ir::dialect::general::ReinterpretCastOp;
-use cubecl::ir::types::PointerType;
+use cubecl::ir::pliron::r#type::Typed;
+use cubecl::ir::pliron::value::Value;
+use cubecl::ir::types::{PointerType, RuntimeArrayType};
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
+use mdl_ir::rounding::QUIET;
 
 /// The vector of elements `at..at + N`.
 #[cube]
@@ -38,19 +45,124 @@ fn as_vector<E: Scalar, N: Size>(
 ) -> NativeExpand<Vector<E, N>> {
     let pointer = first.value(scope);
     let vector = Vector::<E, N>::__expand_as_type(scope);
-    let space = {
-        let ctx = scope.ctx();
-        let ty = cubecl::ir::pliron::r#type::Typed::get_type(&pointer, ctx);
-        let ty = ty.deref(ctx);
-        let ty: &PointerType = ty.downcast_ref().expect("invariant: an element has an address");
-        ty.address_space
-    };
-    let ty = PointerType::get(scope.ctx(), vector, space).into();
+    let ty = PointerType::get(scope.ctx(), vector, space_of(scope, pointer)).into();
     let cast = ReinterpretCastOp::new(scope.ctx_mut(), ty, pointer);
     scope.register_with_result(&cast).into()
 }
 
-/// N elements as f32 from a buffer of f32 or i32 bits: `at`, `at + stride`, `at + 2·stride`, …
+fn space_of(scope: &Scope, pointer: Value) -> AddressSpace {
+    let ctx = scope.ctx();
+    let ty = pointer.get_type(ctx);
+    let ty = ty.deref(ctx);
+    let ty: &PointerType = ty.downcast_ref().expect("invariant: it points to memory");
+    ty.address_space
+}
+
+/// The same memory in elements of two bytes.
+fn halves(scope: &Scope, buffer: &SliceExpand<f32>) -> SliceExpand<u16> {
+    let list = buffer.__extract_list(scope);
+    let space = space_of(scope, list);
+    let array = RuntimeArrayType::get(scope.ctx(), u16::__expand_as_type(scope)).into();
+    let ty = PointerType::get(scope.ctx(), array, space).into();
+    let cast = ReinterpretCastOp::new(scope.ctx_mut(), ty, list);
+    let list = scope.register_with_result(&cast);
+    let twice =
+        |count: NativeExpand<usize>| count.__expand_mul_method(scope, 2usize.into_expand(scope));
+    let offset = twice(buffer.__extract_offset(scope));
+    from_raw_parts(scope, list, offset, twice(buffer.__extract_length(scope)))
+}
+
+/// The bits of the bf16 `at..at + N`.
+#[cube]
+#[allow(unused_variables)]
+fn load_halves<N: Size>(buffer: &[f32], at: usize) -> Vector<u16, N> {
+    intrinsic!(|scope| { load::expand::<u16, N>(scope, &halves(scope, buffer), at) })
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn store_halves<N: Size>(buffer: &mut [f32], at: usize, bits: Vector<u16, N>) {
+    intrinsic!(|scope| {
+        store::expand::<u16, N>(scope, &mut halves(scope, buffer), at, bits);
+    })
+}
+
+/// The elements `at..at + N` as f32.
+#[cube]
+pub(crate) fn load_as<N: Size>(
+    buffer: &[f32],
+    at: usize,
+    #[comptime] elem: Elem,
+) -> Vector<f32, N> {
+    if comptime!(elem == Elem::Bf16) {
+        widened::<N>(load_halves::<N>(buffer, at))
+    } else if comptime!(elem == Elem::I32) {
+        Vector::cast_from(Vector::<i32, N>::reinterpret(load::<f32, N>(buffer, at)))
+    } else {
+        load::<f32, N>(buffer, at)
+    }
+}
+
+/// Writes elements `at..at + N`: i32 and bf16 become the nearest.
+#[cube]
+pub(crate) fn store_as<N: Size>(
+    buffer: &mut [f32],
+    at: usize,
+    value: Vector<f32, N>,
+    #[comptime] elem: Elem,
+) {
+    if comptime!(elem == Elem::Bf16) {
+        store_halves::<N>(buffer, at, narrowed::<N>(value));
+    } else if comptime!(elem == Elem::I32) {
+        let integers = Vector::<i32, N>::cast_from(value.round());
+        store::<f32, N>(buffer, at, Vector::<f32, N>::reinterpret(integers));
+    } else {
+        store::<f32, N>(buffer, at, value);
+    }
+}
+
+/// One element as f32.
+#[cube]
+pub(crate) fn load_one(buffer: &[f32], at: usize, #[comptime] elem: Elem) -> f32 {
+    if comptime!(elem == Elem::F32) {
+        buffer[at]
+    } else {
+        load_as::<Const<1>>(buffer, at, elem).extract(0usize)
+    }
+}
+
+#[cube]
+pub(crate) fn store_one(buffer: &mut [f32], at: usize, value: f32, #[comptime] elem: Elem) {
+    if comptime!(elem == Elem::F32) {
+        buffer[at] = value;
+    } else {
+        store_as::<Const<1>>(buffer, at, Vector::new(value), elem);
+    }
+}
+
+/// Copies N elements as they are.
+#[cube]
+pub(crate) fn copy<N: Size>(
+    from: &[f32],
+    at: usize,
+    into: &mut [f32],
+    to: usize,
+    #[comptime] elem: Elem,
+) {
+    if comptime!(elem == Elem::Bf16) {
+        store_halves::<N>(into, to, load_halves::<N>(from, at));
+    } else {
+        store::<f32, N>(into, to, load::<f32, N>(from, at));
+    }
+}
+
+/// Stores the bits of bf16.
+#[cube]
+pub(crate) fn store_bits<N: Size>(buffer: &mut [f32], at: usize, bits: Vector<u32, N>) {
+    store_halves::<N>(buffer, at, Vector::cast_from(bits));
+}
+
+/// N elements as f32: `at`, `at + stride`, `at + 2·stride`, …
 #[cube]
 pub(crate) fn load_strided<N: Size>(
     buffer: &[f32],
@@ -59,24 +171,74 @@ pub(crate) fn load_strided<N: Size>(
     #[comptime] elem: Elem,
 ) -> Vector<f32, N> {
     if comptime!(stride == 1) {
-        convert::<N>(load::<f32, N>(buffer, at), elem)
+        load_as::<N>(buffer, at, elem)
     } else if comptime!(stride == 0) {
-        Vector::new(convert::<Const<1>>(load::<f32, Const<1>>(buffer, at), elem).extract(0usize))
+        Vector::new(load_as::<Const<1>>(buffer, at, elem).extract(0usize))
+    } else if comptime!(elem == Elem::Bf16) {
+        let mut lanes = Vector::<u16, N>::empty();
+        #[unroll]
+        for lane in 0..N::value() {
+            let bits = load_halves::<Const<1>>(buffer, at + lane * stride);
+            lanes.insert(lane, bits.extract(0usize));
+        }
+        widened::<N>(lanes)
     } else {
         let mut lanes = Vector::<f32, N>::empty();
         #[unroll]
         for lane in 0..N::value() {
             lanes.insert(lane, buffer[at + lane * stride]);
         }
-        convert::<N>(lanes, elem)
+        if comptime!(elem == Elem::I32) {
+            Vector::cast_from(Vector::<i32, N>::reinterpret(lanes))
+        } else {
+            lanes
+        }
+    }
+}
+
+/// Writes N elements `stride` apart.
+#[cube]
+pub(crate) fn store_strided<N: Size>(
+    buffer: &mut [f32],
+    at: usize,
+    value: Vector<f32, N>,
+    #[comptime] stride: usize,
+    #[comptime] elem: Elem,
+) {
+    if comptime!(stride == 1) {
+        store_as::<N>(buffer, at, value, elem);
+    } else {
+        #[unroll]
+        for lane in 0..N::value() {
+            store_one(buffer, at + lane * stride, value.extract(lane), elem);
+        }
     }
 }
 
 #[cube]
-fn convert<N: Size>(bits: Vector<f32, N>, #[comptime] elem: Elem) -> Vector<f32, N> {
-    if comptime!(matches!(elem, Elem::I32)) {
-        Vector::cast_from(Vector::<i32, N>::reinterpret(bits))
-    } else {
-        bits
-    }
+fn widened<N: Size>(bits: Vector<u16, N>) -> Vector<f32, N> {
+    let wide = Vector::<u32, N>::cast_from(bits) << Vector::new(16u32);
+    Vector::<f32, N>::reinterpret(wide)
+}
+
+#[cube]
+fn narrowed<N: Size>(x: Vector<f32, N>) -> Vector<u16, N> {
+    Vector::cast_from(nearest_bits::<N>(x))
+}
+
+/// `rounding::bf16_nearest`, with integers: the instruction for it takes subnormals for zero.
+#[cube]
+pub(crate) fn nearest_bits<N: Size>(x: Vector<f32, N>) -> Vector<u32, N> {
+    let sixteen = Vector::new(16u32);
+    let bits = Vector::<u32, N>::reinterpret(x);
+    let odd = (bits >> sixteen) & Vector::new(1u32);
+    let nearest = bits + Vector::new(0x7fffu32) + odd;
+    let quiet = bits | Vector::new(QUIET);
+    select_many(x.equal(&x), nearest, quiet) >> sixteen
+}
+
+/// The nearest bf16, as f32.
+#[cube]
+pub(crate) fn nearest_bf16<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    Vector::<f32, N>::reinterpret(nearest_bits::<N>(x) << Vector::new(16u32))
 }

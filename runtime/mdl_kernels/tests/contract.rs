@@ -3,6 +3,9 @@
 use mdl_ir::kernel::{ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes};
 use mdl_kernels::{Arena, Device, Slice};
 
+mod elements;
+use elements::{from_bytes, nearest, storing_error, to_bytes};
+
 /// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
 /// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
 fn tolerance(k: usize) -> f64 {
@@ -43,10 +46,9 @@ impl Buffers {
         device.write(&self.arena, self.parts[i].0, data).expect("inside the arena");
     }
 
-    fn read(&self, device: &Device, i: usize) -> Vec<f32> {
+    fn read(&self, device: &Device, i: usize, elem: Elem) -> Vec<f32> {
         let bytes = device.read(&self.arena, self.parts[i].0, self.parts[i].1);
-        let bytes = bytes.expect("inside the arena");
-        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        from_bytes(elem, &bytes.expect("inside the arena"))
     }
 }
 
@@ -81,6 +83,9 @@ fn extent(groups: &[(&[Dim], bool)]) -> usize {
 
 fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec {
     ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32],
         batch,
         m,
         n,
@@ -90,7 +95,6 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     }
 }
 
@@ -105,7 +109,7 @@ fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
     let at =
         view.offset as usize + row * view.strides[0] as usize + column * view.strides[1] as usize;
     match view.elem {
-        Elem::F32 => f64::from(data[at]),
+        Elem::F32 | Elem::Bf16 => f64::from(data[at]),
         Elem::I32 => f64::from(data[at].to_bits() as i32),
     }
 }
@@ -160,16 +164,18 @@ fn operands(spec: &ContractSpec) -> Operands {
         let data = numbers(view.offset as usize + last + 1, seed);
         let integer = |x: &f32| f32::from_bits((x * 9.0) as i32 as u32);
         match view.elem {
-            Elem::F32 => data,
+            Elem::F32 | Elem::Bf16 => nearest(view.elem, data),
             Elem::I32 => data.iter().map(integer).collect(),
         }
     };
     let inputs = |views: &[View], rows: usize, columns: usize, seed: u32| {
         views.iter().zip(seed..).map(|(view, seed)| input(view, rows, columns, seed)).collect()
     };
+    let a = extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]);
+    let b = extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]);
     Operands {
-        a: numbers(extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]), 1),
-        b: numbers(extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]), 2),
+        a: nearest(spec.a, numbers(a, 1)),
+        b: nearest(spec.b, numbers(b, 2)),
         prologues: inputs(&spec.prologue_inputs, size(&spec.m), size(&spec.k), 10),
         epilogues: inputs(&spec.epilogue_inputs, rows, size(&spec.n), 20),
     }
@@ -180,19 +186,24 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     let operands = operands(spec);
     let elements = size(&spec.batch) * size(&spec.m) * size(&spec.n);
     let whole = KernelSpec::Contract(spec.clone());
+    let views = spec.prologue_inputs.iter().chain(&spec.epilogue_inputs).map(|view| view.elem);
+    let elems: Vec<Elem> = [spec.a, spec.b].into_iter().chain(views).collect();
     let mut data = vec![&operands.a, &operands.b];
     data.extend(operands.prologues.iter().chain(&operands.epilogues));
-    let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64 * 4).collect();
-    sizes.extend(vec![elements as u64 * 4; spec.n_outputs as usize]);
+    let data: Vec<Vec<u8>> =
+        data.into_iter().zip(elems).map(|(values, elem)| to_bytes(elem, values)).collect();
+    let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
+    sizes.extend(spec.outputs.iter().map(|elem| elements as u64 * elem.bytes()));
     sizes.push(workspace_bytes(&whole, device.units()));
     let buffers = Buffers::new(device, &sizes);
-    for (i, values) in data.iter().enumerate() {
-        buffers.write(device, i, bytemuck::cast_slice(values));
+    for (i, bytes) in data.iter().enumerate() {
+        buffers.write(device, i, bytes);
     }
     let args: Vec<Slice> = (0..sizes.len()).map(|i| buffers.slice(i)).collect();
     device.launch(&whole, &args);
-    let outputs = 0..spec.n_outputs as usize;
-    let got: Vec<Vec<f32>> = outputs.map(|o| buffers.read(device, data.len() + o)).collect();
+    let outputs = spec.outputs.iter().enumerate();
+    let got: Vec<Vec<f32>> =
+        outputs.map(|(o, elem)| buffers.read(device, data.len() + o, *elem)).collect();
     for row in 0..size(&spec.batch) * size(&spec.m) {
         compare_row(spec, &operands, row, &got);
     }
@@ -228,7 +239,8 @@ fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<
         for (output, want) in stores {
             let value = f64::from(got[output][row * n + j]);
             // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
-            let bound = tolerance(k) * (scale + want.abs() + 1.0);
+            let arithmetic = tolerance(k) * (scale + want.abs() + 1.0);
+            let bound = arithmetic + storing_error(spec.outputs[output], want);
             assert!(
                 (value - want).abs() <= bound,
                 "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
@@ -237,8 +249,23 @@ fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<
     }
 }
 
+/// The spec with these elements for a, b and the outputs; views in f32 become those of outputs.
+fn with(spec: &ContractSpec, [a, b, out]: [Elem; 3]) -> ContractSpec {
+    let mut spec = ContractSpec { a, b, outputs: vec![out; spec.outputs.len()], ..spec.clone() };
+    let views = spec.prologue_inputs.iter_mut().chain(&mut spec.epilogue_inputs);
+    views.filter(|view| view.elem == Elem::F32).for_each(|view| view.elem = out);
+    spec
+}
+
+use Elem::{Bf16, F32};
+const ELEMS: [[Elem; 3]; 4] =
+    [[F32, F32, F32], [Bf16, Bf16, Bf16], [Bf16, F32, F32], [F32, Bf16, Bf16]];
+
 fn check(spec: &ContractSpec) {
-    check_on(&Device::cpu(None), spec);
+    let device = Device::cpu(None);
+    for elems in ELEMS {
+        check_on(&device, &with(spec, elems));
+    }
 }
 
 #[test]
@@ -357,7 +384,7 @@ fn epilogue_with_two_outputs() {
                 instr(InstrOp::Mul, 6, 3, 5, 0),
                 instr(InstrOp::Store(0), 0, 6, 0, 0),
             ];
-            spec.n_outputs = 2;
+            spec.outputs = vec![Elem::F32; 2];
             check(&spec);
         }
     }
@@ -367,10 +394,42 @@ fn epilogue_with_two_outputs() {
 fn results_do_not_depend_on_the_units() {
     for (m, n, k) in [(133, 131, 1067), (1, 300, 700), (6, 700, 70)] {
         for b_transposed in [false, true] {
-            let spec = matrices(m, n, k, false, b_transposed);
-            let one = check_on(&Device::cpu(Some(1)), &spec);
-            assert_eq!(one, check_on(&Device::cpu(Some(2)), &spec));
-            assert_eq!(one, check_on(&Device::cpu(Some(3)), &spec));
+            for elems in ELEMS {
+                let spec = with(&matrices(m, n, k, false, b_transposed), elems);
+                let one = check_on(&Device::cpu(Some(1)), &spec);
+                assert_eq!(one, check_on(&Device::cpu(Some(2)), &spec));
+                assert_eq!(one, check_on(&Device::cpu(Some(3)), &spec));
+            }
+        }
+    }
+}
+
+/// out = out + a·b, where the epilogue's input and the output are one buffer.
+#[test]
+fn an_epilogue_adds_to_what_its_output_holds() {
+    for (m, n, k) in [(70, 97, 90), (133, 31, 1200), (3, 40, 50)] {
+        for elems in ELEMS {
+            let mut spec = with(&matrices(m, n, k, false, true), elems);
+            spec.epilogue_inputs = vec![view(elems[2], 0, [n, 1])];
+            spec.epilogue = vec![
+                instr(InstrOp::Load(0), 1, 0, 0, 0),
+                instr(InstrOp::Add, 2, 0, 1, 0),
+                instr(InstrOp::Store(0), 0, 2, 0, 0),
+            ];
+            let device = Device::cpu(None);
+            let operands = operands(&spec);
+            let whole = KernelSpec::Contract(spec.clone());
+            let data = [&operands.a, &operands.b, &operands.epilogues[0]].into_iter().zip(elems);
+            let data: Vec<Vec<u8>> = data.map(|(values, elem)| to_bytes(elem, values)).collect();
+            let mut sizes: Vec<u64> = data.iter().map(|bytes| bytes.len() as u64).collect();
+            sizes.push(workspace_bytes(&whole, device.units()));
+            let buffers = Buffers::new(&device, &sizes);
+            for (i, bytes) in data.iter().enumerate() {
+                buffers.write(&device, i, bytes);
+            }
+            device.launch(&whole, &[0, 1, 2, 2, 3].map(|i| buffers.slice(i)));
+            let got = [buffers.read(&device, 2, elems[2])];
+            (0..m as usize).for_each(|row| compare_row(&spec, &operands, row, &got));
         }
     }
 }

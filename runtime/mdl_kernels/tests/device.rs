@@ -1,6 +1,6 @@
 //! Arenas: bytes land in place, one launch reads and writes one arena, launches allocate nothing.
 
-use mdl_ir::kernel::{ContractSpec, Dim, KernelSpec, workspace_bytes};
+use mdl_ir::kernel::{ContractSpec, Dim, Elem, KernelSpec, workspace_bytes};
 use mdl_kernels::{Device, KernelError};
 use std::sync::Mutex;
 
@@ -10,6 +10,9 @@ static POOL: Mutex<()> = Mutex::new(());
 fn column_times_row(m: u32, n: u32) -> KernelSpec {
     let dim = |size| vec![Dim { size, stride: 1, stride_b: 1 }];
     KernelSpec::Contract(ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32],
         batch: vec![],
         m: dim(m),
         n: dim(n),
@@ -19,7 +22,6 @@ fn column_times_row(m: u32, n: u32) -> KernelSpec {
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     })
 }
 

@@ -1,7 +1,12 @@
 //! The loss over a vocabulary and its gradients against f64.
 
-use mdl_ir::kernel::{KernelSpec, LinearCrossEntropySpec, workspace_bytes};
+use mdl_ir::kernel::{
+    Elem, KernelSpec, LinearCrossEntropyParts, LinearCrossEntropySpec, workspace_bytes,
+};
 use mdl_kernels::Device;
+
+mod elements;
+use elements::{from_bytes, nearest, storing_error, to_bytes};
 
 /// Relative to the largest gradient: rounding of logits of size about 3 passes into the
 /// probabilities as it is (3·2⁻²⁴ = 2·10⁻⁷), exp and the division add about 2⁻²³, sums of a few
@@ -13,6 +18,9 @@ const LOSS_TOLERANCE: f64 = 1e-6;
 /// What a weighted case weighs, and what its gradient of w is added to.
 const WEIGHT: f32 = 0.375;
 const OLD: f32 = 0.015625;
+/// Of x, w and dx, and of dw.
+const ELEMS: [[Elem; 2]; 3] =
+    [[Elem::F32, Elem::F32], [Elem::Bf16, Elem::Bf16], [Elem::Bf16, Elem::F32]];
 
 fn numbers(len: usize, seed: u32, scale: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2654435761).wrapping_add(12345);
@@ -23,6 +31,7 @@ fn numbers(len: usize, seed: u32, scale: f32) -> Vec<f32> {
     (0..len).map(|_| next() * scale).collect()
 }
 
+#[derive(Clone)]
 struct Case {
     spec: LinearCrossEntropySpec,
     x: Vec<f32>,
@@ -30,10 +39,22 @@ struct Case {
     targets: Vec<i32>,
 }
 
-fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case {
+/// The case in every element type.
+fn cases(rows: u32, vocab: u32, width: u32, ignore: fn(u32) -> bool) -> Vec<Case> {
+    let with = |[elem, dw]: [Elem; 2]| {
+        let case = case(rows, vocab, width, ignore);
+        let (x, w) = (nearest(elem, case.x), nearest(elem, case.w));
+        Case { spec: LinearCrossEntropySpec { elem, dw, ..case.spec }, x, w, ..case }
+    };
+    ELEMS.map(with).into_iter().collect()
+}
+
+fn case(rows: u32, vocab: u32, width: u32, ignore: fn(u32) -> bool) -> Case {
     let scale = 4.0 / (width as f32).sqrt();
     Case {
         spec: LinearCrossEntropySpec {
+            elem: Elem::F32,
+            dw: Elem::F32,
             rows,
             vocab,
             width,
@@ -52,8 +73,11 @@ fn case(rows: u32, vocab: u32, width: u32, ignore: impl Fn(u32) -> bool) -> Case
 /// loss, dx, dw on the device.
 fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     let spec = KernelSpec::LinearCrossEntropy(case.spec.clone());
-    let words = [case.x.len(), case.w.len(), case.targets.len(), 1, case.x.len(), case.w.len()];
-    let mut sizes: Vec<u64> = words.iter().map(|words| *words as u64 * 4).collect();
+    let (elem, dw) = (case.spec.elem, case.spec.dw);
+    let elems = [elem, elem, Elem::I32, Elem::F32, elem, dw];
+    let lens = [case.x.len(), case.w.len(), case.targets.len(), 1, case.x.len(), case.w.len()];
+    let mut sizes: Vec<u64> =
+        lens.iter().zip(elems).map(|(len, elem)| *len as u64 * elem.bytes()).collect();
     if !case.spec.grad {
         sizes.truncate(4);
     }
@@ -66,12 +90,12 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     }
     let arena = device.alloc(offsets[sizes.len()]);
     let write = |i: usize, data: &[u8]| device.write(&arena, offsets[i], data).expect("inside");
-    write(0, bytemuck::cast_slice(&case.x));
-    write(1, bytemuck::cast_slice(&case.w));
+    write(0, &to_bytes(elem, &case.x));
+    write(1, &to_bytes(elem, &case.w));
     write(2, bytemuck::cast_slice(&case.targets));
     write(weight, bytemuck::cast_slice(&[WEIGHT]));
     if case.spec.accumulate {
-        write(5, bytemuck::cast_slice(&vec![OLD; case.w.len()]));
+        write(5, &to_bytes(dw, &vec![OLD; case.w.len()]));
     }
     let mut args: Vec<_> = (0..sizes.len()).map(|i| arena.slice(offsets[i], sizes[i])).collect();
     let weight = args.pop().expect("the last one");
@@ -81,7 +105,7 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     device.launch(&spec, &args);
     let read = |i: usize| -> Vec<f32> {
         let bytes = device.read(&arena, offsets[i], sizes[i]).expect("inside");
-        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        from_bytes(elems[i], &bytes)
     };
     if case.spec.grad { (read(3)[0], read(4), read(5)) } else { (read(3)[0], vec![], vec![]) }
 }
@@ -109,7 +133,20 @@ fn reference(case: &Case) -> (f64, Vec<f64>, Vec<f64>) {
             }
         }
     }
-    (loss / valid, dx, dw)
+    let weight = if case.spec.weighted { f64::from(WEIGHT) } else { 1.0 };
+    let old = if case.spec.accumulate { f64::from(OLD) } else { 0.0 };
+    dx.iter_mut().for_each(|x| *x *= weight);
+    dw.iter_mut().for_each(|x| *x = *x * weight + old);
+    (loss / valid * weight, dx, dw)
+}
+
+/// Of dw over blocks of rows; sums of some of the blocks are at most twice the largest of all.
+fn storing_error_of_blocks(case: &Case, device: &Device, largest: f64, want: f64) -> f64 {
+    let rows = LinearCrossEntropyParts::of(&case.spec, device.units()).block_rows;
+    match case.spec.rows.div_ceil(rows) {
+        1 => storing_error(case.spec.dw, want),
+        blocks => f64::from(blocks) * storing_error(case.spec.dw, 2.0 * largest),
+    }
 }
 
 fn check(case: &Case, tolerance: f64) {
@@ -118,64 +155,62 @@ fn check(case: &Case, tolerance: f64) {
     let (want_loss, want_dx, want_dw) = reference(case);
     let error = (f64::from(loss) - want_loss).abs() / want_loss.abs().max(1.0);
     assert!(error <= LOSS_TOLERANCE, "loss {loss} for {want_loss}");
-    for (name, got, want) in [("dx", &dx, &want_dx), ("dw", &dw, &want_dw)] {
+    let stored_dx = |_, want| storing_error(case.spec.elem, want);
+    let stored_dw = |largest, want| storing_error_of_blocks(case, &device, largest, want);
+    let stored: [&dyn Fn(f64, f64) -> f64; 2] = [&stored_dx, &stored_dw];
+    let both = [("dx", &dx, &want_dx), ("dw", &dw, &want_dw)];
+    for ((name, got, want), stored) in both.into_iter().zip(stored) {
         let largest = want.iter().fold(0.0f64, |most, x| most.max(x.abs())).max(1e-30);
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            let error = (f64::from(*got) - want).abs() / largest;
+            let error = ((f64::from(*got) - want).abs() - stored(largest, *want)) / largest;
             assert!(error <= tolerance, "{name}[{i}]: {got} for {want}, {error:e}");
         }
     }
-    let forward = Case {
-        spec: LinearCrossEntropySpec { grad: false, ..case.spec.clone() },
-        x: case.x.clone(),
-        w: case.w.clone(),
-        targets: case.targets.clone(),
-    };
+    let spec = LinearCrossEntropySpec { grad: false, accumulate: false, ..case.spec.clone() };
+    let forward = Case { spec, ..case.clone() };
     assert_eq!(launch(&device, &forward).0, loss, "the loss alone is the same loss");
+}
+
+fn check_all(cases: &[Case], tolerance: f64) {
+    cases.iter().for_each(|case| check(case, tolerance));
 }
 
 #[test]
 fn loss_and_gradients() {
-    check(&case(40, 300, 64, |_| false), GRADIENT_TOLERANCE);
-    check(&case(133, 517, 67, |i| i % 3 == 0), GRADIENT_TOLERANCE);
-    check(&case(5, 1, 8, |_| false), GRADIENT_TOLERANCE);
-    check(&case(7, 33, 5, |i| i == 2), GRADIENT_TOLERANCE);
+    check_all(&cases(40, 300, 64, |_| false), GRADIENT_TOLERANCE);
+    check_all(&cases(133, 517, 67, |i| i % 3 == 0), GRADIENT_TOLERANCE);
+    check_all(&cases(5, 1, 8, |_| false), GRADIENT_TOLERANCE);
+    check_all(&cases(7, 33, 5, |i| i == 2), GRADIENT_TOLERANCE);
 }
 
 #[test]
 fn several_blocks_of_rows() {
     // 2^24 logits at most: 160 rows at a time with this vocabulary.
-    check(&case(330, 100_000, 3, |i| i % 5 == 4), LONG_SUM_TOLERANCE);
+    check_all(&cases(330, 100_000, 3, |i| i % 5 == 4), LONG_SUM_TOLERANCE);
 }
 
 #[test]
 fn a_weight_scales_and_old_gradients_stay() {
-    let plain = case(133, 517, 67, |i| i % 3 == 0);
-    let spec = LinearCrossEntropySpec { weighted: true, accumulate: true, ..plain.spec.clone() };
-    let weighted = Case { spec, ..case(133, 517, 67, |i| i % 3 == 0) };
-    let device = Device::cpu(None);
-    let (one, other) = (launch(&device, &plain), launch(&device, &weighted));
-    let close = |got: f32, want: f32, most: f32| {
-        let error = (f64::from(got) - f64::from(want)).abs() / f64::from(most);
-        assert!(error <= GRADIENT_TOLERANCE, "{got} for {want}");
-    };
-    let most = |all: &[f32]| all.iter().fold(OLD, |most, x| most.max(x.abs()));
-    close(other.0, one.0 * WEIGHT, one.0);
-    one.1.iter().zip(&other.1).for_each(|(x, y)| close(*y, x * WEIGHT, most(&one.1)));
-    one.2.iter().zip(&other.2).for_each(|(x, y)| close(*y, x * WEIGHT + OLD, most(&one.2)));
+    for case in cases(133, 517, 67, |i| i % 3 == 0) {
+        let spec = LinearCrossEntropySpec { weighted: true, accumulate: true, ..case.spec.clone() };
+        check(&Case { spec, ..case }, GRADIENT_TOLERANCE);
+    }
 }
 
 #[test]
 fn nothing_valid() {
-    let (loss, dx, dw) = launch(&Device::cpu(None), &case(20, 50, 16, |_| true));
-    assert_eq!(loss, 0.0);
-    assert!(dx.iter().chain(&dw).all(|d| *d == 0.0));
+    for case in cases(20, 50, 16, |_| true) {
+        let (loss, dx, dw) = launch(&Device::cpu(None), &case);
+        assert_eq!(loss, 0.0);
+        assert!(dx.iter().chain(&dw).all(|d| *d == 0.0));
+    }
 }
 
 #[test]
 fn results_do_not_depend_on_the_units() {
-    let case = case(70, 1000, 40, |i| i % 4 == 1);
-    let one = launch(&Device::cpu(Some(1)), &case);
-    assert_eq!(one, launch(&Device::cpu(Some(2)), &case));
-    assert_eq!(one, launch(&Device::cpu(Some(3)), &case));
+    for case in cases(70, 1000, 40, |i| i % 4 == 1) {
+        let one = launch(&Device::cpu(Some(1)), &case);
+        assert_eq!(one, launch(&Device::cpu(Some(2)), &case));
+        assert_eq!(one, launch(&Device::cpu(Some(3)), &case));
+    }
 }

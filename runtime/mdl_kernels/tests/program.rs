@@ -16,6 +16,9 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
     let dim = |size, stride| vec![Dim { size, stride, stride_b: 0 }];
     let view = || View { elem: Elem::F32, offset: 0, strides: vec![0, 1] };
     let spec = KernelSpec::Contract(ContractSpec {
+        a: Elem::F32,
+        b: Elem::F32,
+        outputs: vec![Elem::F32],
         batch: vec![],
         m: dim(2, 0),
         n: dim(COLUMNS, 1),
@@ -30,7 +33,6 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
             instr(op, 3, 0),
             instr(InstrOp::Store(0), 0, 3),
         ],
-        n_outputs: 1,
     });
     let row = u64::from(COLUMNS) * 4;
     let scratch = workspace_bytes(&spec, device.units());

@@ -11,6 +11,7 @@ use mdl_driver::pipeline::{Purpose, finish, state_layout};
 use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
 use mdl_kernels::Device;
 use mdl_passes::optimise::Optimizer;
+use mdl_passes::request::Precision;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -251,6 +252,7 @@ fn steps(
         weight_decay: number(&o["weight_decay"], 0.0),
         matrices_only: false,
         unclipped: false,
+        state: Precision::F32,
     };
     let purpose = Purpose::Training(optimizer);
     let (graph, mut runner) = open(model, "loss", &purpose, answers, interpreter)?;

@@ -14,7 +14,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{CheckpointError, model_directory};
-use crate::floats::{narrow, widen};
+use crate::floats::{ecosystem_name, narrow, widen};
 use crate::import::ModelTensors;
 use crate::model::{Model, ModelError};
 use crate::save::{sync_directory, write_file};
@@ -72,7 +72,7 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Exported, Mod
     let contents = Contents::new(&found, options);
     let mut config = model.config_json();
     for key in ["dtype", "torch_dtype"] {
-        config.insert(key.into(), json!(dtype_name(contents.main_dtype())));
+        config.insert(key.into(), json!(ecosystem_name(contents.main_dtype())));
     }
     // Readers want one; what published Llama models without a longer one have.
     config.entry("max_position_embeddings").or_insert(json!(2048));
@@ -219,14 +219,6 @@ impl<'w> Contents<'w> {
             let message = format!("`{name}` has values that are too large for {dtype:?}");
             io::Error::other(message)
         })
-    }
-}
-
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::BF16 => "bfloat16",
-        Dtype::F16 => "float16",
-        _ => "float32",
     }
 }
 

@@ -21,6 +21,15 @@ pub fn named(name: &str) -> Option<Dtype> {
     }
 }
 
+/// What `config.json` calls it.
+pub fn ecosystem_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+        _ => "float32",
+    }
+}
+
 /// Appends little-endian numbers as f32, which holds all of them exactly. False, and nothing is
 /// appended, for a type that weights do not have.
 pub fn widen(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> bool {

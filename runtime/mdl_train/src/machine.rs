@@ -4,8 +4,11 @@
 use crate::overlap::Overlap;
 use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
+use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
+use mdl_ir::tensor_type::DType;
 use mdl_kernels::{Arena, Copier, Device, Side, Slice, StateFileError, StateFiles, Transfer};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A loaded executable. Several may share one state: training, validation and generation see the
@@ -19,6 +22,27 @@ pub struct Machine {
     work: Arena,
     /// Host memory and its transfers, where the plan has some.
     copier: Option<Arc<Copier>>,
+}
+
+/// Values as memory has them.
+fn to_bytes(dtype: DType, values: &[f32]) -> Cow<'_, [u8]> {
+    match dtype {
+        DType::Bf16 => values.iter().flat_map(|x| bf16_nearest(*x).to_le_bytes()).collect(),
+        DType::F32 | DType::I32 | DType::Bool => Cow::Borrowed(bytemuck::cast_slice(values)),
+    }
+}
+
+fn from_bytes(dtype: DType, bytes: &[u8], out: &mut Vec<f32>) {
+    match dtype {
+        DType::Bf16 => {
+            let one = |b: &[u8]| bf16_to_f32(u16::from_le_bytes([b[0], b[1]]));
+            out.extend(bytes.chunks_exact(2).map(one));
+        }
+        DType::F32 | DType::I32 | DType::Bool => {
+            let one = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            out.extend(bytes.chunks_exact(4).map(one));
+        }
+    }
 }
 
 /// Two arenas, the smaller one first: the device's pool makes every page as large as the largest
@@ -175,9 +199,9 @@ impl Machine {
         self.device.launch(&self.executable.specs[launch.spec], &args);
     }
 
-    /// Writes f32 values to a slot, slice by slice.
+    /// Writes values to a slot, slice by slice, in the bits that it has for them.
     pub fn write(&self, slot: &Slot, values: &[f32]) {
-        self.write_bytes(slot, bytemuck::cast_slice(values));
+        self.write_bytes(slot, &to_bytes(slot.ty.dtype, values));
     }
 
     pub fn write_ids(&self, slot: &Slot, values: &[i32]) {
@@ -186,7 +210,7 @@ impl Machine {
 
     fn write_bytes(&self, slot: &Slot, mut bytes: &[u8]) {
         for (offset, elements) in slot.parts() {
-            let (now, rest) = bytes.split_at(elements as usize * 4);
+            let (now, rest) = bytes.split_at((elements * slot.ty.dtype.bytes()) as usize);
             self.put(slot.space, offset, now);
             bytes = rest;
         }
@@ -209,17 +233,32 @@ impl Machine {
         }
     }
 
-    /// Writes some of an input's values: those from element `start` on, in the order of its type.
-    pub fn write_range(&self, role: &InputRole, start: u64, mut values: &[f32]) {
-        let Some(slot) = self.executable.input(role) else { return };
+    /// Writes some of an input's values: those from element `start` on, in the order of its type. A
+    /// parameter's are also those of its master copy.
+    pub fn write_range(&self, role: &InputRole, start: u64, values: &[f32]) {
+        for slot in self.slots(role) {
+            self.write_part(slot, start, values);
+        }
+    }
+
+    /// Where the values of an input lie.
+    fn slots(&self, role: &InputRole) -> impl Iterator<Item = &Slot> {
+        let master = match role {
+            InputRole::Param(p) => self.executable.input(&InputRole::Master(*p)),
+            _ => None,
+        };
+        self.executable.input(role).into_iter().chain(master)
+    }
+
+    fn write_part(&self, slot: &Slot, start: u64, mut values: &[f32]) {
+        let dtype = slot.ty.dtype;
         let (mut at, mut first) = (start, 0);
         for (offset, elements) in slot.parts() {
             let inside = at - first;
             if inside < elements && !values.is_empty() {
                 let n = (elements - inside).min(values.len() as u64);
                 let (now, rest) = values.split_at(n as usize);
-                let bytes = bytemuck::cast_slice(now);
-                self.put(slot.space, offset + inside * 4, bytes);
+                self.put(slot.space, offset + inside * dtype.bytes(), &to_bytes(dtype, now));
                 (at, values) = (at + n, rest);
             }
             first += elements;
@@ -234,20 +273,21 @@ impl Machine {
     pub fn read(&self, slot: &Slot) -> Vec<f32> {
         let mut out = Vec::with_capacity(slot.ty.elements() as usize);
         for (offset, elements) in slot.parts() {
+            let length = elements * slot.ty.dtype.bytes();
             let bytes = match slot.space {
-                Space::Host => self.copier().read(offset, elements * 4),
+                Space::Host => self.copier().read(offset, length),
                 space => {
-                    let bytes = self.device.read(self.arena(space), offset, elements * 4);
+                    let bytes = self.device.read(self.arena(space), offset, length);
                     bytes.expect("slots lie inside their arena")
                 }
             };
-            out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            from_bytes(slot.ty.dtype, &bytes, &mut out);
         }
         out
     }
 
     pub fn write_input(&self, role: &InputRole, values: &[f32]) {
-        if let Some(slot) = self.executable.input(role) {
+        for slot in self.slots(role) {
             self.write(slot, values);
         }
     }
@@ -255,6 +295,13 @@ impl Machine {
     pub fn write_data(&self, name: &str, ids: &[i32]) {
         if let Some(slot) = self.executable.input(&InputRole::Data(name.to_string())) {
             self.write_ids(slot, ids);
+        }
+    }
+
+    /// A whole number that the host gives for a step.
+    pub fn write_number(&self, name: &str, value: i32) {
+        if let Some(slot) = self.executable.input(&InputRole::Scalar(name.to_string())) {
+            self.write_ids(slot, &[value]);
         }
     }
 

@@ -34,6 +34,7 @@ impl Interpreter {
                 OutputRole::Param(p) => InputRole::Param(*p),
                 OutputRole::Moment1(p) => InputRole::Moment1(*p),
                 OutputRole::Moment2(p) => InputRole::Moment2(*p),
+                OutputRole::Master(p) => InputRole::Master(*p),
                 OutputRole::Cache(c) => InputRole::Cache(*c),
                 OutputRole::Grad(p) => InputRole::Grad(*p),
                 OutputRole::Value(_) => continue,

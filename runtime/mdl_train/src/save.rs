@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::{
     CheckpointError, FORMAT, FileRecord, Manifest, hex, paths, read_step, steps,
 };
+use crate::floats::narrow;
 use crate::packing::Cursor;
 use crate::tensor_file::{Tensor, write_tensors};
 
@@ -47,6 +48,8 @@ pub struct Snapshot {
     /// Hash of the compiled graph.
     pub graph: String,
     pub parameters: Vec<Parameter>,
+    /// The numbers of weights and moments, which hold them exactly.
+    pub stored: Dtype,
     /// The model's `config.json`, with `bos_token_id` and `eos_token_id` where it has them.
     pub config_json: String,
     pub tokenizer_json: Option<Vec<u8>>,
@@ -100,8 +103,8 @@ fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
         files.insert(name.to_owned(), write_file(&path, write)?);
         sync_directory(folder)
     };
-    put("model.safetensors", &mut |out| write_values(out, &values))?;
-    put("optimizer.safetensors", &mut |out| write_values(out, &moments))?;
+    put("model.safetensors", &mut |out| write_values(out, &values, snapshot.stored))?;
+    put("optimizer.safetensors", &mut |out| write_values(out, &moments, snapshot.stored))?;
     put("config.json", &mut |out| out.write_all(snapshot.config_json.as_bytes()))?;
     if let Some(json) = &snapshot.tokenizer_json {
         put("tokenizer.json", &mut |out| out.write_all(json))?;
@@ -130,12 +133,18 @@ fn write_files(dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
 /// The name of a tensor, the parameter that gives its shape, and its values.
 type Values<'a> = (String, &'a Parameter, &'a [f32]);
 
-fn write_values(out: &mut dyn Write, values: &[Values]) -> io::Result<()> {
+fn write_values(out: &mut dyn Write, values: &[Values], dtype: Dtype) -> io::Result<()> {
     let tensors: Vec<Tensor> = values
         .iter()
-        .map(|(name, it, _)| Tensor { name: name.clone(), dtype: Dtype::F32, shape: &it.shape })
+        .map(|(name, it, _)| Tensor { name: name.clone(), dtype, shape: &it.shape })
         .collect();
-    write_tensors(out, &tensors, |i| Ok(Cow::Borrowed(bytemuck::cast_slice(values[i].2))))
+    write_tensors(out, &tensors, |i| match dtype {
+        Dtype::F32 => Ok(Cow::Borrowed(bytemuck::cast_slice(values[i].2))),
+        _ => match narrow(dtype, values[i].2) {
+            Some(bytes) => Ok(Cow::Owned(bytes)),
+            None => Err(io::Error::other(format!("`{}` is not finite", tensors[i].name))),
+        },
+    })
 }
 
 struct Hashed {
@@ -244,6 +253,7 @@ mod tests {
             gradient_accumulation: 1,
             graph: "abc".to_owned(),
             parameters: vec![parameter("norm.weight", &[3]), parameter("a.weight", &[2, 3])],
+            stored: Dtype::F32,
             config_json: "{\"vocab_size\":7}".to_owned(),
             tokenizer_json: None,
             model_mdl: "model M {}".to_owned(),

@@ -1,6 +1,7 @@
 //! A training session: weights resident, ready to step. What a step does is in the executable.
 
 use crate::checkpoint::{Checkpoint, Parameter, Snapshot};
+use crate::floats;
 use crate::import::{self, ModelTensors};
 use crate::initial::each_part;
 use crate::machine::Machine;
@@ -12,14 +13,16 @@ pub use crate::step::{executables, options, training_trace};
 use crate::weights::Weights;
 use mdl_check::entry::function;
 use mdl_ir::graph::{Body, Graph, InputRole, Param, ValueId};
-use mdl_ir::interp::{Env, run};
+use mdl_ir::interp::{Env, mix, run};
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_kernels::{Device, StateFileError};
 use mdl_passes::micro_batch::{SHARE, WEIGHT};
+use mdl_passes::optimise::{SEED, StateTypes};
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_syntax::diag::Sink;
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +55,9 @@ pub struct Settings {
     pub memory: MemoryRequest,
     #[serde(default)]
     pub precision: Precision,
+    /// How the optimizer keeps its moments. In bf16 there is no master copy of the parameters.
+    #[serde(default)]
+    pub optimizer_state: Precision,
     /// The folder of the state's files, where it is on disk. A checkpoint does not know it.
     #[serde(skip)]
     pub disk_offload: Option<PathBuf>,
@@ -158,7 +164,7 @@ impl Session {
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             each_part(param, session.settings.seed, |start, values| {
-                session.train.first.write_range(&InputRole::Param(p), start, values);
+                session.train.last().write_range(&InputRole::Param(p), start, values);
             });
         }
         Ok(session)
@@ -180,7 +186,7 @@ impl Session {
 
     /// Weights of a checkpoint, fresh optimizer.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
-        Ok(import::load(&self.train.first, weights, &self.graph.params)?)
+        Ok(import::load(self.train.last(), weights, &self.graph.params)?)
     }
 
     /// Weights, optimizer state, step and place in the data.
@@ -218,6 +224,7 @@ impl Session {
         last.write_scalar("clip", self.settings.grad_clip as f32);
         last.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
         last.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        last.write_number(SEED, rounding_seed(self.settings.seed, self.step));
         last.run();
         let loss = accumulated.unwrap_or_else(|| value(last, "loss"));
         let grad_norm = value(last, "grad_norm");
@@ -252,9 +259,11 @@ impl Session {
     /// Everything that a checkpoint holds.
     pub fn snapshot(&mut self, tokenizer: Option<Vec<u8>>, ids: [Option<u32>; 2]) -> Snapshot {
         let mut parameters = Vec::new();
+        let types = StateTypes::of(&self.graph.params, self.settings.optimizer_state);
+        let exact = if types.master { InputRole::Master } else { InputRole::Param };
         for (p, param) in self.graph.params.iter().enumerate() {
             let read = |role: InputRole| self.train.read_input(&role);
-            let value = read(InputRole::Param(p));
+            let value = read(exact(p));
             let (m, v) = (read(InputRole::Moment1(p)), read(InputRole::Moment2(p)));
             for (name, range) in param.stored_tensors() {
                 let part = |all: &[f32]| all[range.start as usize..range.end as usize].to_vec();
@@ -272,8 +281,9 @@ impl Session {
             config.insert(key.to_string(), serde_json::json!(id));
         }
         // Weights are saved as they are trained, whatever those that the run began with were.
+        let stored = if types.stochastic() { Dtype::BF16 } else { Dtype::F32 };
         for key in ["dtype", "torch_dtype"] {
-            config.insert(key.to_string(), serde_json::json!("float32"));
+            config.insert(key.to_string(), serde_json::json!(floats::ecosystem_name(stored)));
         }
         // Where the model reads this key itself, its own value stays.
         let context = config.entry("max_position_embeddings");
@@ -284,6 +294,7 @@ impl Session {
             gradient_accumulation: self.settings.gradient_accumulation,
             graph: mdl_ir::print::print(&self.graph),
             parameters,
+            stored,
             config_json: pretty(&config),
             tokenizer_json: tokenizer,
             model_mdl: self.model.text.clone(),
@@ -291,6 +302,11 @@ impl Session {
             run_json: pretty(&self.settings),
         }
     }
+}
+
+/// By what a step rounds stochastically: a function of the run's seed and the step alone.
+fn rounding_seed(seed: u64, step: u64) -> i32 {
+    (mix(mix(seed) ^ step) >> 32) as i32
 }
 
 /// A parameter's moment as a checkpoint has it: the same tensors under other names.

@@ -13,8 +13,8 @@ use mdl_ir::graph::{Graph, InputRole, Stage};
 use mdl_kernels::{Device, StateFileError, StateFiles, free_bytes};
 use mdl_passes::executable::{Executable, Speed};
 use mdl_passes::optimise::{Optimizer, gradients_of};
-use mdl_passes::plan::{Section, StateLayout};
-use mdl_passes::request::MemoryRequest;
+use mdl_passes::plan::StateLayout;
+use mdl_passes::request::{MemoryRequest, Precision};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ pub struct StepPlan {
     pub micro_batches: u64,
     /// Bytes that validation needs of the work space, which it shares.
     pub validation_bytes: u64,
-    /// What the state has.
-    pub sections: Vec<Section>,
+    /// Parts of the state by name, each with its bytes.
+    pub sections: Vec<(&'static str, u64)>,
     pub first: Executable,
     /// Where there are several.
     pub further: Option<Further>,
@@ -75,9 +75,7 @@ impl StepPlan {
 
     /// Files for that state in a folder.
     pub fn state_files(&self, dir: &Path) -> Result<StateFiles, StateFileError> {
-        let names: Vec<&str> = self.sections.iter().map(|s| s.name()).collect();
-        let section = self.host_state_bytes() / names.len() as u64;
-        StateFiles::create(dir, &names, section, free_bytes)
+        StateFiles::create(dir, &self.sections, free_bytes)
     }
 
     /// Seconds of a step, see `Executable::seconds`.
@@ -107,6 +105,7 @@ fn optimizer(settings: &Settings) -> Optimizer {
         weight_decay: settings.weight_decay,
         matrices_only: settings.matrices_only,
         unclipped: settings.grad_clip == 0.0 && settings.gradient_accumulation == 1,
+        state: settings.optimizer_state,
     }
 }
 
@@ -121,7 +120,7 @@ pub fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
     let purpose = match settings.gradient_accumulation {
         1 => Purpose::Training(optimizer(settings)),
-        _ => Purpose::MicroBatch { first: false },
+        _ => Purpose::MicroBatch { first: false, state: settings.optimizer_state },
     };
     trace_for(model, settings, &purpose)
 }
@@ -131,8 +130,13 @@ fn trace_for(
     settings: &Settings,
     purpose: &Purpose,
 ) -> Result<Trace, ModelError> {
+    let Settings { precision, optimizer_state, .. } = settings;
+    if (*precision, *optimizer_state) == (Precision::F32, Precision::Bf16) {
+        let message = "--optimizer_state=bf16 is for parameters in bf16; give --bf16=1 as well";
+        return Err(ModelError::Asked(message.into()));
+    }
     let graph = model.graph("loss", &options(settings.batch, settings.t, true))?;
-    Ok(run_within(graph, &mut model.front, purpose, &settings.memory)?)
+    Ok(run_within(graph, &mut model.front, purpose, &settings.memory, settings.precision)?)
 }
 
 /// What the micro-batches after the first run, and the update that follows them.
@@ -144,7 +148,8 @@ fn further(
 ) -> Result<Further, ModelError> {
     let purpose = Purpose::Update(optimizer(settings));
     let graph = gradients_of(accumulate);
-    let update = run_within(graph, &mut model.front, &purpose, &settings.memory)?;
+    let (memory, precision) = (&settings.memory, settings.precision);
+    let update = run_within(graph, &mut model.front, &purpose, memory, precision)?;
     Ok(Further {
         accumulate: finish(accumulate, state, units)?,
         update: finish(update.last(), state, units)?,
@@ -163,18 +168,21 @@ pub fn executables(
     let state = state_layout_for(trace.last(), &purpose, &settings.memory);
     let loss = model.graph("loss", &options(settings.val_batch, settings.t, false))?;
     let memory = MemoryRequest { cpu_offload: settings.memory.cpu_offload, ..Default::default() };
-    let loss = run_within(loss, &mut model.front, &Purpose::Forward, &memory)?;
+    let (front, precision) = (&mut model.front, settings.precision);
+    let loss = run_within(loss, front, &Purpose::Forward, &memory, precision)?;
     let validate = finish(loss.last(), &state, units)?;
-    let micro_batches = settings.gradient_accumulation;
-    let (first, further) = if micro_batches == 1 {
-        (finish(trace.last(), &state, units)?, None)
+    let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
+    let sections = state.named();
+    let train = if micro_batches == 1 {
+        let first = finish(trace.last(), &state, units)?;
+        StepPlan { micro_batches, validation_bytes, sections, first, further: None }
     } else {
-        let first = trace_for(model, settings, &Purpose::MicroBatch { first: true })?;
+        let purpose = Purpose::MicroBatch { first: true, state: settings.optimizer_state };
+        let first = trace_for(model, settings, &purpose)?;
         let first = finish(first.last(), &state, units)?;
-        (first, Some(further(model, settings, (trace.last(), &state), units)?))
+        let further = Some(further(model, settings, (trace.last(), &state), units)?);
+        StepPlan { micro_batches, validation_bytes, sections, first, further }
     };
-    let (validation_bytes, sections) = (validate.work_bytes, state.sections());
-    let train = StepPlan { micro_batches, validation_bytes, sections, first, further };
     let needed = train.state_bytes() + train.work_bytes();
     if let Some(budget) = settings.memory.budget.filter(|b| b.device < needed && !b.or_least) {
         let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);

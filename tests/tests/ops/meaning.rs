@@ -1,11 +1,12 @@
 //! What operations give on a few numbers, worked out by hand.
 
 use crate::Sample;
-use crate::tensors::{axis, bools, f32s, ids, names, ty};
+use crate::tensors::{axis, bf16s, bools, f32s, ids, names, ty};
 use mdl_ir::build::Builder;
 use mdl_ir::graph::Body;
 use mdl_ir::op::{Binary, Kernel, Op, Reduction, Unary};
 use mdl_ir::place::Place;
+use mdl_ir::rounding::{bf16_to_f32, stochastic_round};
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
 use std::f64::consts::{FRAC_1_SQRT_2, LN_2, SQRT_2};
@@ -49,7 +50,24 @@ pub fn known(kind: &Op) -> Known {
             one(&Op::Cast(DType::F32), vec![bools("A=2", &[1.0, 0.0])], f32s("A=2", &[1.0, 0.0])),
             one(&Op::Cast(DType::I32), vec![f32s("A=2", &[1.75, -1.75])], ids("A=2", &[1.0, -1.0])),
             one(&Op::Cast(DType::Bool), vec![f32s("A=2", &[3.0, 0.0])], bools("A=2", &[1.0, 0.0])),
+            // A bf16 has eight bits: ties go to the even neighbour, and back is exact.
+            one(
+                &Op::Cast(DType::Bf16),
+                vec![f32s("A=4", &[257.0, 259.0, -1.75, 1.0 / 3.0])],
+                bf16s("A=4", &[256.0, 260.0, -1.75, 0.333984375]),
+            ),
+            one(&Op::Cast(DType::F32), vec![bf16s("A=1", &[-1.75])], f32s("A=1", &[-1.75])),
         ],
+        // What is a bf16 stays, and what lies between two becomes one of them.
+        Op::StochasticRound { .. } => (0..3)
+            .map(|stream| {
+                let (x, seed) = (257.25f32, 11);
+                let chosen = f64::from(bf16_to_f32(stochastic_round(x, seed, stream)));
+                assert!([256.0, 258.0].contains(&chosen), "{x} becomes {chosen}");
+                let args = vec![f32s("A=3", &[1.5, -2.0, x.into()]), ids("", &[seed.into()])];
+                one(&Op::StochasticRound { stream }, args, bf16s("A=3", &[1.5, -2.0, chosen]))
+            })
+            .collect(),
         Op::Rename { .. } => {
             let op = Op::Rename { from: "B".into(), to: "C".into() };
             vec![one(&op, vec![matrix()], f32s("A=2 C=3", &matrix().data))]

@@ -26,6 +26,10 @@ pub fn bools(axes: &str, data: &[f64]) -> Tensor {
     Tensor::new(ty(DType::Bool, axes), data.to_vec())
 }
 
+pub fn bf16s(axes: &str, data: &[f64]) -> Tensor {
+    Tensor::new(ty(DType::Bf16, axes), data.to_vec())
+}
+
 pub fn axis(name: &str, size: u64) -> Axis {
     Axis::new(name, size)
 }

@@ -3,7 +3,7 @@
 //! Rows stay where they are. The kernel sorts their numbers by group, stably, and then works group
 //! by group; so no row is dropped, no row is padded, and only the order is data.
 
-use super::{ContractBlocks, ContractSpec, Dim};
+use super::{ContractBlocks, ContractSpec, Dim, Elem};
 use serde::{Deserialize, Serialize};
 
 /// out[r, :] = w[ids[r]] · a[r / share] for every row r. w is [groups, n, k], or [groups, k, n] if
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// Buffers: a [rows / share, k], w, ids i32 [rows], out [rows, n], workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupedContractSpec {
+    /// a, w and out.
+    pub elem: Elem,
     pub rows: u32,
     /// Neighbouring rows that read one row of a.
     pub share: u32,
@@ -28,6 +30,9 @@ pub struct GroupedContractSpec {
 /// workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupedOuterSpec {
+    /// a and b.
+    pub elem: Elem,
+    pub out: Elem,
     pub rows: u32,
     pub share_a: u32,
     pub share_b: u32,
@@ -52,11 +57,14 @@ impl GroupedContractSpec {
     /// The contraction of a group that has all rows.
     pub fn of_one_group(&self) -> ContractSpec {
         let (n, k) = if self.transposed { (1, self.n) } else { (self.k, 1) };
-        contraction([
-            Dim { size: self.rows, stride: self.k, stride_b: 0 },
-            Dim { size: self.n, stride: n, stride_b: 0 },
-            Dim { size: self.k, stride: 1, stride_b: k },
-        ])
+        contraction(
+            (self.elem, self.elem),
+            [
+                Dim { size: self.rows, stride: self.k, stride_b: 0 },
+                Dim { size: self.n, stride: n, stride_b: 0 },
+                Dim { size: self.k, stride: 1, stride_b: k },
+            ],
+        )
     }
 
     pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
@@ -67,11 +75,14 @@ impl GroupedContractSpec {
 impl GroupedOuterSpec {
     /// The contraction of a group that has all rows.
     pub fn of_one_group(&self) -> ContractSpec {
-        contraction([
-            Dim { size: self.m, stride: 1, stride_b: 0 },
-            Dim { size: self.n, stride: 1, stride_b: 0 },
-            Dim { size: self.rows, stride: self.m, stride_b: self.n },
-        ])
+        contraction(
+            (self.elem, self.out),
+            [
+                Dim { size: self.m, stride: 1, stride_b: 0 },
+                Dim { size: self.n, stride: 1, stride_b: 0 },
+                Dim { size: self.rows, stride: self.m, stride_b: self.n },
+            ],
+        )
     }
 
     pub(super) fn workspace_bytes(&self, units: u32) -> u64 {
@@ -79,8 +90,11 @@ impl GroupedOuterSpec {
     }
 }
 
-fn contraction([m, n, k]: [Dim; 3]) -> ContractSpec {
+fn contraction((elem, out): (Elem, Elem), [m, n, k]: [Dim; 3]) -> ContractSpec {
     ContractSpec {
+        a: elem,
+        b: elem,
+        outputs: vec![out],
         batch: vec![],
         m: vec![m],
         n: vec![n],
@@ -90,12 +104,11 @@ fn contraction([m, n, k]: [Dim; 3]) -> ContractSpec {
         prologue_result: 0,
         epilogue_inputs: vec![],
         epilogue: vec![],
-        n_outputs: 1,
     }
 }
 
 /// How a grouped contraction uses its workspace, in elements of four bytes: counters, the sorted
-/// rows, and then for each unit its packed blocks and a tile.
+/// rows, and then for each unit its packed blocks, a tile and the partial sums of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupedParts {
     pub counters: u64,
@@ -107,6 +120,8 @@ pub struct GroupedParts {
     pub packed_b: u64,
     pub packed_a: u64,
     pub tile: u64,
+    /// None where partial sums wait in the output, or there are none.
+    pub partial: u64,
 }
 
 impl GroupedParts {
@@ -114,6 +129,8 @@ impl GroupedParts {
     /// height, and together with the depth small enough for a unit's second cache.
     pub const COLUMNS: u64 = 192;
     pub const ROWS: u64 = 96;
+    /// Rows of a piece that are worth packing a block of a group's matrix for again.
+    pub const PIECE_ROWS: u64 = 384;
 
     pub fn of(rows: u32, groups: u32, one: &ContractSpec, units: u32) -> GroupedParts {
         let blocks = ContractBlocks::of(one, units);
@@ -124,12 +141,13 @@ impl GroupedParts {
             packed_b: Self::COLUMNS * blocks.depth,
             packed_a: Self::ROWS * blocks.depth,
             tile: blocks.tile(),
+            partial: if blocks.partial { Self::PIECE_ROWS * Self::COLUMNS } else { 0 },
         }
     }
 
     /// Elements that one unit has for itself.
     pub fn own(&self) -> u64 {
-        self.packed_b + self.packed_a + self.tile
+        self.packed_b + self.packed_a + self.tile + self.partial
     }
 
     pub fn bytes(&self, units: u32) -> u64 {

@@ -9,7 +9,9 @@ use crate::flags::{ModelFlags, StepFlags};
 use crate::hardware::speed_of_cpu;
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
-use mdl_ir::kernel::{AttentionSpec, ContractSpec, Dim, KernelSpec, MaskSpec, workspace_bytes};
+use mdl_ir::kernel::{
+    AttentionSpec, ContractSpec, Dim, Elem, KernelSpec, MaskSpec, workspace_bytes,
+};
 use mdl_kernels::{Device, measure_fma_peak};
 use mdl_train::packing::Batch;
 use mdl_train::resident;
@@ -140,6 +142,9 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
             };
             let spec = KernelSpec::Contract(ContractSpec {
+                a: Elem::F32,
+                b: Elem::F32,
+                outputs: vec![Elem::F32],
                 batch: Vec::new(),
                 m: dim(m, a[0], 0),
                 n: dim(n, b[1], 0),
@@ -149,7 +154,6 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 prologue_result: 0,
                 epilogue_inputs: Vec::new(),
                 epilogue: Vec::new(),
-                n_outputs: 1,
             });
             let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
             rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
@@ -181,6 +185,7 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
     for t in [256u32, 512, 1024, 2048] {
         for head in [48u32, 64, 128] {
             let spec = AttentionSpec {
+                elem: Elem::F32,
                 batch: 1,
                 t,
                 s: t,

@@ -11,7 +11,6 @@ use mdl_passes::executable::{Executable, Launch, Step};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::FileId;
 use mdl_train::model::{Model, source};
-use mdl_train::session::Settings;
 use std::fmt::Write;
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -62,11 +61,7 @@ pub fn run(args: &Args) -> Outcome {
         say(&program(&model));
         return Ok(());
     }
-    let settings = Settings {
-        memory: args.request.memory(args.training.units()),
-        precision: args.request.precision(),
-        ..args.training.settings()
-    };
+    let settings = args.request.settings(&args.training);
     let trace = mdl_train::session::training_trace(&mut model, &settings)?;
     let graph = |stage| trace.at(stage).map(print).ok_or(Failure("no such stage".into()));
     let text = match args.stage {

@@ -14,7 +14,9 @@ use clap::Parser;
 use decided::Decided;
 use mdl_check::config::Setting;
 use mdl_ir::active::active_params;
+use mdl_ir::tensor_type::DType;
 use mdl_passes::executable::{BufferPlan, Space};
+use mdl_passes::optimise::StateTypes;
 use mdl_train::session::{Settings, executables};
 use mdl_train::step::StepPlan;
 use serde_json::{Value, json};
@@ -61,6 +63,7 @@ struct Report {
     parameters: u64,
     active: u64,
     step: StepPlan,
+    types: StateTypes,
     hardware: Option<(Hardware, Machine)>,
     decided: Decided,
 }
@@ -114,7 +117,29 @@ impl Report {
         let speed = budget.map_or_else(|| speed_of_cpu(units), |budget| budget.speed);
         let cost = (&speed, step.seconds(&speed));
         let decided = Decided::of(&mut chosen.model, &settings, cost, units)?;
-        Ok(Report { chosen, settings, parameters, active, step, hardware, decided })
+        let types = StateTypes::of(&graph.params, settings.optimizer_state);
+        Ok(Report { chosen, settings, parameters, active, step, types, hardware, decided })
+    }
+
+    /// What the state is made of, in which bits.
+    fn state(&self) -> &'static str {
+        match (self.types.params, self.types.master) {
+            (DType::Bf16, true) => {
+                "parameters and gradients in bf16, two moments and a master copy in f32"
+            }
+            (DType::Bf16, false) => "parameters, gradients, two moments, all in bf16",
+            _ => "parameters, gradients, two moments",
+        }
+    }
+
+    /// How numbers are stored; arithmetic and sums are f32.
+    fn precision(&self) -> Value {
+        let StateTypes { params, moments, master } = self.types;
+        let master = master.then_some(DType::F32.name());
+        json!({
+            "parameters": params.name(), "gradients": params.name(), "activations": params.name(),
+            "moments": moments.name(), "master": master,
+        })
     }
 
     fn timeline(&self) -> Timeline<'_> {
@@ -186,6 +211,7 @@ impl Report {
             "batch": self.settings.batch,
             "gradient_accumulation": step.micro_batches,
             "context": self.settings.t,
+            "precision": self.precision(),
             "hardware": hardware,
             "device_bytes": machine.map(|m| m.device_bytes),
             "needs_bytes": self.needs(),
@@ -226,7 +252,7 @@ impl Report {
         let mut out = format!(
             "{}: {} parameters{active}, {times}{} sequences of {} tokens\n\
              device  {:>14} at the peak\n  \
-             state {:>14}   parameters, gradients, two moments\n  \
+             state {:>14}   {}\n  \
              work  {:>14}   (at least {} is in use at launch {when})\n\
              host    {:>14} at the peak\n\
              step    {:>10.2} GFLOP, {:.2} GB read and written, {} launches\n",
@@ -236,6 +262,7 @@ impl Report {
             self.settings.t,
             mib(self.device_need()),
             mib(step.state_bytes()),
+            self.state(),
             mib(step.work_bytes()),
             mib(live).trim(),
             mib(self.host_need()),

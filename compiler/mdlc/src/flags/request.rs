@@ -1,20 +1,27 @@
 //! Flags that ask the compiler to save memory, or to compute with narrower numbers.
 
+use super::TrainingFlags;
 use super::bytes::Bounds;
 use super::given::Given;
 use crate::hardware::speed_of_cpu;
 use clap::{Args, ValueEnum};
 use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
+use mdl_train::session::Settings;
 use std::path::PathBuf;
 
 /// Requests of a run. Some have no pass yet, and `without_effect` says so.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory and precision (0 is off, 1 is on)")]
 pub struct RequestFlags {
-    /// Parameters and activations in bf16, with f32 master weights
+    /// Parameters, gradients and activations in bf16, with f32 arithmetic and f32 master weights
     #[arg(long, default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     bf16: u8,
+    /// How moments are kept: f32, or with --bf16=1 bf16, where parameters are then rounded by chance
+    /// and have no master copy
+    #[arg(long = "optimizer_state", default_value = "f32", value_parser = ["f32", "bf16"],
+        value_name = "TYPE")]
+    optimizer_state: String,
     /// Compute activations again for the gradient in place of keeping them
     #[arg(long = "activation_checkpointing", default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
@@ -30,9 +37,9 @@ pub struct RequestFlags {
     /// Keep the state in files in this folder, which are scratch of this run, and bring in what is
     /// being computed; with --cpu_offload or without it
     #[arg(long = "disk_offload", value_name = "DIR")]
-    pub disk_offload: Option<PathBuf>,
-    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses
-    /// what is saved and what is computed again, as fast as fits
+    disk_offload: Option<PathBuf>,
+    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses what
+    /// is saved and what is computed again, as fast as fits
     #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
     memory: Option<Bounds>,
     /// How the state is divided among devices
@@ -53,7 +60,7 @@ enum Strategy {
 
 impl RequestFlags {
     /// `threads` are those of the device.
-    pub fn memory(&self, threads: u32) -> MemoryRequest {
+    fn memory(&self, threads: u32) -> MemoryRequest {
         let speed = speed_of_cpu(threads);
         MemoryRequest {
             budget: self.memory.map(|Bounds { device, host }| Budget {
@@ -81,16 +88,21 @@ impl RequestFlags {
         flags.iter().any(|flag| given.has(flag))
     }
 
-    pub fn precision(&self) -> Precision {
-        if self.bf16 == 1 { Precision::Bf16 } else { Precision::F32 }
+    /// What a run decides, with these requests.
+    pub fn settings(&self, training: &TrainingFlags) -> Settings {
+        let bits = |narrow| if narrow { Precision::Bf16 } else { Precision::F32 };
+        Settings {
+            memory: self.memory(training.units()),
+            precision: bits(self.bf16 == 1),
+            optimizer_state: bits(self.optimizer_state == "bf16"),
+            disk_offload: self.disk_offload.clone(),
+            ..training.settings()
+        }
     }
 
     /// The requests that were made and that nothing grants, each with what is done instead.
     pub fn without_effect(&self, given: &Given) -> Vec<(String, &'static str)> {
         let mut found = Vec::new();
-        if self.bf16 == 1 {
-            found.push(("bf16=1".to_string(), "parameters and activations are f32"));
-        }
         if given.has("sharding_strategy") && self.sharding_strategy != Strategy::None {
             let name = self.sharding_strategy.to_possible_value();
             let name = name.map_or(String::new(), |value| value.get_name().to_string());

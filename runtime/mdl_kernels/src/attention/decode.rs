@@ -11,10 +11,10 @@ use crate::device::{Device, Slice};
 use crate::embedding::share;
 use crate::region::environment::across_lanes;
 use crate::region::plan::Reduction;
-use crate::vector_io::{load, store};
+use crate::vector_io::{load_as, load_one, store, store_one};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
-use mdl_ir::kernel::AttentionBlocks;
+use mdl_ir::kernel::{AttentionBlocks, Elem};
 
 const PART: usize = AttentionBlocks::DECODE_KEYS as usize;
 
@@ -38,19 +38,20 @@ pub(crate) fn dot<N: Size>(
     b: &[f32],
     to: usize,
     #[comptime] head: usize,
+    #[comptime] elem: Elem,
 ) -> f32 {
     let lanes = N::value();
     let vectors = comptime!(head / lanes);
     let mut sums = Vector::<f32, N>::new(0.0);
     #[unroll]
     for i in 0..vectors {
-        let x = load::<f32, N>(a, at + i * lanes);
-        sums = fma(x, load::<f32, N>(b, to + i * lanes), sums);
+        let x = load_as::<N>(a, at + i * lanes, elem);
+        sums = fma(x, load_as::<N>(b, to + i * lanes, elem), sums);
     }
     let mut sum = sum_lanes::<N>(sums);
     #[unroll]
     for d in comptime!(vectors * lanes)..head {
-        sum = fma(a[at + d], b[to + d], sum);
+        sum = fma(load_one(a, at + d, elem), load_one(b, to + d, elem), sum);
     }
     sum
 }
@@ -105,7 +106,7 @@ fn decode<N: Size>(
     for row in share(rows, UNIT_POS as usize)..last {
         let batch = row / comptime!(shape.kv_heads * shape.group);
         let block = block_of(start, batch, 0, shape);
-        combine(y, lse, &*partials, &block, row, shape);
+        combine(y, lse, partials, &block, row, shape);
     }
 }
 
@@ -156,16 +157,16 @@ fn visit<N: Size>(
         #[unroll]
         for i in 0..lanes {
             if s + i < end {
-                let at = base + (s + i) * stride;
-                let weight = p.extract(i);
+                let (at, weight) = (base + (s + i) * stride, p.extract(i));
                 #[unroll]
                 for j in 0..vectors {
-                    let x = load::<f32, N>(v, at + j * lanes);
+                    let x = load_as::<N>(v, at + j * lanes, shape.elem);
                     sums[j] = fma(Vector::new(weight), x, sums[j]);
                 }
                 #[unroll]
                 for j in 0..rest {
-                    rests[j] = fma(weight, v[at + vectors * lanes + j], rests[j]);
+                    let x = load_one(v, at + vectors * lanes + j, shape.elem);
+                    rests[j] = fma(weight, x, rests[j]);
                 }
             }
         }
@@ -201,7 +202,8 @@ fn score_keys<N: Size>(
     for i in 0..N::value() {
         if s + i < end {
             let at = base + (s + i) * comptime!(shape.key_stride());
-            let score = dot::<N>(q, row * shape.head, k, at, shape.head) * shape.scale();
+            let score = dot::<N>(q, row * shape.head, k, at, shape.head, shape.elem);
+            let score = score * shape.scale();
             scores.insert(i, visible(score, documents_t, documents_s, block, s + i, shape));
         }
     }
@@ -232,7 +234,7 @@ fn visible(
 fn combine(
     y: &mut [f32],
     lse: &mut [f32],
-    partials: &[f32],
+    partials: &mut [f32],
     block: &Block,
     row: usize,
     #[comptime] shape: Shape,
@@ -247,23 +249,23 @@ fn combine(
     }
     let by = select(largest == f32::NEG_INFINITY, 0.0, largest);
     let mut sum = 0.0f32.runtime();
-    for d in 0..shape.head {
-        y[row * shape.head + d] = 0.0;
-    }
     for part in first..end {
         let at = (row * parts + part) * size;
         let factor = (partials[at] - by).exp();
         sum += partials[at + 1] * factor;
-        for d in 0..shape.head {
-            let old = y[row * shape.head + d];
-            y[row * shape.head + d] = fma(partials[at + 2 + d], factor, old);
-        }
+        // The maximum is not needed any more: its place takes the factor.
+        partials[at] = factor;
     }
     let nothing = sum == 0.0;
     let inverse = select(nothing, 0.0, 1.0 / sum);
     lse[row] = select(nothing, f32::NEG_INFINITY, largest + sum.ln());
     for d in 0..shape.head {
-        y[row * shape.head + d] *= inverse;
+        let mut total = 0.0f32.runtime();
+        for part in first..end {
+            let at = (row * parts + part) * size;
+            total = fma(partials[at + 2 + d], partials[at], total);
+        }
+        store_one(y, row * shape.head + d, total * inverse, shape.elem);
     }
 }
 
@@ -291,7 +293,7 @@ pub(super) fn launch(device: &Device, shape: Shape, mask: &MaskArgs, args: &[Sli
             device.buffer(&mask.rest[1]),
             device.buffer(&mask.rest[2]),
             shape,
-            device.unaligned(&args[0]),
+            device.unaligned(&args[0], [shape.elem]),
         );
     }
     device.launched();

@@ -1,7 +1,7 @@
 //! Attention and its gradient against f64 loops.
 
-use crate::embedding::testing::{Buffers, relative_error};
-use mdl_ir::kernel::{AttentionSpec, KernelSpec, MaskSpec};
+use crate::embedding::testing::{Buffers, ELEMS, relative_error};
+use mdl_ir::kernel::{AttentionSpec, Elem, KernelSpec, MaskSpec};
 
 /// Scores are sums of at most 64 products of size 1 and so carry about 8 roundings of 2⁻²⁴;
 /// exponentials are good to 1.5e-7, and both average out over the keys.
@@ -9,15 +9,21 @@ const FORWARD_TOLERANCE: f64 = 1e-6;
 
 fn case(t: u32, s: u32, kv_heads: u32, group: u32, head: u32, mask: MaskSpec) -> AttentionSpec {
     let scale = 1.0 / (head as f32).sqrt();
-    AttentionSpec { batch: 2, t, s, kv_heads, group, head, scale, mask }
+    AttentionSpec { elem: Elem::F32, batch: 2, t, s, kv_heads, group, head, scale, mask }
 }
 
 pub(crate) fn causal() -> MaskSpec {
     MaskSpec { causal: true, ..MaskSpec::default() }
 }
 
-/// Shapes that reach every branch: ragged blocks of queries and keys, every mask, groups.
+/// Every shape in every element type.
 pub(crate) fn cases() -> Vec<AttentionSpec> {
+    let with = |spec: AttentionSpec| ELEMS.map(|elem| AttentionSpec { elem, ..spec.clone() });
+    shapes().into_iter().flat_map(with).collect()
+}
+
+/// Shapes that reach every branch: ragged blocks of queries and keys, every mask, groups.
+fn shapes() -> Vec<AttentionSpec> {
     let window = MaskSpec { window: Some(9), ..causal() };
     let documents = MaskSpec { documents: true, ..causal() };
     vec![
@@ -67,7 +73,7 @@ pub(crate) fn sees(spec: &AttentionSpec, start: usize, t: usize, s: usize) -> bo
 pub(crate) fn inputs(buffers: &mut Buffers, spec: &AttentionSpec) -> Vec<usize> {
     let queries = (spec.batch * spec.t * spec.kv_heads * spec.group * spec.head) as usize;
     let keys = (spec.batch * spec.s * spec.kv_heads * spec.head) as usize;
-    let mut args = vec![buffers.random(queries), buffers.random(keys), buffers.random(keys)];
+    let mut args = [queries, keys, keys].map(|len| buffers.random(spec.elem, len)).to_vec();
     if spec.mask.documents {
         let (batch, t, s) = (spec.batch as usize, spec.t as usize, spec.s as usize);
         args.push(buffers.ints((0..batch * t).map(|i| document_t(spec, i % t))));
@@ -133,13 +139,13 @@ fn forward_matches_the_formula() {
     for spec in cases() {
         let mut buffers = Buffers::new();
         let mut args = inputs(&mut buffers, &spec);
-        let y = buffers.zeros(buffers.f32(args[0]).len());
-        let lse = buffers.zeros(buffers.f32(args[0]).len() / spec.head as usize);
+        let y = buffers.zeros(spec.elem, buffers.f32(args[0]).len());
+        let lse = buffers.zeros(Elem::F32, buffers.f32(args[0]).len() / spec.head as usize);
         args.extend([y, lse]);
         let results = buffers.run_on_units(&KernelSpec::Attention(spec.clone()), &args);
         let rows = rows(&spec, &buffers.f64(args[0]), &buffers.f64(args[1]));
         let (expected, sums) = reference(&spec, &rows, &buffers.f64(args[2]));
-        let error = relative_error(&results[y], &expected);
+        let error = relative_error(spec.elem, &results[y], &expected);
         assert!(error < FORWARD_TOLERANCE, "{spec:?}: {error}");
         for (got, expected) in results[lse].iter().zip(&sums) {
             let same = f64::from(*got) == *expected;
@@ -161,8 +167,8 @@ fn windowed(t: u32) -> AttentionSpec {
 #[test]
 fn a_window_moves_over_a_cache() {
     const TILE: usize = 8;
-    for t in [1, 2, 5, 20, 33] {
-        let spec = windowed(t);
+    for (t, elem) in [1, 2, 5, 20, 33].into_iter().flat_map(|t| ELEMS.map(|elem| (t, elem))) {
+        let spec = AttentionSpec { elem, ..windowed(t) };
         for start in [0, 1, 6, 7, 8, 19, 64 - t as usize] {
             let mut buffers = Buffers::new();
             let mut args = inputs(&mut buffers, &spec);
@@ -177,18 +183,18 @@ fn a_window_moves_over_a_cache() {
                         row.fill(f32::NAN);
                     }
                 }
-                args[i] = buffers.push(values);
+                args[i] = buffers.push(spec.elem, values);
             }
             args[3] = buffers.ints([start as i32].into_iter());
-            let y = buffers.zeros(q.len());
-            let lse = buffers.zeros(q.len() / spec.head as usize);
+            let y = buffers.zeros(spec.elem, q.len());
+            let lse = buffers.zeros(Elem::F32, q.len() / spec.head as usize);
             args.extend([y, lse]);
             let results = buffers.run_on_units(&KernelSpec::Attention(spec.clone()), &args);
             let rows = rows_from(&spec, start, &q, &k);
             let (expected, sums) = reference(&spec, &rows, &v);
-            let error = relative_error(&results[y], &expected);
+            let error = relative_error(spec.elem, &results[y], &expected);
             assert!(error < FORWARD_TOLERANCE, "{t} queries from {start}: {error}");
-            let error = relative_error(&results[lse], &sums);
+            let error = relative_error(Elem::F32, &results[lse], &sums);
             assert!(error < FORWARD_TOLERANCE, "{t} queries from {start}: {error} of sums");
         }
     }

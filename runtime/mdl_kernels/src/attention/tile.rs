@@ -3,13 +3,15 @@
 //! With queries along the lanes, maxima, sums and masks over keys never cross lanes, keys and
 //! values are read where they lie, one scalar at a time, and any head size works unpadded.
 
-use crate::vector_io::{load, load_strided, store};
+use crate::vector_io::{load, load_one, load_strided, store, store_as};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{AttentionSpec, Elem};
 
 /// What attention kernels are specialised by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
+    /// Of queries, keys, values and what is as large as they are.
+    pub elem: Elem,
     pub batch: usize,
     pub t: usize,
     pub s: usize,
@@ -41,6 +43,7 @@ impl Shape {
         let rows = |vectors: usize| (registers / 2 / vectors).min(8);
         let vectors = (spec.t as usize).div_ceil(lanes).min(most).min(registers / 8);
         Shape {
+            elem: spec.elem,
             batch: spec.batch as usize,
             t: spec.t as usize,
             s: spec.s as usize,
@@ -125,7 +128,7 @@ pub(crate) fn dot_rows<N: Size>(
         }
         #[unroll]
         for i in 0..shape.rows {
-            let row = Vector::<f32, N>::new(rows[places[i] + d]);
+            let row = Vector::<f32, N>::new(load_one(rows, places[i] + d, shape.elem));
             #[unroll]
             for j in 0..vectors {
                 sums[i * vectors + j] = fma(row, queries[j], sums[i * vectors + j]);
@@ -206,7 +209,8 @@ fn add_rows_at<N: Size>(
         }
         #[unroll]
         for i in 0..height {
-            let row = Vector::<f32, N>::new(rows[at + s * comptime!(shape.key_stride()) + i]);
+            let place = at + s * comptime!(shape.key_stride()) + i;
+            let row = Vector::<f32, N>::new(load_one(rows, place, shape.elem));
             #[unroll]
             for j in 0..vectors {
                 sums[i * vectors + j] = fma(row, weights[j], sums[i * vectors + j]);
@@ -238,7 +242,7 @@ pub(crate) fn pack_queries<N: Size>(
     let whole = count / N::value() * N::value();
     for t in range_stepped(0, whole, N::value()) {
         for d in 0..shape.head {
-            let row = load_strided::<N>(x, at + t * stride + d, stride, Elem::F32);
+            let row = load_strided::<N>(x, at + t * stride + d, stride, shape.elem);
             let place = out + d * shape.queries + t;
             store::<f32, N>(workspace, place, row * Vector::new(scale));
         }
@@ -247,7 +251,7 @@ pub(crate) fn pack_queries<N: Size>(
         // Behind the last query any finite number will do; its own is at hand.
         let from = at + min(t, count - 1) * stride;
         for d in 0..shape.head {
-            workspace[out + d * shape.queries + t] = x[from + d] * scale;
+            workspace[out + d * shape.queries + t] = load_one(x, from + d, shape.elem) * scale;
         }
     }
 }
@@ -273,7 +277,8 @@ pub(crate) fn unpack_queries<N: Size>(
             let d = min(i * lanes, last);
             let from = x + d * shape.queries + t;
             let row = load_strided::<N>(workspace, from, shape.queries, Elem::F32);
-            store::<f32, N>(y, at + t * comptime!(shape.query_stride()) + d, row * by);
+            let place = at + t * comptime!(shape.query_stride()) + d;
+            store_as::<N>(y, place, row * by, shape.elem);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Σ_t weights[s, t] · values[t, :], a register tile whose lanes are components of the head.
 
-use crate::vector_io::{load, store};
+use crate::vector_io::{load, load_as, load_one, store};
 use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct OuterShape {
@@ -89,6 +90,7 @@ pub(crate) fn pack_rows<N: Size>(
     workspace: &mut [f32],
     out: usize,
     #[comptime] head: usize,
+    #[comptime] elem: Elem,
     #[comptime] shape: OuterShape,
 ) {
     let lanes = N::value();
@@ -98,13 +100,13 @@ pub(crate) fn pack_rows<N: Size>(
         let to = out + t * shape.padded;
         #[unroll]
         for i in 0..whole {
-            let row = load::<f32, N>(x, from + i * lanes) * Vector::new(scale);
+            let row = load_as::<N>(x, from + i * lanes, elem) * Vector::new(scale);
             store::<f32, N>(workspace, to + i * lanes, row);
         }
         if comptime!(whole * lanes < shape.padded) {
             store::<f32, N>(workspace, to + whole * lanes, Vector::new(0.0));
             for d in comptime!(whole * lanes)..head {
-                workspace[to + d] = x[from + d] * scale;
+                workspace[to + d] = load_one(x, from + d, elem) * scale;
             }
         }
     }

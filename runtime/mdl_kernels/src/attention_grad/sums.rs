@@ -2,7 +2,7 @@
 
 use super::GradShape;
 use crate::embedding::share;
-use crate::vector_io::{load, store};
+use crate::vector_io::{load, store_as};
 use cubecl::prelude::*;
 
 /// The sums of one head of keys. N is at most the head.
@@ -71,7 +71,7 @@ fn write_row<N: Size>(
             key += load::<f32, N>(workspace, at);
             value += load::<f32, N>(workspace, at + sum);
         }
-        store::<f32, N>(dk, row * head + d, key);
-        store::<f32, N>(dv, row * head + d, value);
+        store_as::<N>(dk, row * head + d, key, shape.tile.elem);
+        store_as::<N>(dv, row * head + d, value, shape.tile.elem);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::attention::tests::{cases, inputs, reference, rows};
 use crate::embedding::testing::{Buffers, relative_error};
-use mdl_ir::kernel::KernelSpec;
+use mdl_ir::kernel::{Elem, KernelSpec};
 
 /// Twice the forward pass's: probabilities carry the rounding of scores and of the log-sum-exp,
 /// and `dy·v − δ` is a difference of two such sums.
@@ -19,11 +19,13 @@ fn gradients_match_the_formula() {
         let rows = rows(&spec, &q, &k);
         let (y, lse) = reference(&spec, &rows, &v);
         let single = |x: &[f64]| x.iter().map(|&x| x as f32).collect();
-        args.push(buffers.push(single(&y)));
-        args.push(buffers.push(single(&lse)));
-        args.push(buffers.random(q.len()));
+        args.push(buffers.push(spec.elem, single(&y)));
+        // The gradient of what the forward pass stored.
+        let y = buffers.f64(args[args.len() - 1]);
+        args.push(buffers.push(Elem::F32, single(&lse)));
+        args.push(buffers.random(spec.elem, q.len()));
         let dy = buffers.f64(args[args.len() - 1]);
-        let outputs = [q.len(), k.len(), v.len()].map(|len| buffers.random(len));
+        let outputs = [q.len(), k.len(), v.len()].map(|len| buffers.random(spec.elem, len));
         args.extend(outputs);
         let mut expected = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
         for row in &rows {
@@ -42,7 +44,7 @@ fn gradients_match_the_formula() {
         }
         let results = buffers.run_on_units(&KernelSpec::AttentionGrad(spec.clone()), &args);
         for (i, (&output, expected)) in outputs.iter().zip(&expected).enumerate() {
-            let error = relative_error(&results[output], expected);
+            let error = relative_error(spec.elem, &results[output], expected);
             assert!(error < TOLERANCE, "{spec:?} gradient {i}: {error}");
         }
     }

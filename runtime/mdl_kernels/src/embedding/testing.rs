@@ -1,16 +1,36 @@
 //! Host buffers that a test fills, launches on and reads back.
 //!
-//! Every launch runs on one unit and on two, and must give the same bits.
+//! A test sees numbers, whatever their elements are in memory. Every launch runs on one unit and on
+//! two, and must give the same bits.
 
 use crate::device::{Device, Slice};
-use mdl_ir::kernel::{KernelSpec, workspace_bytes};
+use mdl_ir::kernel::{Elem, KernelSpec, workspace_bytes};
+
+#[path = "../../tests/elements/mod.rs"]
+mod elements;
+pub(crate) use elements::{from_bytes, nearest, storing_error, to_bytes};
 
 /// Written behind every buffer: a kernel that writes past its end is caught.
 const GUARD: f32 = 7.25;
 const GUARD_ELEMENTS: usize = 64;
 
+/// Element types of what a kernel takes as a whole.
+pub(crate) const ELEMS: [Elem; 2] = [Elem::F32, Elem::Bf16];
+
+/// The values, which are bf16 where `elem` is; integers are bits.
+struct Buffer {
+    values: Vec<f32>,
+    elem: Elem,
+}
+
+impl Buffer {
+    fn len(&self) -> u64 {
+        self.values.len() as u64 * self.elem.bytes()
+    }
+}
+
 pub(crate) struct Buffers {
-    data: Vec<Vec<f32>>,
+    data: Vec<Buffer>,
     state: u64,
 }
 
@@ -19,25 +39,26 @@ impl Buffers {
         Buffers { data: Vec::new(), state: 0x9E37_79B9_7F4A_7C15 }
     }
 
-    pub(crate) fn push(&mut self, values: Vec<f32>) -> usize {
-        self.data.push(values);
+    /// The nearest values that `elem` has.
+    pub(crate) fn push(&mut self, elem: Elem, values: Vec<f32>) -> usize {
+        self.data.push(Buffer { values: nearest(elem, values), elem });
         self.data.len() - 1
     }
 
-    pub(crate) fn zeros(&mut self, len: usize) -> usize {
-        self.push(vec![0.0; len])
+    pub(crate) fn zeros(&mut self, elem: Elem, len: usize) -> usize {
+        self.push(elem, vec![0.0; len])
     }
 
     /// Integers as the bits that a buffer of i32 holds.
     pub(crate) fn ints(&mut self, values: impl Iterator<Item = i32>) -> usize {
         let bits = values.map(|value| f32::from_bits(value as u32)).collect();
-        self.push(bits)
+        self.push(Elem::I32, bits)
     }
 
     /// Uniform in −1..1.
-    pub(crate) fn random(&mut self, len: usize) -> usize {
+    pub(crate) fn random(&mut self, elem: Elem, len: usize) -> usize {
         let values = (0..len).map(|_| self.next()).collect();
-        self.push(values)
+        self.push(elem, values)
     }
 
     fn next(&mut self) -> f32 {
@@ -48,11 +69,11 @@ impl Buffers {
     }
 
     pub(crate) fn f32(&self, buffer: usize) -> &[f32] {
-        &self.data[buffer]
+        &self.data[buffer].values
     }
 
     pub(crate) fn f64(&self, buffer: usize) -> Vec<f64> {
-        self.data[buffer].iter().map(|&x| f64::from(x)).collect()
+        self.f32(buffer).iter().map(|&x| f64::from(x)).collect()
     }
 
     /// What all buffers hold after the launch with these arguments and a workspace.
@@ -61,9 +82,9 @@ impl Buffers {
         let mut offsets = Vec::new();
         let mut end = 0u64;
         let mut bytes = Vec::new();
-        for values in &self.data {
+        for buffer in &self.data {
             offsets.push(end);
-            bytes.extend_from_slice(bytemuck::cast_slice(values));
+            bytes.extend_from_slice(&to_bytes(buffer.elem, &buffer.values));
             bytes.extend_from_slice(bytemuck::cast_slice(&[GUARD; GUARD_ELEMENTS]));
             bytes.resize(bytes.len().next_multiple_of(256), 0);
             end = bytes.len() as u64;
@@ -74,20 +95,24 @@ impl Buffers {
         // A workspace holds anything at all when a launch begins.
         let dirt = vec![f32::NAN; (workspace / 4) as usize + GUARD_ELEMENTS];
         device.write(&arena, end, bytemuck::cast_slice(&dirt)).expect("fits");
-        let slice = |&i: &usize| arena.slice(offsets[i], self.data[i].len() as u64 * 4);
+        let slice = |&i: &usize| arena.slice(offsets[i], self.data[i].len());
         let mut slices: Vec<Slice> = args.iter().map(slice).collect();
         slices.push(arena.slice(end, workspace));
         device.launch(spec, &slices);
         let behind = device.read(&arena, end + workspace, 256).expect("fits");
-        let behind: Vec<f32> = floats(&behind);
-        assert!(behind.iter().all(|x| x.is_nan()), "wrote past the workspace");
-        let read = |(i, values): (usize, &Vec<f32>)| {
-            let len = values.len() as u64 * 4 + GUARD_ELEMENTS as u64 * 4;
-            let bytes = device.read(&arena, offsets[i], len).expect("fits");
-            let mut read: Vec<f32> = floats(&bytes);
-            let guard = read.split_off(values.len());
-            assert!(guard.iter().all(|&x| x == GUARD), "wrote past buffer {i}");
-            read
+        assert!(
+            from_bytes(Elem::F32, &behind).iter().all(|x| x.is_nan()),
+            "wrote past the workspace"
+        );
+        let read = |(i, buffer): (usize, &Buffer)| {
+            let len = buffer.len() + GUARD_ELEMENTS as u64 * 4;
+            let mut bytes = device.read(&arena, offsets[i], len).expect("fits");
+            let guard = bytes.split_off(buffer.len() as usize);
+            assert!(
+                from_bytes(Elem::F32, &guard).iter().all(|&x| x == GUARD),
+                "wrote past buffer {i}"
+            );
+            from_bytes(buffer.elem, &bytes)
         };
         self.data.iter().enumerate().map(read).collect()
     }
@@ -104,14 +129,15 @@ impl Buffers {
     }
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
-}
-
-/// ‖a − b‖ / ‖b‖, or ‖a‖ where b is zero.
-pub(crate) fn relative_error(a: &[f32], b: &[f64]) -> f64 {
+/// ‖a − b‖ / ‖b‖, or ‖a‖ where b is zero, for results `a` in elements of this type. What storing
+/// them adds to the error of a kernel's arithmetic is taken off each difference.
+pub(crate) fn relative_error(elem: Elem, a: &[f32], b: &[f64]) -> f64 {
     let norm = |xs: &mut dyn Iterator<Item = f64>| xs.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut a.iter().zip(b).map(|(&x, y)| f64::from(x) - y));
+    let off = |(x, y): (&f32, &f64)| {
+        let off = (f64::from(*x) - y).abs();
+        (off - storing_error(elem, *y)).max(0.0)
+    };
+    let difference = norm(&mut a.iter().zip(b).map(off));
     let scale = norm(&mut b.iter().copied());
     if scale == 0.0 { difference } else { difference / scale }
 }

@@ -1,38 +1,49 @@
 //! Gather, scatter-add and cache write against plain loops.
 
-use crate::embedding::testing::Buffers;
-use mdl_ir::kernel::{CacheWriteSpec, GatherSpec, KernelSpec, ScatterAddSpec};
+use crate::embedding::testing::{Buffers, ELEMS};
+use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, KernelSpec, ScatterAddSpec};
+use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
 
 const WIDTHS: [usize; 4] = [1, 19, 32, 288];
 
+fn each(mut check: impl FnMut(usize, Elem)) {
+    for width in WIDTHS {
+        ELEMS.into_iter().for_each(|elem| check(width, elem));
+    }
+}
+
 #[test]
 fn gather_copies_rows() {
-    for width in WIDTHS {
+    each(|width, elem| {
         let (rows, vocab) = (37, 11);
         let mut buffers = Buffers::new();
-        let table = buffers.random(vocab * width);
+        let table = buffers.random(elem, vocab * width);
         let ids = buffers.ints((0..rows).map(|i| (i * 7 % vocab) as i32));
-        let out = buffers.zeros(rows * width);
-        let spec = GatherSpec { rows: rows as u32, vocab: vocab as u32, width: width as u32 };
+        let out = buffers.zeros(elem, rows * width);
+        let (rows32, vocab32, width32) = (rows as u32, vocab as u32, width as u32);
+        let spec = GatherSpec { elem, rows: rows32, vocab: vocab32, width: width32 };
         let results = buffers.run_on_units(&KernelSpec::Gather(spec), &[table, ids, out]);
         for i in 0..rows {
             let id = i * 7 % vocab;
             let expected = &buffers.f32(table)[id * width..][..width];
             assert_eq!(&results[out][i * width..][..width], expected);
         }
-    }
+    });
 }
 
+/// The order of the sum is that of the rows, so it is equal to the bit; some ids have no row.
 #[test]
 fn scatter_add_sums_in_the_order_of_rows() {
-    for width in WIDTHS {
-        for accumulate in [false, true] {
+    each(|width, elem| {
+        for (out_elem, accumulate) in ELEMS.into_iter().flat_map(|e| [(e, false), (e, true)]) {
             let (rows, vocab) = (53, 7);
             let mut buffers = Buffers::new();
             let ids = buffers.ints((0..rows).map(|i| (i * i % vocab) as i32));
-            let g = buffers.random(rows * width);
-            let out = buffers.random(vocab * width);
+            let g = buffers.random(elem, rows * width);
+            let out = buffers.random(out_elem, vocab * width);
             let spec = ScatterAddSpec {
+                elem,
+                out: out_elem,
                 rows: rows as u32,
                 vocab: vocab as u32,
                 width: width as u32,
@@ -48,20 +59,24 @@ fn scatter_add_sums_in_the_order_of_rows() {
                     expected[i * i % vocab * width + c] += buffers.f32(g)[i * width + c];
                 }
             }
+            if out_elem == Elem::Bf16 {
+                expected.iter_mut().for_each(|x| *x = bf16_to_f32(bf16_nearest(*x)));
+            }
             assert_eq!(results[out], expected);
         }
-    }
+    });
 }
 
 #[test]
 fn cache_write_keeps_the_other_rows() {
-    for width in WIDTHS {
+    each(|width, elem| {
         let (batch, t, capacity, start) = (3, 2, 9, 5);
         let mut buffers = Buffers::new();
-        let x = buffers.random(batch * t * width);
+        let x = buffers.random(elem, batch * t * width);
         let at = buffers.ints([start as i32].into_iter());
-        let cache = buffers.random(batch * capacity * width);
+        let cache = buffers.random(elem, batch * capacity * width);
         let spec = CacheWriteSpec {
+            elem,
             batch: batch as u32,
             t: t as u32,
             capacity: capacity as u32,
@@ -75,5 +90,5 @@ fn cache_write_keeps_the_other_rows() {
                 .copy_from_slice(&buffers.f32(x)[b * t * width..(b + 1) * t * width]);
         }
         assert_eq!(results[cache], expected);
-    }
+    });
 }

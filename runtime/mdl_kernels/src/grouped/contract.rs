@@ -5,13 +5,15 @@ use super::sort::{sort_rows, start_of};
 use super::tile::{Tile, clear, multiply_rows};
 use crate::contract::take;
 use crate::contract_pack::{Block, pack_b_panel};
-use crate::contract_plan::{LayoutB, Plan};
+use crate::contract_plan::{LayoutA, LayoutB, Plan};
 use crate::embedding::share;
+use crate::vector_io::{load_as, load_one, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::grouped::GroupedParts;
 
 /// Rows that are multiplied with a packed block before the next ones, so that they stay in cache.
 const ROWS: usize = GroupedParts::ROWS as usize;
+const COLUMNS: usize = GroupedParts::COLUMNS as usize;
 /// Rows of a matrix whose n is contiguous that are packed together: so many pages that addresses
 /// are still known when the next columns are read.
 const STEPS: usize = 32;
@@ -81,7 +83,7 @@ pub(crate) fn clear_strays<N: Size>(
     let count = comptime!(plan.rows) - start;
     for i in share(count, UNIT_POS as usize)..share(count, UNIT_POS as usize + 1) {
         let row = usize::cast_from(sorted[start + i]);
-        clear::<N>(out, row * columns, columns.runtime());
+        clear::<N>(out, row * columns, columns.runtime(), comptime!(plan.one.outputs[0]));
     }
 }
 
@@ -117,7 +119,7 @@ fn contract_piece<N: Size>(
                 column: piece.column,
             };
             let plan = comptime!(plan.clone());
-            multiply_block::<N>(a, out, sorted, workspace, &here, &block, plan);
+            multiply_block::<N>(a, out, sorted, workspace, &here, rows, &block, plan);
         }
     }
 }
@@ -146,7 +148,33 @@ fn pack_block<N: Size>(
     }
 }
 
-/// The rows of a piece with one packed block.
+/// Packs rows of the order, each along k.
+#[cube]
+fn pack_rows<N: Size>(
+    a: &[f32],
+    sorted: &[u32],
+    workspace: &mut [f32],
+    to: usize,
+    piece: &Piece,
+    block: &Block,
+    #[comptime] plan: GroupedPlan,
+) {
+    let whole = block.depth / N::value() * N::value();
+    for r in 0..piece.rows {
+        let number = usize::cast_from(sorted[piece.start + r]);
+        let from = number / comptime!(plan.share_a) * comptime!(plan.one.depth) + block.k;
+        let out = to + r * comptime!(plan.one.block_depth);
+        for k in range_stepped(0, whole, N::value()) {
+            let lanes = load_as::<N>(a, from + k, comptime!(plan.one.a));
+            store::<f32, N>(workspace, out + k, lanes);
+        }
+        for k in whole..block.depth {
+            workspace[out + k] = load_one(a, from + k, comptime!(plan.one.a));
+        }
+    }
+}
+
+/// The rows of a piece behind its first `before` ones, with one packed block.
 #[cube]
 fn multiply_block<N: Size>(
     a: &[f32],
@@ -154,12 +182,19 @@ fn multiply_block<N: Size>(
     sorted: &[u32],
     workspace: &mut [f32],
     piece: &Piece,
+    before: usize,
     block: &Block,
     #[comptime] plan: GroupedPlan,
 ) {
     let own = UNIT_POS as usize * comptime!(plan.own);
+    let packed_a = own + comptime!(plan.one.packed_b_elements);
+    let buffer = packed_a + comptime!(plan.one.packed_a_elements);
     let height = comptime!(plan.one.tile_rows);
     let width = comptime!(plan.one.tile_vectors * plan.one.width);
+    if comptime!(plan.one.layout_a == LayoutA::Rows) {
+        let plan = comptime!(plan.clone());
+        pack_rows::<N>(a, sorted, workspace, packed_a, piece, block, plan);
+    }
     for panel in 0..block.columns.div_ceil(width) {
         let column = panel * width;
         for row in range_stepped(0, piece.rows, height) {
@@ -167,18 +202,28 @@ fn multiply_block<N: Size>(
             let mut to = Array::<usize>::new(height);
             #[unroll]
             for r in 0..height {
-                let at = piece.start + min(row + r, piece.rows - 1);
-                let number = usize::cast_from(sorted[at]);
-                from[r] = number / comptime!(plan.share_a) * comptime!(plan.one.depth) + block.k;
+                let here = min(row + r, piece.rows - 1);
+                let number = usize::cast_from(sorted[piece.start + here]);
+                if comptime!(plan.one.layout_a == LayoutA::Rows) {
+                    from[r] = packed_a + here * comptime!(plan.one.block_depth);
+                } else {
+                    let place = number / comptime!(plan.share_a) * comptime!(plan.one.depth);
+                    from[r] = place + block.k;
+                }
                 to[r] = number * comptime!(plan.one.columns) + block.column + column;
             }
             let tile = Tile {
                 packed_b: own + column * block.depth,
-                buffer: own + comptime!(plan.one.packed_b_elements + plan.one.packed_a_elements),
+                buffer,
                 depth: block.depth,
                 rows: min(piece.rows - row, height),
                 columns: min(block.columns - column, width),
+                partial: buffer
+                    + comptime!(plan.one.tile_elements)
+                    + (before + row) * COLUMNS
+                    + column,
                 first: block.k == 0,
+                last: block.k + block.depth == comptime!(plan.one.depth),
             };
             let plan = comptime!(plan.one.clone());
             multiply_rows::<N>(a, workspace, out, &from, &to, &tile, plan);

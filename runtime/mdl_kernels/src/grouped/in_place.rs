@@ -1,6 +1,6 @@
 //! Few rows a group, as in decoding: the matrices of the groups that have rows are read in place.
 //!
-//! 2·rows·n·k operations on 4·n·k bytes of each such group, so the memory's speed is the limit.
+//! 2·rows·n·k operations on n·k elements of each such group, so the memory's speed is the limit.
 //! A matrix is read once for every eight rows, from the cache after the first time. A sum does not
 //! depend on which rows it is computed with.
 
@@ -129,6 +129,29 @@ fn rows_in_place<N: Size>(
     let columns = min(chunk, comptime!(plan.one.columns) - piece.column);
     let one = comptime!(Plan { rows: height, ..plan.one.clone() });
     let column = piece.column;
-    multiply_columns::<N>(a, &from, w, base, workspace, tile, column, columns, chunk, one);
-    copy_rows::<N>(&*workspace, tile, out, &to, height.runtime(), columns, false.runtime(), chunk);
+    let elem = comptime!(plan.one.outputs[0]);
+    multiply_columns::<N>(
+        a,
+        comptime!(plan.one.a),
+        &from,
+        w,
+        base,
+        workspace,
+        tile,
+        column,
+        columns,
+        chunk,
+        one,
+    );
+    copy_rows::<N>(
+        &*workspace,
+        tile,
+        out,
+        &to,
+        height.runtime(),
+        columns,
+        false.runtime(),
+        chunk,
+        elem,
+    );
 }

@@ -4,12 +4,14 @@ use super::GroupedPlan;
 use super::sort::{sort_rows, start_of};
 use super::tile::{Tile, clear, multiply_rows};
 use crate::contract::take;
-use crate::vector_io::{load, store};
+use crate::vector_io::{load_as, load_one, store};
 use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
 use mdl_ir::kernel::grouped::GroupedParts;
 
 /// Rows of the result in a piece.
 const ROWS: usize = GroupedParts::ROWS as usize;
+const COLUMNS: usize = GroupedParts::COLUMNS as usize;
 
 #[cube(launch_unchecked, address_type = "u64")]
 pub(crate) fn grouped_outer<N: Size, M: Size>(
@@ -77,7 +79,8 @@ fn outer_piece<N: Size, M: Size>(
     if piece.count == 0 {
         for r in 0..piece.rows {
             let row = piece.group * comptime!(plan.one.rows) + piece.row + r;
-            clear::<N>(out, row * columns + piece.column, piece.columns);
+            let elem = comptime!(plan.one.outputs[0]);
+            clear::<N>(out, row * columns + piece.column, piece.columns, elem);
         }
     }
     let own = UNIT_POS as usize * comptime!(plan.own);
@@ -90,14 +93,19 @@ fn outer_piece<N: Size, M: Size>(
         let limit = comptime!(plan.one.columns);
         let share = comptime!(plan.share_b);
         let (first, count) = (piece.column, piece.columns);
-        pack_columns::<N>(b, sorted, at, depth, workspace, own, first, count, width, limit, share);
+        let elem = comptime!(plan.one.b);
+        pack_columns::<N>(
+            b, sorted, at, depth, workspace, own, first, count, width, limit, share, elem,
+        );
         let limit = comptime!(plan.one.rows);
         let share = comptime!(plan.share_a);
         let (first, count) = (piece.row, piece.rows);
         pack_columns::<M>(
-            a, sorted, at, depth, workspace, packed_a, first, count, height, limit, share,
+            a, sorted, at, depth, workspace, packed_a, first, count, height, limit, share, elem,
         );
-        multiply_block::<N>(a, out, workspace, piece, depth, k == 0, comptime!(plan.clone()));
+        let (begins, ends) = (k == 0, k + depth == piece.count);
+        let plan = comptime!(plan.clone());
+        multiply_block::<N>(a, out, workspace, piece, depth, begins, ends, plan);
     }
 }
 
@@ -116,6 +124,7 @@ fn pack_columns<N: Size>(
     #[comptime] width: usize,
     #[comptime] columns: usize,
     #[comptime] share: usize,
+    #[comptime] elem: Elem,
 ) {
     let wide = N::value();
     for k in 0..depth {
@@ -126,12 +135,13 @@ fn pack_columns<N: Size>(
             if column + width <= columns {
                 #[unroll]
                 for v in 0..comptime!(width / wide) {
-                    let lanes = load::<f32, N>(x, from + column + v * N::value());
+                    let lanes = load_as::<N>(x, from + column + v * N::value(), elem);
                     store::<f32, N>(workspace, out + v * N::value(), lanes);
                 }
             } else {
                 for c in 0..width {
-                    workspace[out + c] = x[from + min(column + c, columns - 1)];
+                    let at = from + min(column + c, columns - 1);
+                    workspace[out + c] = load_one(x, at, elem);
                 }
             }
         }
@@ -146,6 +156,7 @@ fn multiply_block<N: Size>(
     piece: &Piece,
     depth: usize,
     first: bool,
+    last: bool,
     #[comptime] plan: GroupedPlan,
 ) {
     let own = UNIT_POS as usize * comptime!(plan.own);
@@ -164,13 +175,16 @@ fn multiply_block<N: Size>(
                 let here = piece.group * comptime!(plan.one.rows) + piece.row + row + r;
                 to[r] = here * comptime!(plan.one.columns) + piece.column + column;
             }
+            let buffer = packed_a + comptime!(plan.one.packed_a_elements);
             let tile = Tile {
                 packed_b: own + column * depth,
-                buffer: packed_a + comptime!(plan.one.packed_a_elements),
+                buffer,
+                partial: buffer + comptime!(plan.one.tile_elements) + row * COLUMNS + column,
                 depth,
                 rows: min(piece.rows - row, height),
                 columns: min(piece.columns - column, width),
                 first,
+                last,
             };
             let plan = comptime!(plan.one.clone());
             multiply_rows::<N>(a, workspace, out, &from, &to, &tile, plan);

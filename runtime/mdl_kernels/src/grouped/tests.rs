@@ -3,9 +3,9 @@
 //! The workspace and the output hold NaN when a launch begins, and the bits must not depend on the
 //! number of units.
 
-use crate::embedding::testing::Buffers;
-use mdl_ir::kernel::KernelSpec;
+use crate::embedding::testing::{Buffers, ELEMS, storing_error};
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
+use mdl_ir::kernel::{Elem, KernelSpec};
 
 /// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
 /// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
@@ -60,10 +60,10 @@ fn check_contract(spec: &GroupedContractSpec, routing: Routing) {
     let [rows, share, groups, n, k] =
         [spec.rows, spec.share, spec.groups, spec.n, spec.k].map(|size| size as usize);
     let mut buffers = Buffers::new();
-    let a = buffers.random(rows / share * k);
-    let w = buffers.random(groups * n * k);
+    let a = buffers.random(spec.elem, rows / share * k);
+    let w = buffers.random(spec.elem, groups * n * k);
     let ids = buffers.ints((0..rows).map(|r| routing.id(r, groups)));
-    let out = buffers.push(vec![f32::NAN; rows * n]);
+    let out = buffers.push(spec.elem, vec![f32::NAN; rows * n]);
     let got = run(&buffers, &KernelSpec::GroupedContract(spec.clone()), [a, w, ids, out]);
     let (a, w) = (buffers.f64(a), buffers.f64(w));
     for r in 0..rows {
@@ -78,7 +78,8 @@ fn check_contract(spec: &GroupedContractSpec, routing: Routing) {
             let products = (0..k).map(|p| a[r / share * k + p] * w[at(p)]);
             let (sum, scale) = products.fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
             let off = (f64::from(got) - sum).abs();
-            assert!(off <= tolerance(k) * scale, "{r}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
+            let bound = tolerance(k) * scale + storing_error(spec.elem, sum);
+            assert!(off <= bound, "{r}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
         }
     }
 }
@@ -87,10 +88,10 @@ fn check_outer(spec: &GroupedOuterSpec, routing: Routing) {
     let [rows, share_a, share_b, groups, m, n] =
         [spec.rows, spec.share_a, spec.share_b, spec.groups, spec.m, spec.n].map(|s| s as usize);
     let mut buffers = Buffers::new();
-    let a = buffers.random(rows / share_a * m);
-    let b = buffers.random(rows / share_b * n);
+    let a = buffers.random(spec.elem, rows / share_a * m);
+    let b = buffers.random(spec.elem, rows / share_b * n);
     let ids = buffers.ints((0..rows).map(|r| routing.id(r, groups)));
-    let out = buffers.push(vec![f32::NAN; groups * m * n]);
+    let out = buffers.push(spec.out, vec![f32::NAN; groups * m * n]);
     let got = run(&buffers, &KernelSpec::GroupedOuter(spec.clone()), [a, b, ids, out]);
     let (a, b) = (buffers.f64(a), buffers.f64(b));
     for e in 0..groups {
@@ -101,7 +102,7 @@ fn check_outer(spec: &GroupedOuterSpec, routing: Routing) {
                 own.iter().map(product).fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
             let got = got[(e * m + i) * n + j];
             let off = (f64::from(got) - sum).abs();
-            let bound = tolerance(own.len()) * scale;
+            let bound = tolerance(own.len()) * scale + storing_error(spec.out, sum);
             assert!(off <= bound, "{e}, {i}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
         }
     }
@@ -125,19 +126,27 @@ const SHAPES: [[u32; 5]; 10] = [
 fn rows_with_the_matrices_of_their_groups() {
     for [rows, groups, n, k, share] in SHAPES {
         for transposed in [false, true] {
-            let spec = GroupedContractSpec { rows, share, groups, n, k, transposed };
-            ROUTINGS.iter().for_each(|routing| check_contract(&spec, *routing));
+            for elem in ELEMS {
+                let spec = GroupedContractSpec { elem, rows, share, groups, n, k, transposed };
+                ROUTINGS.iter().for_each(|routing| check_contract(&spec, *routing));
+            }
         }
     }
 }
+
+/// Of a and b, and of the result.
+const OUTER_ELEMS: [[Elem; 2]; 3] =
+    [[Elem::F32, Elem::F32], [Elem::Bf16, Elem::Bf16], [Elem::Bf16, Elem::F32]];
 
 #[test]
 fn outer_products_of_each_groups_rows() {
     for [rows, groups, m, n, share] in SHAPES {
         // Gradients have one side shared and the other not.
         for (share_a, share_b) in [(1, share), (share, 1)] {
-            let spec = GroupedOuterSpec { rows, share_a, share_b, groups, m, n };
-            ROUTINGS.iter().for_each(|routing| check_outer(&spec, *routing));
+            for [elem, out] in OUTER_ELEMS {
+                let spec = GroupedOuterSpec { elem, out, rows, share_a, share_b, groups, m, n };
+                ROUTINGS.iter().for_each(|routing| check_outer(&spec, *routing));
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::plan::{Plan, PlanView, Reduction};
 use crate::program::{Environment, Lanes, Registers, splat};
-use crate::vector_io::{load_strided, store};
+use crate::vector_io::{load_strided, store_strided};
 use cubecl::prelude::*;
 use std::ops::Range;
 
@@ -180,7 +180,7 @@ impl<N: Size> Environment<N> for At<'_, N> {
         let view = &self.views.plan.inputs[input];
         let at = self.element(scope, self.place.inputs[input], view.inner());
         let buffer = &self.views.inputs[input];
-        load_strided::expand::<N>(scope, buffer, at, view.inner(), view.elem())
+        load_strided::expand::<N>(scope, buffer, at, view.inner(), view.elem)
     }
 
     fn store(&mut self, scope: &Scope, output: u16, value: Lanes<N>) {
@@ -188,8 +188,7 @@ impl<N: Size> Environment<N> for At<'_, N> {
         let view = &self.views.plan.outputs[output];
         let at = self.element(scope, self.place.outputs[output], view.inner());
         let mut buffer = self.views.outputs[output].clone();
-        let value = if view.i32 { rounded::expand::<N>(scope, value) } else { value };
-        store_strided::expand::<N>(scope, &mut buffer, at, value, view.inner());
+        store_strided::expand::<N>(scope, &mut buffer, at, value, view.inner(), view.elem);
     }
 
     fn index(&mut self, scope: &Scope, dim: u16) -> Lanes<N> {
@@ -264,27 +263,4 @@ fn numbers_from<N: Size>(first: usize) -> Vector<f32, N> {
         lanes.insert(lane, f32::cast_from(lane));
     }
     lanes + number::<N>(first)
-}
-
-/// The bits of the nearest integers.
-#[cube]
-fn rounded<N: Size>(value: Vector<f32, N>) -> Vector<f32, N> {
-    Vector::<f32, N>::reinterpret(Vector::<i32, N>::cast_from(value.round()))
-}
-
-#[cube]
-fn store_strided<N: Size>(
-    buffer: &mut [f32],
-    at: usize,
-    value: Vector<f32, N>,
-    #[comptime] stride: usize,
-) {
-    if comptime!(stride == 1) {
-        store::<f32, N>(buffer, at, value);
-    } else {
-        #[unroll]
-        for lane in 0..N::value() {
-            buffer[at + lane * stride] = value.extract(lane);
-        }
-    }
 }

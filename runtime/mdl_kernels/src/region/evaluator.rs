@@ -99,14 +99,16 @@ pub(crate) fn evaluate(
     outputs: Vec<Vec<f64>>,
 ) -> Vec<Vec<f64>> {
     let mut evaluator = Evaluator { spec, inputs, outputs, rows: vec![0.0; 64] };
-    let last = spec.dims.len() - 1;
+    // A scalar is a row of one column.
+    let dims: &[u32] = if spec.dims.is_empty() { &[1] } else { &spec.dims };
+    let last = dims.len() - 1;
     match spec.walk {
         Walk::Rows => {
-            for row in indices(&spec.dims[..last]) {
+            for row in indices(&dims[..last]) {
                 for phase in &spec.phases {
                     evaluator.row_program(&phase.row, &[row.clone(), vec![0]].concat());
                     evaluator.start_reductions(&phase.cols);
-                    for column in 0..spec.dims[last] as usize {
+                    for column in 0..dims[last] as usize {
                         let index = [row.clone(), vec![column]].concat();
                         evaluator.run(&phase.cols, &mut Vec::new(), &index);
                     }
@@ -115,13 +117,13 @@ pub(crate) fn evaluate(
         }
         Walk::Columns { reduced } => {
             let outer = last - reduced as usize;
-            for first in indices(&spec.dims[..outer]) {
-                for column in 0..spec.dims[last] as usize {
+            for first in indices(&dims[..outer]) {
+                for column in 0..dims[last] as usize {
                     let zeros = vec![0; reduced as usize];
                     let place = [first.clone(), zeros, vec![column]].concat();
                     evaluator.row_program(&spec.phases[0].row, &place);
                     evaluator.start_reductions(&spec.phases[0].cols);
-                    for middle in indices(&spec.dims[outer..last]) {
+                    for middle in indices(&dims[outer..last]) {
                         let index = [first.clone(), middle, vec![column]].concat();
                         evaluator.run(&spec.phases[0].cols, &mut Vec::new(), &index);
                     }

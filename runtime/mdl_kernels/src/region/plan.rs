@@ -16,16 +16,12 @@ pub(crate) enum Reduction {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanView {
-    pub i32: bool,
+    pub elem: Elem,
     pub offset: usize,
     pub strides: Vec<usize>,
 }
 
 impl PlanView {
-    pub(crate) fn elem(&self) -> Elem {
-        if self.i32 { Elem::I32 } else { Elem::F32 }
-    }
-
     /// Stride of the walked dim.
     pub(crate) fn inner(&self) -> usize {
         self.strides[self.strides.len() - 1]
@@ -57,7 +53,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(spec: &RegionSpec, units: usize, lanes: usize) -> Plan {
         let view = |view: &View| PlanView {
-            i32: view.elem == Elem::I32,
+            elem: view.elem,
             offset: view.offset as usize,
             strides: view.strides.iter().map(|&stride| stride as usize).collect(),
         };

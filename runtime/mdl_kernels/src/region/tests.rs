@@ -3,13 +3,26 @@
 use crate::embedding::testing::{Buffers, relative_error};
 use crate::region::evaluator::evaluate;
 use mdl_ir::kernel::*;
+use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
 
 /// A reduction of up to 300 terms in 16 lanes and a handful of elementwise steps after it:
 /// about 30 roundings of 2⁻²⁴, and `exp`, `sin` and `cos` good to 1.5e-7.
 const TOLERANCE: f64 = 1e-6;
 
-/// Runs the region on buffers of these lengths and compares every output.
+/// Runs the region on buffers of these lengths and compares every output: as it is, with bf16 for
+/// f32, and with bf16 for every other f32.
 fn check(spec: &RegionSpec, lengths: &[usize], output_lengths: &[usize]) {
+    for narrow in [|_| false, |_| true, |i| i % 2 == 0, |i| i % 2 == 1] {
+        let mut spec = spec.clone();
+        let views = spec.inputs.iter_mut().chain(&mut spec.outputs).enumerate();
+        for (_, view) in views.filter(|(i, view)| view.elem == Elem::F32 && narrow(*i)) {
+            view.elem = Elem::Bf16;
+        }
+        check_one(&spec, lengths, output_lengths);
+    }
+}
+
+fn check_one(spec: &RegionSpec, lengths: &[usize], output_lengths: &[usize]) {
     let mut buffers = Buffers::new();
     let mut args = Vec::new();
     let mut inputs = Vec::new();
@@ -18,12 +31,13 @@ fn check(spec: &RegionSpec, lengths: &[usize], output_lengths: &[usize]) {
             args.push(buffers.ints((0..len).map(|i| (i * 7 % 13) as i32)));
             inputs.push((0..len).map(|i| (i * 7 % 13) as f64).collect());
         } else {
-            let buffer = buffers.random(len);
+            let buffer = buffers.random(view.elem, len);
             args.push(buffer);
             inputs.push(buffers.f64(buffer));
         }
     }
-    let outputs: Vec<usize> = output_lengths.iter().map(|&len| buffers.zeros(len)).collect();
+    let outputs = spec.outputs.iter().zip(output_lengths);
+    let outputs: Vec<usize> = outputs.map(|(view, &len)| buffers.zeros(view.elem, len)).collect();
     args.extend(&outputs);
     let zeros = output_lengths.iter().map(|&len| vec![0.0; len]).collect();
     let expected = evaluate(spec, inputs, zeros);
@@ -34,7 +48,7 @@ fn check(spec: &RegionSpec, lengths: &[usize], output_lengths: &[usize]) {
         } else {
             results[output].clone()
         };
-        let error = relative_error(&result, expected);
+        let error = relative_error(view.elem, &result, expected);
         assert!(error < TOLERANCE, "{:?}: {error}", spec.dims);
     }
 }
@@ -278,9 +292,45 @@ fn a_scalar_is_a_region() {
         outputs: vec![view(0, &[])],
         phases: vec![cols(vec![op(Load(0), 0, 0, 0), op(Exp, 1, 0, 0), op(Store(0), 0, 1, 0)])],
     };
+    check(&spec, &[1], &[1]);
+}
+
+/// The upper half of every f32 with lower halves around nothing, a tie and the next one.
+fn patterns() -> Vec<f32> {
+    const LOWER: [u32; 7] = [0, 1, 0x7fff, 0x8000, 0x8001, 0xfffe, 0xffff];
+    let all = (0..=u16::MAX).flat_map(|upper| LOWER.map(|low| u32::from(upper) << 16 | low));
+    all.map(f32::from_bits).collect()
+}
+
+/// Stored, rounded in a register, and loaded again, to the bit.
+#[test]
+fn rounding_is_that_of_the_host() {
+    let values = patterns();
+    let columns = values.len() as u32;
+    let elem = |elem| View { elem, offset: 0, strides: vec![1] };
+    let spec = RegionSpec {
+        dims: vec![columns],
+        walk: Walk::Rows,
+        inputs: vec![elem(Elem::F32), elem(Elem::Bf16)],
+        outputs: vec![elem(Elem::Bf16), elem(Elem::F32), elem(Elem::F32)],
+        phases: vec![cols(vec![
+            op(Load(0), 0, 0, 0),
+            op(Store(0), 0, 0, 0),
+            op(Round, 1, 0, 0),
+            op(Store(1), 0, 1, 0),
+            op(Load(1), 2, 0, 0),
+            op(Store(2), 0, 2, 0),
+        ])],
+    };
     let mut buffers = Buffers::new();
-    let args = [buffers.random(1), buffers.zeros(1)];
+    let mut args = vec![buffers.push(Elem::F32, values.clone())];
+    args.push(buffers.push(Elem::Bf16, values.clone()));
+    args.extend([Elem::Bf16, Elem::F32, Elem::F32].map(|elem| buffers.zeros(elem, values.len())));
     let results = buffers.run_on_units(&KernelSpec::Region(spec), &args);
-    let error = relative_error(&results[args[1]], &[buffers.f64(args[0])[0].exp()]);
-    assert!(error < TOLERANCE, "{error}");
+    for (i, x) in values.iter().enumerate() {
+        let want = bf16_to_f32(bf16_nearest(*x)).to_bits();
+        for output in &args[2..] {
+            assert_eq!(results[*output][i].to_bits(), want, "{:x}", x.to_bits());
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::*;
 
-/// A section that is no multiple of a page.
+/// Sections that are no multiples of a page, nor of each other.
 const SECTION: u64 = 2 * PAGE + 512;
-const NAMES: [&str; 2] = ["a", "b"];
+const OTHER: u64 = 4 * PAGE + 256;
+const SECTIONS: [(&str, u64); 2] = [("a", SECTION), ("b", OTHER)];
 
 fn folder(name: &str) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("mdl-state-{}-{name}", std::process::id()));
@@ -13,7 +14,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn files(dir: &Path) -> StateFiles {
-    StateFiles::create(dir, &NAMES, SECTION, |_| None).expect("a folder of its own")
+    StateFiles::create(dir, &SECTIONS, |_| None).expect("a folder of its own")
 }
 
 fn bytes(n: u64) -> Vec<u8> {
@@ -26,12 +27,12 @@ fn parts_come_back_as_they_were_written_and_the_rest_is_zeros() {
     let mut state = files(&dir);
     let mut model = vec![0; state.bytes() as usize];
     // Within a page, over its border, a whole section, the end of the other one.
-    for (at, n) in [(256, 512), (PAGE - 256, 768), (SECTION, SECTION), (SECTION - 256, 256)] {
+    for (at, n) in [(256, 512), (PAGE - 256, 768), (SECTION, OTHER), (SECTION - 256, 256)] {
         state.write(at, &bytes(n)).expect("written");
         model[at as usize..(at + n) as usize].copy_from_slice(&bytes(n));
     }
     for (at, n) in
-        [(0, SECTION), (SECTION, SECTION), (256, 256), (PAGE, PAGE), (SECTION - 512, 512)]
+        [(0, SECTION), (SECTION, OTHER), (256, 256), (PAGE, PAGE), (SECTION + 4 * PAGE, 256)]
     {
         let mut found = vec![1; n as usize];
         state.read(at, &mut found).expect("whole");
@@ -66,14 +67,13 @@ fn a_flipped_bit_is_found_by_reads_and_by_writes_beside_it() {
 #[test]
 fn a_disk_that_is_too_small_is_refused_with_its_bytes() {
     let dir = folder("small");
-    let bytes = 2 * (SECTION + 3 * 4);
-    let refused =
-        StateFiles::create(&dir, &NAMES, SECTION, |_| Some(bytes - 1)).expect_err("too small");
+    let bytes = SECTION + 3 * 4 + OTHER + 5 * 4;
+    let refused = StateFiles::create(&dir, &SECTIONS, |_| Some(bytes - 1)).expect_err("too small");
     assert_eq!(refused.code(), "E0973");
     let text = refused.to_string();
     assert!(text.contains(&format!("takes {bytes} bytes")), "{text}");
     assert!(text.contains(&format!("has {} free", bytes - 1)), "{text}");
-    StateFiles::create(&dir, &NAMES, SECTION, |_| Some(bytes)).expect("exactly enough");
+    StateFiles::create(&dir, &SECTIONS, |_| Some(bytes)).expect("exactly enough");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn what_a_crash_left_is_cleaned_and_what_another_run_has_is_refused() {
     let dir = folder("crash");
     let mut state = files(&dir);
     state.write(0, &bytes(256)).expect("written");
-    let refused = StateFiles::create(&dir, &NAMES, SECTION, |_| None).expect_err("in use");
+    let refused = StateFiles::create(&dir, &SECTIONS, |_| None).expect_err("in use");
     assert_eq!(refused.code(), "E0971");
     fs::write(dir.join("notes.txt"), "mine").expect("writable");
     // A crash removes nothing, and the system drops its locks.

@@ -3,7 +3,7 @@
 
 use super::{Args, chosen, median};
 use crate::Failure;
-use mdl_ir::kernel::{KernelSpec, SumOfSquaresSpec, workspace_bytes};
+use mdl_ir::kernel::{Elem, KernelSpec, SumOfSquaresSpec, workspace_bytes};
 use mdl_kernels::Device;
 use mdl_train::generate::{Generator, Room};
 use mdl_train::initial::initial;
@@ -68,7 +68,7 @@ pub fn rows(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
 fn read_bandwidth(device: &Device, runs: usize) -> f64 {
     // Far beyond what caches hold.
     let len = 1u64 << 26;
-    let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { len });
+    let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem: Elem::F32, len });
     let workspace = workspace_bytes(&spec, device.units());
     let arena = device.alloc(4 * len + 256 + workspace);
     let args =
