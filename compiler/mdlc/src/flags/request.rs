@@ -17,8 +17,8 @@ pub struct RequestFlags {
     #[arg(long, default_value_t = 0, value_name = "0|1",
         value_parser = clap::value_parser!(u8).range(0..=1))]
     bf16: u8,
-    /// How moments are kept: f32, or with --bf16=1 bf16, where parameters are then rounded by chance
-    /// and have no master copy
+    /// How moments are kept: f32, or with --bf16=1 bf16, where parameters are then rounded by
+    /// chance and have no master copy
     #[arg(long = "optimizer_state", default_value = "f32", value_parser = ["f32", "bf16"],
         value_name = "TYPE")]
     optimizer_state: String,
