@@ -80,23 +80,24 @@ fn every_large_preset_is_a_published_one() {
 #[test]
 fn every_machine_gets_a_plan_of_every_published_preset() {
     const GIB: u64 = 1 << 30;
-    // Bytes of a device, and sequences per step.
-    let machines = [("p5", 80 * GIB, 2), ("p4d", 40 * GIB, 1), ("g5", 24 * GIB, 1)];
+    // Bytes of a device, sequences of a rank, and ranks.
+    let machines = [("p5", 80 * GIB, 2, 8), ("p4d", 40 * GIB, 1, 8), ("g5", 24 * GIB, 1, 1)];
     for row in embedded() {
-        for (machine, device, batch) in machines {
+        for (machine, device, batch, ranks) in machines {
             let (plan, notes) = plan(&["--preset", row.preset, "--hardware", machine]);
             let number = |path: &str| plan.pointer(path).and_then(|v| v.as_u64()).expect("bytes");
             let need = number("/needs_bytes/device");
             assert_eq!(need, number("/state_bytes") + number("/work_bytes"));
             // The smallest machine has both moments, half of the state, in the host.
             let share = if machine == "g5" { 2 } else { 1 };
-            assert!(number("/state_bytes") * share >= row.parameters * STATE_BYTES);
+            assert!(number("/state_bytes") * share * ranks >= row.parameters * STATE_BYTES);
             let host = number("/needs_bytes/host");
             assert_eq!(host > 0, machine != "p5", "activations wait there: {host}");
             assert_eq!(number("/device_bytes"), device);
-            let fits = need <= device && host <= number("/hardware/host_bytes");
+            let fits = need <= device && ranks * host <= number("/hardware/host_bytes");
             assert_eq!(plan["fits"], fits, "{} on {machine}", row.preset);
-            assert_eq!(plan["sharded"], false);
+            assert_eq!((&plan["sharded"], number("/devices_used")), (&(ranks > 1).into(), ranks));
+            assert_eq!(number("/wire_bytes_per_step") > 0, ranks > 1, "{}", row.preset);
             assert_eq!(
                 (number("/parameters"), number("/active_parameters")),
                 (row.parameters, row.active)

@@ -106,9 +106,15 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices; last, so that no kernel depends on it",
+        why: "a state in the host's memory comes in by slices; so late that no kernel depends on it",
         leaves: Stage::Fused,
         run: stream,
+    },
+    Pass {
+        name: "shard",
+        why: "a divided state is gathered by slices; last, so that no kernel knows the ranks",
+        leaves: Stage::Fused,
+        run: shard,
     },
 ];
 
@@ -155,12 +161,12 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
         let state = state_layout_for(graph, input.purpose, input.memory);
         // The moments are there although a micro-batch does not see them.
         let state_bytes = match (input.purpose, state.space) {
-            (Purpose::MicroBatch { .. }, Space::State) => SECTIONS * state.section,
+            (Purpose::MicroBatch { .. }, Space::State) => state.sections * state.section,
             _ => 0,
         };
         let planner = |chosen: &Graph| {
             let fused = mdl_passes::fuse::fuse(&offloaded(chosen, input.memory))?;
-            let fused = streamed(&fused, input.memory);
+            let fused = sharded(&streamed(&fused, input.memory), input.memory);
             let mut executable = plan(&fused, &state, budget.threads)?;
             executable.state_bytes = executable.state_bytes.max(state_bytes);
             executable.host_bytes = executable.host_memory(input.memory.state_on_disk);
@@ -197,6 +203,17 @@ fn streamed(graph: &Graph, memory: &MemoryRequest) -> Graph {
     match memory.cpu_offload {
         true => mdl_passes::stream::stream(graph),
         false => graph.clone(),
+    }
+}
+
+fn shard(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    Ok(sharded(graph, input.memory))
+}
+
+fn sharded(graph: &Graph, memory: &MemoryRequest) -> Graph {
+    match memory.division() {
+        Some(division) => mdl_passes::shard::shard(graph, division),
+        None => graph.clone(),
     }
 }
 
@@ -273,16 +290,19 @@ fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
 
 /// Where the state of a model lies, for every executable of a run.
 pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
-    StateLayout::of(&graph.params, |p| match purpose {
-        Purpose::Training(optimizer) | Purpose::Update(optimizer) => !decays(graph, p, optimizer),
-        Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => false,
-    })
+    state_layout_for(graph, purpose, &MemoryRequest::default())
 }
 
-/// The same where a run asks that some of it lies in the host's memory.
+/// The same where a run asks that some of it lies in the host's memory, or is divided among ranks.
 pub fn state_layout_for(graph: &Graph, purpose: &Purpose, memory: &MemoryRequest) -> StateLayout {
     let space = if memory.cpu_offload { Space::Host } else { Space::State };
-    StateLayout { space, ..state_layout(graph, purpose) }
+    let last = |p| match purpose {
+        Purpose::Training(optimizer) | Purpose::Update(optimizer) => !decays(graph, p, optimizer),
+        Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => false,
+    };
+    let sections = SECTIONS + memory.partial_sums;
+    let layout = StateLayout::divided(&graph.params, last, memory.division());
+    StateLayout { space, sections, ..layout }
 }
 
 /// A fused graph as an executable for `units` threads.

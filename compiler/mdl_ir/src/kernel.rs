@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod collective;
 pub mod grouped;
 
+use collective::CollectiveSpec;
 use grouped::{GroupedContractSpec, GroupedOuterSpec};
 
 /// One launch.
@@ -33,12 +35,27 @@ pub enum KernelSpec {
     AdamW(AdamWSpec),
     /// The bytes of the first argument, copied to the second one in another space.
     Transfer,
+    /// What ranks do together; no kernel, since it is between devices.
+    Collective(CollectiveSpec),
+}
+
+impl KernelSpec {
+    /// Does this belong to the queue that moves bytes, beside that of the kernels?
+    pub fn moves(&self) -> bool {
+        matches!(self, KernelSpec::Transfer | KernelSpec::Collective(_))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Elem {
     F32,
     I32,
+}
+
+impl Elem {
+    pub fn bytes(self) -> u64 {
+        4
+    }
 }
 
 /// How an iteration space reads or writes a buffer: element `offset + Σ index[i] · strides[i]`.

@@ -1,5 +1,6 @@
 //! Where a value lies while a graph is lowered: a buffer, an offset and a stride for each axis.
 
+use crate::plan::ALIGNMENT;
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, Type};
 
@@ -42,6 +43,21 @@ impl Loc {
 /// Elements from one slice of a stacked value to the next: slices start at multiples of 256 bytes.
 pub fn slice_stride(slice: &Type) -> u64 {
     slice.elements().next_multiple_of(64)
+}
+
+/// Parts of a slice that are summed up by themselves for the gradient norm, so that its bits are the
+/// same however the slice is divided: a rank has some whole parts, or with more ranks one of its own.
+const PARTS: u64 = 8;
+
+/// Elements of a rank's piece of a slice of the state, which is filled up to as many equal parts.
+pub fn piece(slice: &Type, pieces: u64) -> u64 {
+    let unit = PARTS.max(pieces) * (ALIGNMENT / slice.dtype.bytes());
+    slice.elements().next_multiple_of(unit) / pieces
+}
+
+/// Parts that a piece has.
+pub fn parts_of_a_piece(pieces: u64) -> u64 {
+    PARTS.max(pieces) / pieces
 }
 
 /// Location of a view's result, from that of its argument; None where the memory does not allow the

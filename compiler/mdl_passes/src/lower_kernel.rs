@@ -149,6 +149,9 @@ impl Lowering {
         outs: Vec<Access>,
         flops: u64,
     ) -> Done<()> {
+        if self.buffers[args[0].loc.buffer].pieces.is_some() {
+            return self.squares_in_parts(name, &args, &outs[0]);
+        }
         let all = self.section(args.iter().map(|a| a.loc.buffer))?;
         if self.buffers[all.loc.buffer].space == Space::Host {
             return self.squares_in_chunks(name, &all, &outs[0], flops);
@@ -204,7 +207,8 @@ impl Lowering {
         let scalar = Type::scalar(DType::F32);
         let numbers: Vec<Access> =
             node.args[..4].iter().map(|a| access(&places[a], &scalar)).collect();
-        let flops = node_flops(body, node);
+        let ranks = places.get(&node.args[4]).and_then(|l| self.buffers[l.buffer].pieces);
+        let flops = node_flops(body, node) / ranks.map_or(1, |p| p.ranks);
         if self.buffers[sections[0].loc.buffer].space == Space::Host {
             self.adamw_in_chunks(&spec, &sections, &numbers, flops)?;
         } else {

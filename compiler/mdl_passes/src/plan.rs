@@ -2,12 +2,12 @@
 //! becomes an executable.
 
 use crate::arena::{Lifetime, arrange};
-use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Slot, Space, Step};
-use crate::layout::{Loc, slice_stride};
-use crate::lower::{Buffer, Item, Lowering, Places, Planned, stacked_loc};
+use crate::executable::{Arg, BufferPlan, Executable, Index, Launch, Piece, Slot, Space, Step};
+use crate::layout::{Loc, piece, slice_stride};
+use crate::lower::{Buffer, Item, Lowering, Pieces, Places, Planned, stacked_loc};
+use crate::request::Division;
 use crate::waits::say_waits;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
-use mdl_ir::kernel::KernelSpec;
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::Type;
 
@@ -23,28 +23,83 @@ pub struct StateLayout {
     pub section: u64,
     /// Where all of that is: on the device, or at the start of `Host`.
     pub space: Space,
+    /// How it is divided among ranks; then the offsets are those of a rank's pieces.
+    pub division: Option<Division>,
+    /// All sections there are: those of every training run, then further ones of gradients.
+    pub sections: u64,
+    /// The section that gradients are in.
+    pub gradients: u64,
+    /// Sections that are added to others, one after the other: behind the gradients of a
+    /// micro-batch, or before an update.
+    pub sums: Vec<(u64, u64)>,
 }
 
 impl StateLayout {
     /// Parameters in order, those for which `last` holds behind the others.
     pub fn of(params: &[Param], last: impl Fn(usize) -> bool) -> StateLayout {
+        StateLayout::divided(params, last, None)
+    }
+
+    /// The same of what a rank has of each.
+    pub fn divided(
+        params: &[Param],
+        last: impl Fn(usize) -> bool,
+        division: Option<Division>,
+    ) -> StateLayout {
         let mut order: Vec<usize> = (0..params.len()).collect();
         order.sort_by_key(|p| last(*p));
         let mut offsets = vec![0; params.len()];
         let mut at = 0;
         for p in order {
             offsets[p] = at;
-            at += bytes(&params[p]).next_multiple_of(ALIGNMENT);
+            at += bytes(&params[p], division).next_multiple_of(ALIGNMENT);
         }
-        StateLayout { offsets, section: at, space: Space::State }
+        StateLayout {
+            offsets,
+            section: at,
+            space: Space::State,
+            division,
+            sections: SECTIONS,
+            gradients: partial_sums(0),
+            sums: Vec::new(),
+        }
+    }
+
+    /// For the gradients of micro-batch `i` of a mesh, from 0. Partial sums are those of a binary
+    /// counter: each section holds none, or the sum of as many micro-batches as its place counts
+    /// for. The new gradients go where the carry ends, and what is there below is added to them.
+    pub fn of_micro_batch(&self, i: u64) -> StateLayout {
+        let level = u64::from(i.trailing_ones());
+        let sums = (0..level).map(|below| (partial_sums(below), partial_sums(level)));
+        StateLayout { gradients: partial_sums(level), sums: sums.collect(), ..self.clone() }
+    }
+
+    /// For the update after `n` micro-batches: what the counter holds is added up, the smallest
+    /// sums first.
+    pub fn of_update(&self, n: u64) -> StateLayout {
+        let held: Vec<u64> =
+            (0..64).filter(|level| n >> level & 1 == 1).map(partial_sums).collect();
+        let sums = held.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        let gradients = held.last().copied().unwrap_or(partial_sums(0));
+        StateLayout { gradients, sums, ..self.clone() }
     }
 }
 
-/// Bytes of a parameter with its slices aligned.
-fn bytes(param: &Param) -> u64 {
-    match param.repeats {
-        None => param.ty.bytes(),
-        Some(n) => n * slice_stride(&param.slice_type()) * 4,
+/// The section of the partial sums at a place of the counter: that of the gradients, then those
+/// behind the moments.
+fn partial_sums(level: u64) -> u64 {
+    if level == 0 { 1 } else { SECTIONS - 1 + level }
+}
+
+/// Bytes of a parameter with its slices aligned, or of a rank's pieces of them.
+fn bytes(param: &Param, division: Option<Division>) -> u64 {
+    let slice = param.slice_type();
+    match (division, param.repeats) {
+        (Some(division), n) => {
+            n.unwrap_or(1) * piece(&slice, division.pieces) * slice.dtype.bytes()
+        }
+        (None, None) => param.ty.bytes(),
+        (None, Some(n)) => n * slice_stride(&slice) * 4,
     }
 }
 
@@ -53,7 +108,11 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
-    let kept = sections(graph) * state.section;
+    let kept = match (sections(graph), state.division) {
+        (1, _) => state.section,
+        (_, Some(_)) => state.sections * state.section,
+        (n, None) => n * state.section,
+    };
     let training = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
     let (mut state_bytes, host_state) = match state.space {
         // What waits lies behind all of it, also where an executable does not see the moments.
@@ -73,7 +132,7 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
                 let old = graph.inputs.iter().position(|r| *r == InputRole::Grad(*p));
                 match old {
                     Some(i) => places[&body.inputs[i]].clone(),
-                    None => in_state(&mut low, graph, state, (*p, 1)),
+                    None => in_state(&mut low, graph, state, (*p, state.gradients)),
                 }
             }
             OutputRole::Value(name) => {
@@ -87,7 +146,14 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
         };
         wanted.entry(*id).or_insert(loc);
     }
+    let updates = sections(graph) == SECTIONS;
+    if updates {
+        low.add_sections(state)?;
+    }
     low.body(body, &mut places, wanted)?;
+    if !updates {
+        low.add_sections(state)?;
+    }
     hold_borders(&mut low, body, &places);
     let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
     for (space, start) in [(Space::Work, 0), (Space::Host, host_state)] {
@@ -109,7 +175,7 @@ fn input_place(
     let ty = graph.body.ty(id);
     match role {
         InputRole::Param(p) => in_state(low, graph, state, (*p, 0)),
-        InputRole::Grad(p) => in_state(low, graph, state, (*p, 1)),
+        InputRole::Grad(p) => in_state(low, graph, state, (*p, state.gradients)),
         InputRole::Moment1(p) => in_state(low, graph, state, (*p, 2)),
         InputRole::Moment2(p) => in_state(low, graph, state, (*p, 3)),
         InputRole::Data(name) | InputRole::Scalar(name) => {
@@ -152,9 +218,20 @@ fn in_state(
 ) -> Loc {
     let param = &graph.params[p];
     let at = section * state.section + state.offsets[p];
-    let elements = bytes(param).next_multiple_of(ALIGNMENT) / 4;
+    let elements = bytes(param, state.division).next_multiple_of(ALIGNMENT) / 4;
     let buffer = low.buffer(&param.name, elements, Some(at));
     low.buffers[buffer].space = state.space;
+    if let Some(division) = state.division {
+        let slice = param.slice_type();
+        let piece = piece(&slice, division.pieces);
+        let (slices, len) = (param.repeats.unwrap_or(1), slice.elements());
+        let stacked = param.repeats.is_some();
+        let pieces = Pieces { ranks: division.pieces, slices, stacked, len, piece };
+        low.buffers[buffer].pieces = Some(pieces);
+        let strides = if stacked { vec![piece] } else { Vec::new() };
+        let strides = [strides, slice.strides()].concat();
+        return Loc { buffer, offset: 0, strides, turn: None };
+    }
     if param.repeats.is_some() {
         stacked_loc(buffer, &param.ty)
     } else {
@@ -196,11 +273,14 @@ fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let buffer = &low.buffers[loc.buffer];
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
     let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * 4);
+    let divided = buffer.pieces.filter(|p| p.ranks > 1);
+    let piece = divided.map(|p| Piece { ranks: p.ranks, elements: p.piece, stacked: p.stacked });
     Slot {
         space: buffer.space,
         offset: offsets[loc.buffer] + loc.offset * 4,
         ty: ty.clone(),
         slice,
+        piece,
     }
 }
 
@@ -245,7 +325,7 @@ fn emit(
         .collect();
     for step in &mut steps {
         if let Step::Loop { count, body } = step {
-            say_waits(*count, body, |l| specs[l.spec] == KernelSpec::Transfer);
+            say_waits(*count, body, |l| specs[l.spec].moves());
         }
     }
     let buffers = buffer_plans(&low, offsets);

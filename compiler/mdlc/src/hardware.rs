@@ -39,12 +39,14 @@ impl Hardware {
         match self {
             Hardware::P5 => &[
                 ("train_batch_size", "2"),
+                ("mesh", "8"),
                 ("sharding_strategy", "full"),
                 ("activation_checkpointing", "1"),
                 ("offload_activations", "0"),
             ],
             Hardware::P4d => &[
                 ("train_batch_size", "1"),
+                ("mesh", "8"),
                 ("sharding_strategy", "full"),
                 ("activation_checkpointing", "1"),
                 ("offload_activations", "1"),

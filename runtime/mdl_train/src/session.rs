@@ -59,7 +59,12 @@ pub struct Settings {
 impl Settings {
     /// Sequences of a step.
     pub fn sequences(&self) -> u64 {
-        self.batch * self.gradient_accumulation
+        self.batch * self.gradient_accumulation * self.ranks()
+    }
+
+    /// Ranks that share a step.
+    pub fn ranks(&self) -> u64 {
+        self.memory.mesh.map_or(1, |mesh| mesh.ranks())
     }
 }
 
@@ -117,7 +122,6 @@ pub struct Session {
     pub cursor: u64,
     pub graph: Graph,
     pub train: StepMachines,
-    validate: Machine,
     schedule: Schedule,
     /// Resident bytes of the process before anything was allocated for the run.
     resident_before: Option<u64>,
@@ -141,8 +145,7 @@ impl Session {
             Some(dir) => Some(train.state_files(dir)?),
             None => None,
         };
-        let train = StepMachines::new(device, train, files);
-        let validate = train.first.beside(validate);
+        let train = StepMachines::new(device, train, validate, files);
         let session = Session {
             model,
             settings,
@@ -150,14 +153,15 @@ impl Session {
             cursor: 0,
             graph,
             train,
-            validate,
             schedule,
             resident_before,
             shapes,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             let values = initial(param, session.settings.seed);
-            session.train.first.write_input(&InputRole::Param(p), &values);
+            for machine in session.train.holders() {
+                machine.write_input(&InputRole::Param(p), &values);
+            }
         }
         Ok(session)
     }
@@ -178,7 +182,10 @@ impl Session {
 
     /// Weights of a checkpoint, fresh optimizer.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
-        Ok(import::load(&self.train.first, weights, &self.graph.params)?)
+        for machine in self.train.holders() {
+            import::load(machine, weights, &self.graph.params)?;
+        }
+        Ok(())
     }
 
     /// Weights, optimizer state, step and place in the data.
@@ -196,7 +203,7 @@ impl Session {
                 true => InputRole::Moment1(place.param),
                 false => InputRole::Moment2(place.param - n),
             };
-            self.train.last().write_range(&role, place.range.start, values);
+            self.train.write_range(&role, place.range.start, values);
         });
         self.step = checkpoint.manifest.step;
         self.cursor = checkpoint.manifest.cursor.sample;
@@ -206,22 +213,33 @@ impl Session {
     /// One optimizer step on a batch of all its sequences, which micro-batches take in order.
     pub fn step(&mut self, batch: &Batch) -> StepReport {
         let lr = self.schedule.at(self.step);
+        let k = (self.step + 1) as i32;
+        let scalars = [
+            ("lr", lr as f32),
+            ("clip", self.settings.grad_clip as f32),
+            ("correct1", (1.0 - self.settings.beta1.powi(k)) as f32),
+            ("correct2", (1.0 - self.settings.beta2.powi(k)) as f32),
+        ];
+        let (loss, grad_norm) = match &self.train.ranks {
+            Some(ranks) => ranks.step(batch, self.settings.gradient_accumulation, &scalars),
+            None => self.step_alone(batch, &scalars),
+        };
+        self.step += 1;
+        self.cursor += self.settings.sequences();
+        StepReport { loss, grad_norm, lr }
+    }
+
+    /// A step of one device: loss and gradient norm.
+    fn step_alone(&self, batch: &Batch, scalars: &[(&str, f32)]) -> (f64, f64) {
         let accumulated = self.train.further.is_some().then(|| self.accumulate(batch));
         let last = self.train.last();
         if accumulated.is_none() {
             write_batch(last, batch);
         }
-        let k = (self.step + 1) as i32;
-        last.write_scalar("lr", lr as f32);
-        last.write_scalar("clip", self.settings.grad_clip as f32);
-        last.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
-        last.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
+        scalars.iter().for_each(|(name, x)| last.write_scalar(name, *x));
         last.run();
         let loss = accumulated.unwrap_or_else(|| value(last, "loss"));
-        let grad_norm = value(last, "grad_norm");
-        self.step += 1;
-        self.cursor += self.settings.sequences();
-        StepReport { loss, grad_norm, lr }
+        (loss, value(last, "grad_norm"))
     }
 
     /// Adds up the gradients of all micro-batches, and gives the mean loss over their targets. Each
@@ -244,7 +262,7 @@ impl Session {
     /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how
     /// many those are.
     pub fn validate(&self, data: &Evaluation, batches: usize) -> (f64, u64) {
-        evaluate(&self.validate, data, self.settings.val_batch as usize, batches)
+        self.train.validate(data, self.settings.val_batch as usize, batches)
     }
 
     /// Everything that a checkpoint holds.
@@ -303,7 +321,7 @@ fn pretty(value: &impl Serialize) -> String {
 }
 
 /// A number that a run gave.
-fn value(machine: &Machine, name: &str) -> f64 {
+pub(crate) fn value(machine: &Machine, name: &str) -> f64 {
     machine.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]))
 }
 

@@ -4,7 +4,7 @@ use super::bytes::Bounds;
 use super::given::Given;
 use clap::{Args, ValueEnum};
 use mdl_passes::executable::Speed;
-use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
+use mdl_passes::request::{Budget, MemoryRequest, Mesh, Precision, Sharding};
 use std::path::PathBuf;
 
 /// What the choice within a budget goes by; only the ratio of the two matters. A core with two
@@ -41,7 +41,11 @@ pub struct RequestFlags {
     /// is saved and what is computed again, as fast as fits
     #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
     memory: Option<Bounds>,
-    /// How the state is divided among devices
+    /// Ranks that share a step, such as 8, or 2x4 for 2 machines of 4 devices: each has micro-batches
+    /// of its own, and they run in this process
+    #[arg(long, value_name = "N|MxD", value_parser = super::mesh::mesh)]
+    mesh: Option<Mesh>,
+    /// How the state is divided among the ranks of --mesh
     #[arg(long = "sharding_strategy", default_value = "full")]
     sharding_strategy: Strategy,
 }
@@ -77,6 +81,8 @@ impl RequestFlags {
                 Strategy::Hybrid => Sharding::Hybrid,
                 Strategy::None => Sharding::None,
             },
+            mesh: self.mesh,
+            partial_sums: 0,
         }
     }
 
@@ -90,10 +96,11 @@ impl RequestFlags {
         if self.bf16 == 1 {
             found.push(("bf16=1".to_string(), "parameters and activations are f32"));
         }
-        if given.has("sharding_strategy") && self.sharding_strategy != Strategy::None {
+        let divided = self.mesh.is_some() || self.sharding_strategy == Strategy::None;
+        if given.has("sharding_strategy") && !divided {
             let name = self.sharding_strategy.to_possible_value();
             let name = name.map_or(String::new(), |value| value.get_name().to_string());
-            let why = "a run has one device, which has all of the state";
+            let why = "without --mesh a run has one device, which has all of the state";
             found.push((format!("sharding_strategy={name}"), why));
         }
         found
