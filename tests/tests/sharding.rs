@@ -18,7 +18,7 @@ use mdl_train::session::{Session, Settings, executables, options};
 use std::sync::Arc;
 
 const T: u64 = 24;
-const STEPS: usize = 6;
+const STEPS: usize = 3;
 
 /// Models by name and preset: a matrix of its own for the vocabulary, experts, and one matrix that
 /// is the embedding too.
@@ -48,7 +48,7 @@ fn settings((machines, devices, sharding, gradient_accumulation): Split) -> Sett
 
 fn open((model, preset): (&str, &str), settings: Settings) -> Session {
     let model = Model::open(model, Some(preset)).expect("an embedded preset");
-    Session::open(model, settings, Arc::new(Device::cpu(Some(2)))).expect("compiles")
+    Session::open(model, settings, Arc::new(Device::cpu(Some(1)))).expect("compiles")
 }
 
 fn steps(session: &mut Session, n: usize) -> Vec<[u64; 2]> {
@@ -89,7 +89,10 @@ fn every_split_of_a_step_trains_the_same_to_the_bit() {
     for model in MODELS {
         let one = trained(open(model, settings(SPLITS[0])));
         assert!(f64::from_bits(one.0[STEPS - 1][0]) < f64::from_bits(one.0[0][0]), "{model:?}");
-        for split in &SPLITS[1..] {
+        // Every split with one model, and with the others two, four and eight ranks.
+        let some = [SPLITS[1], SPLITS[4], SPLITS[5]];
+        let splits = if model == MODELS[0] { &SPLITS[1..] } else { &some[..] };
+        for split in splits {
             let other = trained(open(model, settings(*split)));
             assert_eq!(one.0, other.0, "{model:?} {split:?}: losses and norms");
             assert!(one.1 == other.1, "{model:?} {split:?}: parameters and moments");
@@ -108,11 +111,11 @@ fn saving_memory_changes_no_bit_of_a_rank() {
         settings.memory.offload_activations = offload_activations;
         trained(open(MODELS[0], settings))
     };
-    for (again, away) in [(true, false), (false, true), (true, true)] {
+    for (again, away, split) in
+        [(true, false, SPLITS[1]), (false, true, SPLITS[4]), (true, true, SPLITS[2])]
+    {
         let one = with(SPLITS[0], again, away);
-        for split in [SPLITS[2], SPLITS[5]] {
-            assert!(one == with(split, again, away), "{split:?} {again} {away}");
-        }
+        assert!(one == with(split, again, away), "{split:?} {again} {away}");
     }
 }
 
@@ -226,12 +229,12 @@ fn a_run_goes_on_on_another_mesh() {
     let dir = std::env::temp_dir().join(format!("mdl-sharding-{}", std::process::id()));
     let whole = steps(&mut open(MODELS[0], settings(SPLITS[0])), STEPS);
     let mut first = open(MODELS[0], settings(SPLITS[1]));
-    assert_eq!(steps(&mut first, 3), whole[..3]);
+    assert_eq!(steps(&mut first, 2), whole[..2]);
     checkpoint::save(&dir, &first.snapshot(None, [None, None]), None).expect("saved");
     for split in [SPLITS[2], SPLITS[4]] {
         let mut second = open(MODELS[0], settings(split));
         second.resume(&checkpoint::open(&dir).expect("complete")).expect("the same model");
-        assert_eq!(steps(&mut second, STEPS - 3), whole[3..], "{split:?}");
+        assert_eq!(steps(&mut second, STEPS - 2), whole[2..], "{split:?}");
     }
     std::fs::remove_dir_all(&dir).expect("written above");
 }
@@ -244,7 +247,7 @@ fn what_does_not_go_together_is_refused() {
     let mut asked = settings(SPLITS[1]);
     asked.memory.cpu_offload = true;
     let model = Model::open("llama", Some("tiny")).expect("an embedded preset");
-    let refused = Session::open(model, asked, Arc::new(Device::cpu(Some(2))));
+    let refused = Session::open(model, asked, Arc::new(Device::cpu(Some(1))));
     let said = refused.expect_err("two places for one state").to_string();
     assert!(said.starts_with("error[E0941]") && said.contains("leave out --cpu_offload"), "{said}");
 }

@@ -45,8 +45,8 @@ pub fn slice_stride(slice: &Type) -> u64 {
     slice.elements().next_multiple_of(64)
 }
 
-/// Parts of a slice that are summed up by themselves for the gradient norm, so that its bits are the
-/// same however the slice is divided: a rank has some whole parts, or with more ranks one of its own.
+/// Parts of a slice that are summed up by themselves for the gradient norm, so that its bits are
+/// the same however the slice is divided: a rank has some whole parts, or with more ranks one.
 const PARTS: u64 = 8;
 
 /// Elements of a rank's piece of a slice of the state, which is filled up to as many equal parts.

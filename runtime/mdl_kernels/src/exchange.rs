@@ -77,10 +77,8 @@ fn members(group: Group, rank: u64) -> Vec<usize> {
 
 impl Seat {
     /// One collective. Both addresses are those of this rank's memory, as the spec has them.
-    ///
-    /// # Safety
-    /// What the spec says lies there, and nobody else writes to it or, where this writes, reads it
-    /// before the call is over.
+    // SAFETY: for the caller: what the spec says lies there, and nobody else writes to it or, where
+    // this writes, reads it before the call is over.
     pub(crate) unsafe fn together(&self, spec: &CollectiveSpec, from: *mut u8, to: *mut u8) {
         let members = members(spec.group, self.rank);
         let rank = self.rank as usize;
@@ -101,7 +99,7 @@ impl Seat {
                 // SAFETY: a piece has this many elements.
                 let to = unsafe { elements_mut(to.cast(), 0, piece) };
                 let (sums, rest) = to.split_at_mut(end - start);
-                // SAFETY: every member has `len` elements, which stay as they are until all are done.
+                // SAFETY: every member has `len` elements, which stay until all are done.
                 unsafe { sum(&parts, start, sums) };
                 rest.fill(0.0);
             }
@@ -125,24 +123,22 @@ impl Seat {
     }
 }
 
-/// # Safety
-/// There are so many elements behind the address, and nobody writes to them.
+/// Elements of a rank's memory.
+// SAFETY: for the caller: there are so many behind the address, and nobody writes to them.
 unsafe fn elements<'a>(address: *mut f32, at: usize, len: usize) -> &'a [f32] {
     // SAFETY: the caller's.
     unsafe { std::slice::from_raw_parts(address.add(at), len) }
 }
 
-/// # Safety
-/// There are so many elements behind the address, and nobody else reads or writes them.
+/// Elements of a rank's memory that this rank writes.
+// SAFETY: for the caller: there are so many, and nobody else reads or writes them.
 unsafe fn elements_mut<'a>(address: *mut f32, at: usize, len: usize) -> &'a mut [f32] {
     // SAFETY: the caller's.
     unsafe { std::slice::from_raw_parts_mut(address.add(at), len) }
 }
 
 /// The sum of all parts from an element on.
-///
-/// # Safety
-/// Every part has these elements, and nobody writes to them.
+// SAFETY: for the caller: every part has these elements, and nobody writes to them.
 unsafe fn sum(parts: &[*mut f32], at: usize, to: &mut [f32]) {
     for (i, block) in to.chunks_mut(BLOCK).enumerate() {
         let start = at + i * BLOCK;

@@ -41,8 +41,8 @@ pub struct RequestFlags {
     /// is saved and what is computed again, as fast as fits
     #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
     memory: Option<Bounds>,
-    /// Ranks that share a step, such as 8, or 2x4 for 2 machines of 4 devices: each has micro-batches
-    /// of its own, and they run in this process
+    /// Ranks that share a step, such as 8, or 2x4 for 2 machines of 4 devices: each has
+    /// micro-batches of its own, and they run in this process
     #[arg(long, value_name = "N|MxD", value_parser = super::mesh::mesh)]
     mesh: Option<Mesh>,
     /// How the state is divided among the ranks of --mesh

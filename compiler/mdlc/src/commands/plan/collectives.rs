@@ -40,7 +40,7 @@ pub fn rows(plan: &StepPlan) -> Vec<Row<'_>> {
         });
         for (launch, count) in launches {
             let KernelSpec::Collective(spec) = &e.specs[launch.spec] else { continue };
-            let kinds = [".all_gather", ".reduce_scatter", ".all_reduce"];
+            let kinds = [".all_reduce", ".reduce_scatter", ".all_gather"];
             let what = kinds
                 .iter()
                 .fold(launch.name.as_str(), |name, kind| name.strip_suffix(kind).unwrap_or(name));
