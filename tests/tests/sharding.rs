@@ -132,7 +132,7 @@ fn a_rank_has_its_part_of_the_state_and_what_was_planned() {
         let planned = |split: Split| {
             let (name, preset) = model;
             let mut model = Model::open(name, Some(preset)).expect("an embedded preset");
-            executables(&mut model, &settings(split), 2).expect("compiles").1
+            executables(&mut model, &settings(split), 1).expect("compiles").1
         };
         // One micro-batch on each rank: there are no partial sums.
         let all = planned((1, 1, Sharding::Full, 1)).state_bytes();

@@ -106,7 +106,7 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices; so late that no kernel depends on it",
+        why: "a state in the host's memory comes in by slices, so late that kernels stay as they are",
         leaves: Stage::Fused,
         run: stream,
     },

@@ -168,7 +168,7 @@ fn further(
 fn request(settings: &Settings) -> MemoryRequest {
     let levels = u64::from(settings.gradient_accumulation.max(1).ilog2());
     let partial_sums = settings.memory.mesh.map_or(0, |_| levels);
-    MemoryRequest { partial_sums, ..settings.memory.clone() }
+    MemoryRequest { partial_sums, ..settings.memory }
 }
 
 /// The executables of a rank: its micro-batches, which differ in how many partial sums they are
