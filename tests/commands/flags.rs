@@ -69,7 +69,7 @@ fn a_model_without_presets_takes_all_sizes_from_flags() {
 }
 
 /// Arguments, the exit status, and what is said.
-const WRONG: [(&[&str], i32, &[&str]); 15] = [
+const WRONG: [(&[&str], i32, &[&str]); 19] = [
     (&["plan"], FAILED, &["error[E0941]: name a FILE"]),
     (&["plan", "--preset=tiny", "--max_step=3"], USAGE, &["error[E0941]", "`--max_steps`"]),
     (&["plan", "--preset=tiny", "--hidden_width=0"], USAGE, &["1 to 2147483647"]),
@@ -78,6 +78,14 @@ const WRONG: [(&[&str], i32, &[&str]); 15] = [
         &["plan", "llama", "--preset=tiny", "--optimizer_state=bf16"],
         FAILED,
         &["error[E0941]", "give --bf16=1"],
+    ),
+    (&["plan", "--preset=tiny", "--mesh=0"], USAGE, &["--mesh", "1, 2, 4, 8"]),
+    (&["plan", "--preset=tiny", "--mesh=2x3"], USAGE, &["--mesh", "not 3"]),
+    (&["plan", "--preset=tiny", "--mesh=2x"], USAGE, &["--mesh", "MACHINESxDEVICES"]),
+    (
+        &["plan", "llama", "--preset=tiny", "--mesh=2", "--cpu_offload=1"],
+        FAILED,
+        &["error[E0941]", "leave out --cpu_offload"],
     ),
     (&["plan", "--preset=tiny", "--hardware=p6"], USAGE, &["p5, p4d, g5, local"]),
     (&["plan", "--preset=none_such"], FAILED, &["error[E0941]", "name a FILE"]),

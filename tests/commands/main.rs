@@ -4,6 +4,7 @@ mod accumulation;
 mod flags;
 mod from_checkpoint;
 mod guide;
+mod mesh;
 mod presets;
 mod timeline;
 

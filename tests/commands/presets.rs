@@ -3,6 +3,7 @@
 use crate::{mdlc, plan};
 use mdl_driver::embedded::MODELS;
 use mdl_driver::front::Front;
+use serde_json::Value;
 
 /// A published preset of a model file with its parameters, all and those that one token uses.
 pub struct Published {
@@ -80,23 +81,24 @@ fn every_large_preset_is_a_published_one() {
 #[test]
 fn every_machine_gets_a_plan_of_every_published_preset() {
     const GIB: u64 = 1 << 30;
-    // Bytes of a device, and sequences per step.
-    let machines = [("p5", 80 * GIB, 2), ("p4d", 40 * GIB, 1), ("g5", 24 * GIB, 1)];
+    // Bytes of a device, sequences of a rank, and ranks.
+    let machines = [("p5", 80 * GIB, 2, 8), ("p4d", 40 * GIB, 1, 8), ("g5", 24 * GIB, 1, 1)];
     for row in embedded() {
-        for (machine, device, batch) in machines {
+        for (machine, device, batch, ranks) in machines {
             let (plan, notes) = plan(&["--preset", row.preset, "--hardware", machine]);
             let number = |path: &str| plan.pointer(path).and_then(|v| v.as_u64()).expect("bytes");
             let need = number("/needs_bytes/device");
             assert_eq!(need, number("/state_bytes") + number("/work_bytes"));
-            // The smallest machine has the state in the host.
+            // The smallest machine has the state in the host, the others a part on each device.
             let host = number("/needs_bytes/host");
-            let state = number(if machine == "g5" { "/needs_bytes/host" } else { "/state_bytes" });
-            assert!(state >= row.parameters * STATE_BYTES, "{} on {machine}", row.preset);
-            assert_eq!(host > 0, machine != "p5", "activations wait there: {host}");
+            let state = if machine == "g5" { host } else { number("/state_bytes") };
+            assert!(state * ranks >= row.parameters * STATE_BYTES, "{} on {machine}", row.preset);
+            decisions_hold(&plan, need);
             assert_eq!(number("/device_bytes"), device);
-            let fits = need <= device && host <= number("/hardware/host_bytes");
+            let fits = need <= device && ranks * host <= number("/hardware/host_bytes");
             assert_eq!(plan["fits"], fits, "{} on {machine}", row.preset);
-            assert_eq!(plan["sharded"], false);
+            assert_eq!((&plan["sharded"], number("/devices_used")), (&(ranks > 1).into(), ranks));
+            assert_eq!(number("/wire_bytes_per_step") > 0, ranks > 1, "{}", row.preset);
             assert_eq!(
                 (number("/parameters"), number("/active_parameters")),
                 (row.parameters, row.active)
@@ -124,6 +126,20 @@ fn a_state_in_bf16_has_the_bytes_of_its_elements() {
             assert_eq!(plan["precision"]["master"].is_null(), optimizer_state == "bf16");
         }
     }
+}
+
+/// What is not kept is why the plan needs less than one that keeps everything, and takes longer.
+fn decisions_hold(plan: &Value, need: u64) {
+    let decided = &plan["decided"];
+    let saved = decided["saved"].as_array().expect("a list");
+    let kept = saved.iter().all(|s| s["way"] == "kept");
+    assert_eq!(decided["all_kept"].is_null(), kept);
+    if !kept {
+        let seconds = |of: &Value| of["predicted_seconds"].as_f64().expect("seconds");
+        assert!(decided["all_kept"]["device_bytes"].as_u64().expect("bytes") > need);
+        assert!(seconds(decided) >= seconds(&decided["all_kept"]));
+    }
+    assert!(!saved.is_empty());
 }
 
 #[test]

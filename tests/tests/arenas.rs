@@ -4,12 +4,12 @@
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
 use mdl_driver::front::Front;
-use mdl_driver::pipeline::{Purpose, finish, run_within, state_layout};
+use mdl_driver::pipeline::{Purpose, finish, run_within, state_layout_for};
 use mdl_passes::arena::{Lifetime, arrange, bound};
 use mdl_passes::executable::{Executable, Space};
 use mdl_passes::optimise::Optimizer;
 use mdl_passes::plan::ALIGNMENT;
-use mdl_passes::request::{MemoryRequest, Precision};
+use mdl_passes::request::{MemoryRequest, Mesh, Precision};
 
 /// Sequences, tokens of each, and the threads that workspaces are planned for: shapes where in turn
 /// workspaces, weights' gradients and activations are the largest buffers.
@@ -41,6 +41,17 @@ fn purposes() -> [Purpose; 5] {
     [Purpose::Forward, Purpose::Gradients, training, first, further]
 }
 
+/// With and without recomputation, and divided among ranks where those run such an executable.
+fn ways(purpose: &Purpose) -> Vec<(bool, Option<Mesh>)> {
+    let mesh = |ranks| Some(Mesh::new(1, ranks).expect("a power of two"));
+    let meshes = match purpose {
+        Purpose::Forward => vec![None, mesh(8)],
+        Purpose::MicroBatch { first: true, .. } => vec![None, mesh(2), mesh(8)],
+        _ => vec![None],
+    };
+    meshes.into_iter().flat_map(|mesh| [(false, mesh), (true, mesh)]).collect()
+}
+
 fn lifetimes(executable: &Executable) -> Vec<Lifetime> {
     let work = executable.buffers.iter().filter(|b| b.space == Space::Work);
     let padded = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
@@ -59,15 +70,15 @@ fn each_plan(front: &mut Front, preset: &str, look: &mut dyn FnMut(&str, &Execut
             continue;
         };
         for purpose in &purposes() {
-            for activation_checkpointing in [false, true] {
-                let memory = MemoryRequest { activation_checkpointing, ..Default::default() };
+            for (activation_checkpointing, mesh) in ways(purpose) {
+                let memory = MemoryRequest { activation_checkpointing, mesh, ..Default::default() };
                 let trace = run_within(graph.clone(), front, purpose, &memory, Precision::F32)
                     .expect("no bug");
-                let state = state_layout(trace.last(), purpose);
+                let state = state_layout_for(trace.last(), purpose, &memory);
                 let plan = finish(trace.last(), &state, units).expect("no bug");
                 let what = format!(
                     "{preset} B={batch} T={t}, {units} threads, {purpose:?}, checkpointing \
-                     {activation_checkpointing}"
+                     {activation_checkpointing}, {mesh:?}"
                 );
                 look(&what, &plan);
             }

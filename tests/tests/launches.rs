@@ -205,7 +205,7 @@ fn parameters_moments_and_gradients_have_places_of_their_own() {
         });
         let state = inputs.chain(gradients).filter(|slot| slot.space == Space::State);
         let mut places: Vec<(u64, u64)> =
-            state.flat_map(|slot| slot.parts()).map(|(at, n)| (at, n * 4)).collect();
+            state.flat_map(|slot| slot.parts(0)).map(|p| (p.offset, p.elements * 4)).collect();
         places.sort_unstable();
         for pair in places.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{preset}: {pair:?} overlap");

@@ -15,7 +15,7 @@ use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value, ValueId};
 use mdl_ir::infer::infer;
 use mdl_ir::interp::{Env, run};
-use mdl_ir::op::{Binary, Kernel, Memory, Op, Reduction, Unary};
+use mdl_ir::op::{Binary, Collective, Group, Kernel, Memory, Op, Reduction, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::print::{Names, print};
 use mdl_ir::read::read;
@@ -65,7 +65,11 @@ fn after(op: &Op) -> Option<Op> {
         Op::Gather { .. } => Op::ScatterAdd { axis: own(2) },
         Op::ScatterAdd { .. } => Op::StopGradient,
         Op::StopGradient => Op::Transfer { to: Memory::ALL[0] },
-        Op::Transfer { .. } => Op::CacheWrite { axis: axis() },
+        Op::Transfer { .. } => {
+            let group = Group { ranks: 4, stride: 2 };
+            Op::Collective { kind: Collective::ALL[0], group }
+        }
+        Op::Collective { .. } => Op::CacheWrite { axis: axis() },
         Op::CacheWrite { .. } => Op::Repeat {
             axis: axis(),
             count: 1,
@@ -102,6 +106,9 @@ fn kinds() -> Vec<Op> {
             Op::Transfer { .. } => {
                 kinds.extend(Memory::ALL.iter().map(|to| Op::Transfer { to: *to }))
             }
+            Op::Collective { group, .. } => kinds.extend(
+                Collective::ALL.iter().map(|kind| Op::Collective { kind: *kind, group: *group }),
+            ),
             _ => kinds.push(op),
         }
     }

@@ -113,9 +113,15 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices; last, so that no kernel depends on it",
+        why: "a state in the host's memory comes in by slices, so late that kernels stay as they are",
         leaves: Stage::Fused,
         run: stream,
+    },
+    Pass {
+        name: "shard",
+        why: "a divided state is gathered by slices; last, so that no kernel knows the ranks",
+        leaves: Stage::Fused,
+        run: shard,
     },
 ];
 
@@ -174,7 +180,7 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
         };
         let planner = |chosen: &Graph| {
             let fused = mdl_passes::fuse::fuse(&offloaded(chosen, input.memory))?;
-            let fused = streamed(&fused, input.memory);
+            let fused = sharded(&streamed(&fused, input.memory), input.memory);
             let mut executable = plan(&fused, &state, budget.threads)?;
             executable.state_bytes = executable.state_bytes.max(state_bytes);
             executable.host_bytes = executable.host_memory(input.memory.state_on_disk);
@@ -211,6 +217,17 @@ fn streamed(graph: &Graph, memory: &MemoryRequest) -> Graph {
     match memory.cpu_offload {
         true => mdl_passes::stream::stream(graph),
         false => graph.clone(),
+    }
+}
+
+fn shard(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> {
+    Ok(sharded(graph, input.memory))
+}
+
+fn sharded(graph: &Graph, memory: &MemoryRequest) -> Graph {
+    match memory.division() {
+        Some(division) => mdl_passes::shard::shard(graph, division),
+        None => graph.clone(),
     }
 }
 
@@ -288,6 +305,11 @@ fn check(pass: &'static str, graph: &Graph) -> Result<(), Bug> {
 
 /// Where the state of a model lies, for every executable of a run.
 pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
+    state_layout_for(graph, purpose, &MemoryRequest::default())
+}
+
+/// The same where a run asks that some of it lies in the host's memory, or is divided among ranks.
+pub fn state_layout_for(graph: &Graph, purpose: &Purpose, memory: &MemoryRequest) -> StateLayout {
     let kept = match purpose {
         Purpose::Training(optimizer) | Purpose::Update(optimizer) => optimizer.state,
         Purpose::MicroBatch { state, .. } => *state,
@@ -298,17 +320,14 @@ pub fn state_layout(graph: &Graph, purpose: &Purpose) -> StateLayout {
         Purpose::Forward | Purpose::Gradients | Purpose::MicroBatch { .. } => None,
     };
     let last = |p| optimizer.is_some_and(|optimizer| !decays(graph, p, optimizer));
-    let all = StateLayout::of(&graph.params, StateTypes::of(&graph.params, kept), last);
-    match optimizer.is_some_and(|optimizer| optimizer.unclipped) {
+    let types = StateTypes::of(&graph.params, kept);
+    let all = StateLayout::divided(&graph.params, types, last, memory.division());
+    let all = all.with_partial_sums(memory.partial_sums);
+    let all = match optimizer.is_some_and(|optimizer| optimizer.unclipped) {
         true => all.without_gradients(),
         false => all,
-    }
-}
-
-/// The same where a run asks that some of it lies in the host's memory.
-pub fn state_layout_for(graph: &Graph, purpose: &Purpose, memory: &MemoryRequest) -> StateLayout {
-    let space = if memory.cpu_offload { Space::Host } else { Space::State };
-    StateLayout { space, ..state_layout(graph, purpose) }
+    };
+    StateLayout { space: if memory.cpu_offload { Space::Host } else { Space::State }, ..all }
 }
 
 /// A fused graph as an executable for `units` threads.

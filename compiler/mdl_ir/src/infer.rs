@@ -16,7 +16,7 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
         Op::Random { axes, .. } => one(Type::new(DType::F32, axes.clone())),
         Op::Unary(Unary::Not) => one(args[0].clone()),
         Op::Unary(_) => one(args[0].of(args[0].dtype.computed())),
-        Op::StopGradient | Op::Transfer { .. } => one(args[0].clone()),
+        Op::StopGradient | Op::Transfer { .. } | Op::Collective { .. } => one(args[0].clone()),
         Op::Binary(b) => one(Type::new(binary_dtype(*b), union(args)?)),
         Op::Select => one(Type::new(DType::F32, union(args)?)),
         Op::Reduce { axes, .. } => {

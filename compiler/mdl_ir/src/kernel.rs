@@ -7,8 +7,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod collective;
 pub mod grouped;
 
+use collective::CollectiveSpec;
 use grouped::{GroupedContractSpec, GroupedOuterSpec};
 
 /// One launch.
@@ -34,6 +36,15 @@ pub enum KernelSpec {
     AdamW(AdamWSpec),
     /// The bytes of the first argument, copied to the second one in another space.
     Transfer,
+    /// What ranks do together; no kernel, since it is between devices.
+    Collective(CollectiveSpec),
+}
+
+impl KernelSpec {
+    /// Does this belong to the queue that moves bytes, beside that of the kernels?
+    pub fn moves(&self) -> bool {
+        matches!(self, KernelSpec::Transfer | KernelSpec::Collective(_))
+    }
 }
 
 /// How a number lies in memory.

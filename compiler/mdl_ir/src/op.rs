@@ -104,6 +104,12 @@ pub enum Op {
     Transfer {
         to: Memory,
     },
+    /// What the ranks of a group do together. A rank alone is a group, and then each kind is the
+    /// value itself: all of its pieces, its sum over the ranks, or both.
+    Collective {
+        kind: Collective,
+        group: Group,
+    },
     /// `args[1]` (a cache with `axis`) with `args[0]` (which has the shorter `axis`) written from
     /// position `args[2]`.
     CacheWrite {
@@ -213,6 +219,21 @@ named_enum!(
 );
 
 named_enum!(
+    /// All pieces of a value on every rank; its sum over the ranks in pieces, one for each; its sum
+    /// on every rank.
+    Collective {
+        AllGather = "all_gather", ReduceScatter = "reduce_scatter", AllReduce = "all_reduce",
+    }
+);
+
+/// The ranks that a collective is between: this many, and this far apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Group {
+    pub ranks: u64,
+    pub stride: u64,
+}
+
+named_enum!(
     /// Where a value is kept: where kernels run, or where it waits for them.
     Memory { Device = "device", Host = "host" }
 );
@@ -257,7 +278,8 @@ impl Op {
                 Class::Kernel
             }
             Op::GroupedContract { .. } | Op::GroupedOuter { .. } => Class::Kernel,
-            Op::Transfer { .. } | Op::CacheWrite { .. } | Op::Call { .. } => Class::Kernel,
+            Op::Transfer { .. } | Op::Collective { .. } => Class::Kernel,
+            Op::CacheWrite { .. } | Op::Call { .. } => Class::Kernel,
             Op::Repeat { .. } => Class::Repeat,
         }
     }
@@ -290,6 +312,7 @@ impl Op {
             Op::ScatterAdd { .. } => "scatter_add",
             Op::StopGradient => "stop_gradient",
             Op::Transfer { .. } => "transfer",
+            Op::Collective { kind, .. } => kind.name(),
             Op::CacheWrite { .. } => "cache_write",
             Op::Repeat { .. } => "repeat",
             Op::Call { .. } => "call",

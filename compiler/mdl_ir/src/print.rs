@@ -10,7 +10,7 @@
 //! line that would be too long breaks before its type.
 
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
-use crate::op::Op;
+use crate::op::{Group, Op};
 use crate::tensor_type::{Axis, Type};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -171,6 +171,7 @@ pub fn attributes(op: &Op) -> String {
         Op::Cast(dtype) => dtype.name().to_string(),
         Op::StochasticRound { stream } => stream.to_string(),
         Op::Transfer { to } => to.name().to_string(),
+        Op::Collective { group: Group { ranks, stride }, .. } => format!("{ranks} by {stride}"),
         Op::Rename { from, to } => format!("{to} = {from}"),
         Op::Split { axis, into } => format!("{axis}; {}", axes(into)),
         Op::Merge { axes, into } => format!("{into} = {}", axes.join(" * ")),

@@ -5,7 +5,7 @@
 //! same text again.
 
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value, ValueId};
-use crate::op::{Binary, Kernel, Memory, Op, Reduction, Unary};
+use crate::op::{Binary, Collective, Group, Kernel, Memory, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
@@ -326,6 +326,11 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
     }
     if let Some(op) = Binary::from_name(word) {
         return Ok(Op::Binary(op));
+    }
+    if let Some(kind) = Collective::from_name(word) {
+        let (ranks, stride) = halves(attrs, " by ")?;
+        let group = Group { ranks: number(ranks)?, stride: number(stride)? };
+        return Ok(Op::Collective { kind, group });
     }
     Ok(match word {
         "const" => Op::Const(number(attrs)?),

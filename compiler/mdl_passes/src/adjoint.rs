@@ -63,9 +63,11 @@ pub fn adjoint(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_
         }
         Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => view(b, p, g),
         Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => view(b, p, g),
-        Op::Transfer { .. } | Op::CacheWrite { .. } | Op::Repeat { .. } | Op::Call { .. } => {
-            Err(format!("`{}` has no gradient of its own", p.node.op.name()))
-        }
+        Op::Transfer { .. }
+        | Op::Collective { .. }
+        | Op::CacheWrite { .. }
+        | Op::Repeat { .. }
+        | Op::Call { .. } => Err(format!("`{}` has no gradient of its own", p.node.op.name())),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::layout::{Loc, back, slice_bytes};
 use crate::lower::{Lowering, Places};
 use crate::lower_repeat::history;
 use mdl_ir::graph::{Body, Node, ValueId};
-use mdl_ir::op::{Kernel, Op};
+use mdl_ir::op::{Collective, Kernel, Op};
 use std::collections::HashMap;
 
 /// Buffers of carries: node and number of the carry.
@@ -34,6 +34,7 @@ impl Lowering {
                 Op::Concat { .. } => asking.concat(self, node),
                 Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } => asking.view(node),
                 Op::ScatterAdd { .. } if node.args.len() == 3 => asking.scatter(self, node),
+                Op::Collective { kind: Collective::AllReduce, .. } => asking.in_place(node),
                 Op::Repeat { .. } => asking.carries(self, i, node, &mut carries),
                 _ => {}
             }
@@ -87,6 +88,16 @@ impl Asking<'_> {
             && let Some(loc) = back(&node.op, to, ty, result)
         {
             self.wanted.insert(a, loc);
+        }
+    }
+
+    /// An all-reduce is in place.
+    fn in_place(&mut self, node: &Node) {
+        if let Some(to) = self.wanted.get(&node.results[0])
+            && !self.places.contains_key(&node.args[0])
+        {
+            let to = to.clone();
+            self.wanted.entry(node.args[0]).or_insert(to);
         }
     }
 

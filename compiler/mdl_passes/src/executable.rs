@@ -110,19 +110,51 @@ pub struct Slot {
     pub offset: u64,
     pub ty: Type,
     pub slice: Option<u64>,
+    /// Where a rank has a piece of each slice and not all of it.
+    pub piece: Option<Piece>,
+}
+
+/// A slice in as many pieces, one on each rank; the last ones may reach past its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    pub ranks: u64,
+    pub elements: u64,
+    pub stacked: bool,
+}
+
+/// Elements of a tensor that lie one after the other: where, from which one on, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub offset: u64,
+    pub first: u64,
+    pub elements: u64,
 }
 
 impl Slot {
-    /// Contiguous parts: offset in bytes and number of elements.
-    pub fn parts(&self) -> Vec<(u64, u64)> {
-        match self.slice {
-            None => vec![(self.offset, self.ty.elements())],
-            Some(stride) => {
-                let count = self.ty.axes[0].size;
-                let each = self.ty.elements() / count;
-                (0..count).map(|i| (self.offset + i * stride, each)).collect()
+    /// Contiguous parts, of those that a rank has.
+    pub fn parts(&self, rank: u64) -> Vec<Part> {
+        let all = self.ty.elements();
+        let (slices, stride) = match (self.piece, self.slice) {
+            (Some(piece), _) if piece.stacked => {
+                (self.ty.axes[0].size, piece.elements * self.ty.dtype.bytes())
             }
-        }
+            (None, Some(stride)) => (self.ty.axes[0].size, stride),
+            _ => (1, 0),
+        };
+        let each = all / slices;
+        let (from, to) = match self.piece {
+            None => (0, each),
+            Some(Piece { ranks, elements, .. }) => {
+                let from = (rank % ranks * elements).min(each);
+                (from, (from + elements).min(each))
+            }
+        };
+        let part = |i: u64| Part {
+            offset: self.offset + i * stride,
+            first: i * each + from,
+            elements: to - from,
+        };
+        (0..slices).map(part).filter(|p| p.elements > 0).collect()
     }
 }
 

@@ -63,6 +63,21 @@ pub fn slice_bytes(count: u64, slice: &Type) -> u64 {
     count * slice_stride(slice) * slice.dtype.bytes()
 }
 
+/// Parts of a slice that are summed up by themselves for the gradient norm, so that its bits are
+/// the same however the slice is divided: a rank has some whole parts, or with more ranks one.
+const PARTS: u64 = 8;
+
+/// Elements of a rank's piece of a slice of the state, which is filled up to as many equal parts.
+pub fn piece(slice: &Type, pieces: u64) -> u64 {
+    let unit = PARTS.max(pieces) * (ALIGNMENT / slice.dtype.bytes());
+    slice.elements().next_multiple_of(unit) / pieces
+}
+
+/// Parts that a piece has.
+pub fn parts_of_a_piece(pieces: u64) -> u64 {
+    PARTS.max(pieces) / pieces
+}
+
 /// Location of a view's result, from that of its argument; None where the memory does not allow the
 /// view.
 pub fn through(op: &Op, from: &Loc, arg: &Type) -> Option<Loc> {

@@ -33,6 +33,19 @@ pub struct Buffer {
     pub place: Place,
     /// In which loop it was made, if in one.
     pub(crate) inside: Option<usize>,
+    /// How it is divided among ranks, where it is a part of a divided state.
+    pub(crate) pieces: Option<Pieces>,
+}
+
+/// What a rank has of a parameter, its gradient or a moment: a piece of each slice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pieces {
+    pub ranks: u64,
+    pub slices: u64,
+    pub stacked: bool,
+    /// Elements of a slice, and of a piece.
+    pub len: u64,
+    pub piece: u64,
 }
 
 /// An argument in bytes: a buffer, where from its start, and the slot it takes in each iteration.
@@ -135,6 +148,7 @@ impl Lowering {
             last: 0,
             place: self.here,
             inside: self.current.as_ref().map(|l| l.number),
+            pieces: None,
         });
         self.buffers.len() - 1
     }
@@ -248,6 +262,9 @@ impl Lowering {
         match &node.op {
             Op::Repeat { .. } => return self.repeat(body, node, i, places, wanted, carries),
             Op::Transfer { to } => return self.transfer(body, node, *to, places, wanted),
+            Op::Collective { kind, group } => {
+                return self.collective(body, node, (*kind, *group), places, wanted);
+            }
             Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } => {
                 let (from, ty) = (places[&node.args[0]].clone(), body.ty(node.args[0]));
                 let loc = match through(&node.op, &from, ty) {

@@ -149,6 +149,9 @@ impl Lowering {
         outs: Vec<Access>,
         flops: u64,
     ) -> Done<()> {
+        if self.buffers[args[0].loc.buffer].pieces.is_some() {
+            return self.squares_in_parts(name, &args, &outs[0]);
+        }
         let all = match &args[..] {
             [one] => one.clone(),
             _ => self.section(args.iter().map(|a| a.loc.buffer), args[0].dtype)?,
@@ -213,10 +216,11 @@ impl Lowering {
     ) -> Done<()> {
         let (numbers, n) = adamw_parts(body, node);
         let parts: Vec<&[ValueId]> = node.args[numbers..].chunks(n).collect();
+        let divided = self.buffers[places[&parts[0][0]].buffer].pieces;
         let mut sections = Vec::new();
         for part in &parts {
             sections.push(match part {
-                [one] => self.like(body, *one, parts[0][0], places)?,
+                [one] if divided.is_none() => self.like(body, *one, parts[0][0], places)?,
                 _ => self.section(part.iter().map(|a| places[a].buffer), body.ty(part[0]).dtype)?,
             });
         }
@@ -236,7 +240,7 @@ impl Lowering {
         };
         let scalars: Vec<Access> =
             node.args[..numbers].iter().map(|a| access(&places[a], body.ty(*a))).collect();
-        let flops = node_flops(body, node);
+        let flops = node_flops(body, node) / divided.map_or(1, |p| p.ranks);
         if sections.iter().any(|s| self.buffers[s.loc.buffer].space == Space::Host) {
             self.adamw_in_chunks(&spec, &sections, &scalars, flops)?;
         } else {

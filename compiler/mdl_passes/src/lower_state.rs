@@ -18,7 +18,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// Loops that together go over a range: elements of a chunk, how many of them, and from which
 /// element on. Chunks but for the last one are multiples of `unit`.
-fn loops(len: u64, unit: u64) -> Vec<(u64, u64, u64)> {
+pub(crate) fn loops(len: u64, unit: u64) -> Vec<(u64, u64, u64)> {
     let chunk = len.div_ceil(CHUNKS).next_multiple_of(unit).min(LARGEST);
     let (whole, rest) = (len / chunk, len % chunk);
     let both = [(chunk, whole, 0), (rest, 1, whole * chunk)];
@@ -26,7 +26,7 @@ fn loops(len: u64, unit: u64) -> Vec<(u64, u64, u64)> {
 }
 
 /// The chunk of a range that an iteration has.
-fn chunk(range: &Access, len: u64, from: u64) -> Access {
+pub(crate) fn chunk(range: &Access, len: u64, from: u64) -> Access {
     let turn = Some(Turn { stride: len, start: 0, step: 1, slots: 0 });
     let (base, dtype) = (range.base + from, range.dtype);
     Access { loc: Loc { turn, ..range.loc.clone() }, base, elements: len, dtype }

@@ -6,11 +6,11 @@
 //! the other. What comes back is asked for one iteration ahead.
 
 use crate::executable::Space;
-use crate::layout::{Loc, Turn, aligned, slice_bytes, slice_type};
+use crate::layout::{Loc, Turn, aligned, piece, slice_bytes, slice_type};
 use crate::lower::{Access, Done, Lowering, Places, access, extent, stacked_loc, trimmed};
-use mdl_ir::graph::{Body, Node};
+use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::KernelSpec;
-use mdl_ir::op::{Memory, Op};
+use mdl_ir::op::{Collective, Memory, Op};
 use mdl_ir::tensor_type::{DType, Type};
 
 /// Slots of what is transferred: one that kernels use and one on its way.
@@ -41,6 +41,8 @@ impl Lowering {
             let value = match node.op {
                 Op::Transfer { to: Memory::Host } => node.args[0],
                 Op::Transfer { to: Memory::Device } => node.results[0],
+                Op::Collective { kind: Collective::ReduceScatter, .. } => node.args[0],
+                Op::Collective { kind: Collective::AllGather, .. } => node.results[0],
                 _ => continue,
             };
             if inside.contains_key(&value) || asked.contains_key(&value) {
@@ -52,8 +54,11 @@ impl Lowering {
                 asked.insert(value, slots.clone());
                 continue;
             }
-            let slots =
-                Loc { strides: ty.strides(), ..self.slots(name, ty.elements(), ty.dtype).loc };
+            let elements = match node.op {
+                Op::Collective { group, .. } => group.ranks * piece(ty, group.ranks),
+                _ => ty.elements(),
+            };
+            let slots = Loc { strides: ty.strides(), ..self.slots(name, elements, ty.dtype).loc };
             if let Some(from) = inside.get(&node.args[0]) {
                 brought.push((from.clone(), slots.clone()));
             }
@@ -74,19 +79,33 @@ impl Lowering {
         if self.current.is_none() {
             return self.transfer_whole(body, node, to, places, wanted);
         }
-        let mut from = places[&value].clone();
-        // The memory of a value that only its iteration knows would be taken before it is copied.
-        let lasts = self.buffers[from.buffer].inside.is_none() && trimmed(&from, ty).is_dense(ty);
-        if to == Memory::Host && !lasts {
-            let slots = wanted.get(&value).ok_or("what is transferred has slots")?;
-            self.copy(name, ty, &from, slots)?;
-            from = slots.clone();
-        }
+        let from = match to {
+            Memory::Host => self.lasting(body, value, places, wanted)?,
+            Memory::Device => places[&value].clone(),
+        };
         let there = wanted.get(&result).ok_or("a transfer has a place in the other memory")?;
         let args = [access(&from, ty), access(there, ty)];
         self.transfer_launch(name, args, u64::from(to == Memory::Device));
         places.insert(result, there.clone());
         Ok(())
+    }
+
+    /// Where a value leaves from in a loop: its slots, unless it lasts where it is.
+    pub(crate) fn lasting(
+        &mut self,
+        body: &Body,
+        value: ValueId,
+        places: &Places,
+        wanted: &Places,
+    ) -> Done<Loc> {
+        let (from, ty) = (places[&value].clone(), body.ty(value));
+        // The memory of a value that only its iteration knows would be taken before it is copied.
+        if self.buffers[from.buffer].inside.is_none() && trimmed(&from, ty).is_dense(ty) {
+            return Ok(from);
+        }
+        let slots = wanted.get(&value).ok_or("what leaves a loop has slots")?;
+        self.copy(body.name(value), ty, &from, slots)?;
+        Ok(slots.clone())
     }
 
     /// A transfer outside loops, of all of a value.
@@ -128,7 +147,18 @@ impl Lowering {
 
     /// One transfer, issued this many iterations ahead where it is in a loop.
     pub(crate) fn transfer_launch(&mut self, name: &str, args: [Access; 2], ahead: u64) {
-        self.launch(name, KernelSpec::Transfer, &args, 0);
+        self.moving_launch(name, KernelSpec::Transfer, &args, ahead);
+    }
+
+    /// One launch of the queue that moves bytes.
+    pub(crate) fn moving_launch(
+        &mut self,
+        name: &str,
+        spec: KernelSpec,
+        args: &[Access],
+        ahead: u64,
+    ) {
+        self.launch(name, spec, args, 0);
         if let Some(planned) = self.current.as_mut().and_then(|l| l.body.last_mut()) {
             planned.ahead = ahead;
         }

@@ -11,6 +11,10 @@ use mdl_ir::graph::{Body, Graph, Node, Value, ValueId};
 use mdl_ir::op::{Memory, Op};
 use mdl_ir::place::Place;
 
+/// What moves in and out of the device's memory.
+pub(crate) const COMES: Op = Op::Transfer { to: Memory::Device };
+pub(crate) const LEAVES: Op = Op::Transfer { to: Memory::Host };
+
 /// What a forward region saves for its gradient alone, and could keep in the host's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
@@ -63,10 +67,10 @@ pub fn offload(graph: &Graph, moved: &[Saved]) -> Graph {
         if *reverse {
             let back = node.args.iter().zip(body.inputs.clone());
             let back = back.filter(|(a, _)| values.contains(a)).map(|(_, input)| input).collect();
-            bring(body, back, node.span);
+            bring(body, back, &COMES, node.span);
         }
         for m in moved.iter().filter(|m| m.node == i) {
-            send(body, m.result, node.span);
+            send(body, m.result, &LEAVES, node.span);
         }
     }
     out
@@ -93,37 +97,41 @@ pub(crate) fn between(body: &Body) -> (Body, Vec<usize>, Vec<usize>) {
 /// The body with its transfers again.
 pub(crate) fn around(mut body: Body, arrive: &[usize], leave: &[usize]) -> Body {
     let inputs = arrive.iter().map(|n| body.inputs[*n]).collect();
-    bring(&mut body, inputs, Place::default());
-    leave.iter().for_each(|n| send(&mut body, *n, Place::default()));
+    bring(&mut body, inputs, &COMES, Place::default());
+    leave.iter().for_each(|n| send(&mut body, *n, &LEAVES, Place::default()));
     body
 }
 
 /// One value in place of another, wherever it is used.
-fn replace(body: &mut Body, old: ValueId, new: ValueId) {
+pub(crate) fn replace(body: &mut Body, old: ValueId, new: ValueId) {
     let used = body.nodes.iter_mut().flat_map(|n| &mut n.args).chain(&mut body.outputs);
     used.filter(|a| **a == old).for_each(|a| *a = new);
 }
 
-/// A transfer with the value that it makes.
-pub(crate) fn transfer(body: &mut Body, value: ValueId, to: Memory, at: Place) -> (Node, ValueId) {
+/// A node that moves a value, with what is then in another place.
+pub(crate) fn moved(body: &mut Body, value: ValueId, op: &Op, at: Place) -> (Node, ValueId) {
     let Value { name, ty } = body.values[value.index()].clone();
     let id = ValueId(body.values.len() as u32);
-    body.values.push(Value { name: format!("{name}.{}", to.name()), ty });
-    (Node { op: Op::Transfer { to }, args: vec![value], results: vec![id], span: at }, id)
+    let how = match op {
+        Op::Transfer { to } => to.name(),
+        op => op.name(),
+    };
+    body.values.push(Value { name: format!("{name}.{how}"), ty });
+    (Node { op: op.clone(), args: vec![value], results: vec![id], span: at }, id)
 }
 
-/// The forward region emits a copy in the host's memory.
-pub(crate) fn send(body: &mut Body, result: usize, at: Place) {
-    let (node, id) = transfer(body, body.outputs[result], Memory::Host, at);
+/// A region emits a value where it is after this operation.
+pub(crate) fn send(body: &mut Body, result: usize, op: &Op, at: Place) {
+    let (node, id) = moved(body, body.outputs[result], op, at);
     body.nodes.push(node);
     body.outputs[result] = id;
 }
 
-/// The reversed region begins with copies in the device's memory.
-pub(crate) fn bring(body: &mut Body, inputs: Vec<ValueId>, at: Place) {
+/// A region begins with this operation on these inputs.
+pub(crate) fn bring(body: &mut Body, inputs: Vec<ValueId>, op: &Op, at: Place) {
     let mut first = Vec::new();
     for input in inputs {
-        let (node, id) = transfer(body, input, Memory::Device, at);
+        let (node, id) = moved(body, input, op, at);
         replace(body, input, id);
         first.push(node);
     }

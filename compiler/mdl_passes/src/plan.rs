@@ -2,14 +2,14 @@
 //! becomes an executable.
 
 use crate::arena::{Lifetime, arrange};
-use crate::executable::{Arg, BufferPlan, Executable, Launch, Slot, Space, Step};
+use crate::executable::{Arg, BufferPlan, Executable, Launch, Piece, Slot, Space, Step};
 pub use crate::layout::ALIGNMENT;
-use crate::layout::{Loc, aligned, slice_bytes};
-use crate::lower::{Buffer, Item, Lowering, Places, Planned, slices_loc, stacked_loc};
+use crate::layout::{Loc, aligned, piece, slice_bytes};
+use crate::lower::{Buffer, Item, Lowering, Pieces, Places, Planned, slices_loc, stacked_loc};
 use crate::optimise::StateTypes;
+use crate::request::Division;
 use crate::waits::say_waits;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
-use mdl_ir::kernel::KernelSpec;
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::{DType, Type};
 
@@ -29,6 +29,13 @@ pub struct StateLayout {
     pub sections: Vec<(Section, DType)>,
     /// Where all of that is: on the device, or at the start of `Host`.
     pub space: Space,
+    /// How it is divided among ranks; then the offsets are those of a rank's pieces.
+    pub division: Option<Division>,
+    /// The section that gradients are in.
+    pub gradients: Section,
+    /// Sections that are added to others, one after the other: behind the gradients of a
+    /// micro-batch, or before an update.
+    pub sums: Vec<(Section, Section)>,
 }
 
 /// Parts of the state of a training run.
@@ -39,6 +46,8 @@ pub enum Section {
     Moment1,
     Moment2,
     Master,
+    /// Sums of the gradients of several micro-batches of a mesh, by their place in a counter.
+    PartialSum(u64),
 }
 
 impl Section {
@@ -49,13 +58,29 @@ impl Section {
             Section::Moment1 => "moment1",
             Section::Moment2 => "moment2",
             Section::Master => "master",
+            Section::PartialSum(_) => "partial sums",
         }
+    }
+
+    /// Where the partial sums at a place of the counter are.
+    fn of_sums(level: u64) -> Section {
+        if level == 0 { Section::Grad } else { Section::PartialSum(level) }
     }
 }
 
 impl StateLayout {
     /// Parameters in order, those for which `last` holds behind the others.
     pub fn of(params: &[Param], types: StateTypes, last: impl Fn(usize) -> bool) -> StateLayout {
+        StateLayout::divided(params, types, last, None)
+    }
+
+    /// The same of what a rank has of each.
+    pub fn divided(
+        params: &[Param],
+        types: StateTypes,
+        last: impl Fn(usize) -> bool,
+        division: Option<Division>,
+    ) -> StateLayout {
         let mut sections = vec![
             (Section::Param, types.params),
             (Section::Grad, types.params),
@@ -70,15 +95,49 @@ impl StateLayout {
         let mut len = 0;
         for p in order {
             offsets[p] = len;
-            len += elements(&params[p], aligned);
+            len += elements(&params[p], aligned, division);
         }
-        StateLayout { offsets, len, aligned, sections, space: Space::State }
+        let (space, gradients, sums) = (Space::State, Section::Grad, Vec::new());
+        StateLayout { offsets, len, aligned, sections, space, division, gradients, sums }
+    }
+
+    /// For the gradients of micro-batch `i` of a mesh, from 0. Partial sums are those of a binary
+    /// counter: each section holds none, or the sum of as many micro-batches as its place counts
+    /// for. The new gradients go where the carry ends, and what is there below is added to them.
+    pub fn of_micro_batch(&self, i: u64) -> StateLayout {
+        let level = u64::from(i.trailing_ones());
+        let sums = (0..level).map(|below| (Section::of_sums(below), Section::of_sums(level)));
+        StateLayout { gradients: Section::of_sums(level), sums: sums.collect(), ..self.clone() }
+    }
+
+    /// For the update after `n` micro-batches: what the counter holds is added up, the smallest
+    /// sums first.
+    pub fn of_update(&self, n: u64) -> StateLayout {
+        let held: Vec<Section> =
+            (0..64).filter(|level| n >> level & 1 == 1).map(Section::of_sums).collect();
+        let sums = held.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        let gradients = held.last().copied().unwrap_or(Section::Grad);
+        StateLayout { gradients, sums, ..self.clone() }
+    }
+
+    /// The same with sections for so many more partial sums than the gradients are.
+    pub fn with_partial_sums(mut self, levels: u64) -> StateLayout {
+        let dtype = self.sections[0].1;
+        self.sections.extend((1..=levels).map(|level| (Section::PartialSum(level), dtype)));
+        self
     }
 
     /// The same without gradients, each of which is used when it is made.
     pub fn without_gradients(mut self) -> StateLayout {
         self.sections.retain(|(section, _)| *section != Section::Grad);
         self
+    }
+
+    /// The number of a section, and its elements.
+    pub(crate) fn section(&self, section: Section) -> (usize, DType) {
+        let number = self.sections.iter().position(|(s, _)| *s == section);
+        let number = number.expect("a graph sees sections that its state has");
+        (number, self.sections[number].1)
     }
 
     /// Bytes of the first so many sections.
@@ -98,9 +157,14 @@ impl StateLayout {
     }
 }
 
-/// Elements of a parameter with its slices aligned.
-fn elements(param: &Param, aligned: u64) -> u64 {
-    param.repeats.unwrap_or(1) * param.slice_type().elements().next_multiple_of(aligned)
+/// Elements of a parameter with its slices aligned, or of a rank's pieces of them.
+fn elements(param: &Param, aligned: u64, division: Option<Division>) -> u64 {
+    let slice = param.slice_type();
+    let each = match division {
+        Some(division) => piece(&slice, division.pieces),
+        None => slice.elements().next_multiple_of(aligned),
+    };
+    param.repeats.unwrap_or(1) * each
 }
 
 /// Lowers a fused graph to an executable for `units` threads.
@@ -108,7 +172,11 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
     let mut low = Lowering::new(units);
     let mut places = Places::new();
     let body = &graph.body;
-    let kept = state.bytes_of(sections(graph, state));
+    let kept = match (sections(graph, state), state.division) {
+        (1, _) => state.bytes_of(1),
+        (_, Some(_)) => state.bytes(),
+        (n, None) => state.bytes_of(n),
+    };
     let training = graph.outputs.iter().any(|r| matches!(r, OutputRole::Grad(_)));
     let (mut state_bytes, host_state) = match state.space {
         // What waits lies behind all of it, also where an executable does not see the moments.
@@ -132,7 +200,7 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
                 let old = graph.inputs.iter().position(|r| *r == InputRole::Grad(*p));
                 match old {
                     Some(i) => places[&body.inputs[i]].clone(),
-                    None => in_state(&mut low, graph, state, (*p, Section::Grad)),
+                    None => in_state(&mut low, graph, state, (*p, state.gradients)),
                 }
             }
             OutputRole::Value(name) => {
@@ -148,7 +216,14 @@ pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable
         };
         wanted.entry(*id).or_insert(loc);
     }
+    let updates = graph.inputs.iter().any(|r| matches!(r, InputRole::Moment1(_)));
+    if updates {
+        low.add_sections(state)?;
+    }
     low.body(body, &mut places, wanted)?;
+    if !updates {
+        low.add_sections(state)?;
+    }
     hold_borders(&mut low, body, &places);
     let mut offsets: Vec<u64> = low.buffers.iter().map(|b| b.state.unwrap_or(0)).collect();
     for (space, start) in [(Space::Work, 0), (Space::Host, host_state)] {
@@ -170,7 +245,7 @@ fn input_place(
     let ty = graph.body.ty(id);
     match role {
         InputRole::Param(p) => in_state(low, graph, state, (*p, Section::Param)),
-        InputRole::Grad(p) => in_state(low, graph, state, (*p, Section::Grad)),
+        InputRole::Grad(p) => in_state(low, graph, state, (*p, state.gradients)),
         InputRole::Moment1(p) => in_state(low, graph, state, (*p, Section::Moment1)),
         InputRole::Moment2(p) => in_state(low, graph, state, (*p, Section::Moment2)),
         InputRole::Master(p) => in_state(low, graph, state, (*p, Section::Master)),
@@ -209,12 +284,23 @@ fn in_state(
     state: &StateLayout,
     (p, section): (usize, Section),
 ) -> Loc {
-    let number = state.sections.iter().position(|(s, _)| *s == section);
-    let number = number.expect("a graph sees sections that its state has");
-    let (param, each) = (&graph.params[p], state.sections[number].1.bytes());
+    let (number, dtype) = state.section(section);
+    let (param, each) = (&graph.params[p], dtype.bytes());
     let at = state.bytes_of(number) + state.offsets[p] * each;
-    let buffer = low.buffer(&param.name, elements(param, state.aligned) * each, Some(at));
+    let elements = elements(param, state.aligned, state.division);
+    let buffer = low.buffer(&param.name, elements * each, Some(at));
     low.buffers[buffer].space = state.space;
+    if let Some(division) = state.division {
+        let slice = param.slice_type();
+        let piece = piece(&slice, division.pieces);
+        let (slices, len) = (param.repeats.unwrap_or(1), slice.elements());
+        let stacked = param.repeats.is_some();
+        let pieces = Pieces { ranks: division.pieces, slices, stacked, len, piece };
+        low.buffers[buffer].pieces = Some(pieces);
+        let strides = if stacked { vec![piece] } else { Vec::new() };
+        let strides = [strides, slice.strides()].concat();
+        return Loc { buffer, offset: 0, strides, turn: None };
+    }
     if param.repeats.is_some() {
         let slice = param.slice_type();
         let stride = slice.elements().next_multiple_of(state.aligned);
@@ -259,11 +345,14 @@ fn slot(low: &Lowering, offsets: &[u64], loc: &Loc, ty: &Type) -> Slot {
     let stacked = !loc.is_dense(ty) || loc.strides.first() != ty.strides().first();
     let each = ty.dtype.bytes();
     let slice = (stacked && !ty.axes.is_empty()).then(|| loc.strides[0] * each);
+    let divided = buffer.pieces.filter(|p| p.ranks > 1);
+    let piece = divided.map(|p| Piece { ranks: p.ranks, elements: p.piece, stacked: p.stacked });
     Slot {
         space: buffer.space,
         offset: offsets[loc.buffer] + loc.offset * each,
         ty: ty.clone(),
         slice,
+        piece,
     }
 }
 
@@ -302,7 +391,7 @@ fn emit(
         .collect();
     for step in &mut steps {
         if let Step::Loop { count, body } = step {
-            say_waits(*count, body, |l| specs[l.spec] == KernelSpec::Transfer);
+            say_waits(*count, body, |l| specs[l.spec].moves());
         }
     }
     let buffers = buffer_plans(&low, offsets);

@@ -4,6 +4,7 @@
 pub mod bytes;
 pub mod config_values;
 pub mod given;
+pub mod mesh;
 pub mod request;
 pub mod run;
 

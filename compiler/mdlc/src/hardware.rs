@@ -61,8 +61,12 @@ impl Hardware {
     /// kept, computed again or moved away is chosen by `Machine::budget`.
     pub fn flags(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Hardware::P5 => &[("train_batch_size", "2"), ("sharding_strategy", "full")],
-            Hardware::P4d => &[("train_batch_size", "1"), ("sharding_strategy", "full")],
+            Hardware::P5 => {
+                &[("train_batch_size", "2"), ("mesh", "8"), ("sharding_strategy", "full")]
+            }
+            Hardware::P4d => {
+                &[("train_batch_size", "1"), ("mesh", "8"), ("sharding_strategy", "full")]
+            }
             Hardware::G5 => {
                 &[("train_batch_size", "1"), ("sharding_strategy", "full"), ("cpu_offload", "1")]
             }

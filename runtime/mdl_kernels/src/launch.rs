@@ -26,5 +26,6 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::MoreSquares(spec) => optimizer::launch_sum_of_squares(device, spec, true, args),
         KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),
         KernelSpec::Transfer => unreachable!("no kernel reaches both memories: see transfer.rs"),
+        KernelSpec::Collective(_) => unreachable!("no kernel reaches two ranks: see exchange.rs"),
     }
 }

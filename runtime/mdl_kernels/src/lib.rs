@@ -22,6 +22,7 @@ mod contract_skinny;
 mod contract_tile;
 mod device;
 mod embedding;
+mod exchange;
 mod grouped;
 mod launch;
 mod linear_cross_entropy;
@@ -34,6 +35,7 @@ mod transfer;
 mod vector_io;
 
 pub use device::{Arena, Device, KernelError, MemoryUse, Slice};
+pub use exchange::{Exchange, Seat};
 pub use peak::{measure_fma_peak, measure_triad};
 pub use state_files::{StateFileError, StateFiles, free_bytes};
-pub use transfer::{Copier, Side, Transfer};
+pub use transfer::{Copier, Job, Side, Together, Transfer};

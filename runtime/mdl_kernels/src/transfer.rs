@@ -4,11 +4,16 @@
 //! stream. Who issues them says what they wait for: kernels by `Device::sync` before a transfer is
 //! sent, transfers by `Copier::wait` before a kernel is launched.
 //!
+//! A rank of a mesh does its part of collectives on the same thread, in the same order.
+//!
 //! The first bytes of host memory may be files on disk. A fault of theirs is kept for whoever asks;
 //! from then on nothing is moved.
 
 use crate::device::{Arena, Device};
+use crate::exchange::Seat;
 use crate::state_files::{StateFileError, StateFiles};
+use mdl_ir::kernel::collective::CollectiveSpec;
+use mdl_ir::op::Collective;
 use memmap2::MmapMut;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +21,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// A side of a transfer: a byte of the device's arena, or of the host's memory.
+/// A side of a transfer: a byte of the device's work space or of its state, or of the host's
+/// memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Device(u64),
+    State(u64),
     Host(u64),
 }
 
@@ -31,13 +38,30 @@ pub struct Transfer {
     pub bytes: u64,
 }
 
-/// An arena of the device and memory of the host, with the thread that copies between them.
+/// A collective with what it takes and gives on this rank, which may be the same.
+#[derive(Clone, Debug)]
+pub struct Together {
+    pub spec: CollectiveSpec,
+    pub from: Side,
+    pub to: Side,
+}
+
+/// What the thread does: a copy, or this rank's part of what all ranks do.
+#[derive(Clone, Debug)]
+pub enum Job {
+    Transfer(Transfer),
+    Together(Together),
+}
+
+/// Arenas of the device and memory of the host, with the thread that copies between them, and
+/// between this rank and others.
 pub struct Copier {
-    queue: Option<Sender<Transfer>>,
+    queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     sent: AtomicU64,
     ended: Arc<(Mutex<u64>, Condvar)>,
     device_bytes: u64,
+    state_bytes: u64,
     host: Arc<Host>,
 }
 
@@ -118,15 +142,18 @@ impl fmt::Debug for Copier {
     }
 }
 
-/// Both memories, as the thread has them.
+/// All memories, as the thread has them.
 struct Memories {
     device: *mut u8,
-    /// Keeps the arena where it is.
-    _held: Box<dyn Send>,
+    /// Null where there are no collectives.
+    state: *mut u8,
+    /// Keeps the arenas where they are.
+    _held: Vec<Box<dyn Send>>,
     host: Arc<Host>,
+    seat: Option<Seat>,
 }
 
-// SAFETY: the device's address stays valid while `_held` lives, which moves along; that no kernel
+// SAFETY: the device's addresses stay valid while `_held` lives, which moves along; that no kernel
 // has the same bytes at the same time is what the plan's waits are for.
 unsafe impl Send for Memories {}
 
@@ -139,9 +166,36 @@ impl Copier {
         host_bytes: u64,
         files: Option<StateFiles>,
     ) -> Copier {
-        let host = Arc::new(Host::new(host_bytes, files));
-        let (address, held) = device.address(arena);
-        let memories = Memories { device: address, _held: held, host: host.clone() };
+        Copier::open(device, [Some(arena), None], Host::new(host_bytes, files), None)
+    }
+
+    /// For a rank of a mesh: its work space, its state, and host memory of this many bytes.
+    pub fn of_rank(
+        device: &Device,
+        work: &Arena,
+        state: &Arena,
+        host_bytes: u64,
+        seat: Seat,
+    ) -> Copier {
+        Copier::open(device, [Some(work), Some(state)], Host::new(host_bytes, None), Some(seat))
+    }
+
+    fn open(
+        device: &Device,
+        arenas: [Option<&Arena>; 2],
+        host: Host,
+        seat: Option<Seat>,
+    ) -> Copier {
+        let host = Arc::new(host);
+        let mut held = Vec::new();
+        let [work, state] = arenas.map(|arena| {
+            arena.map_or(std::ptr::null_mut(), |arena| {
+                let (address, keeps) = device.address(arena);
+                held.push(keeps);
+                address
+            })
+        });
+        let memories = Memories { device: work, state, _held: held, host: host.clone(), seat };
         let (queue, jobs) = channel();
         let ended = Arc::new((Mutex::new(0), Condvar::new()));
         let says = ended.clone();
@@ -152,7 +206,8 @@ impl Copier {
             thread: Some(thread.expect("a process may have one more thread")),
             sent: AtomicU64::new(0),
             ended,
-            device_bytes: arena.bytes(),
+            device_bytes: arenas[0].map_or(0, Arena::bytes),
+            state_bytes: arenas[1].map_or(0, Arena::bytes),
             host,
         }
     }
@@ -172,17 +227,18 @@ impl Copier {
         locked(&self.host.fault).clone()
     }
 
-    /// Puts a transfer behind those that were sent before, and gives its number.
-    pub fn send(&self, transfer: Transfer) -> u64 {
-        for side in [transfer.from, transfer.to] {
+    /// Puts a job behind those that were sent before, and gives its number.
+    pub fn send(&self, job: Job) -> u64 {
+        for (side, bytes) in job.extents() {
             let (at, all) = match side {
                 Side::Device(at) => (at, self.device_bytes),
+                Side::State(at) => (at, self.state_bytes),
                 Side::Host(at) => (at, self.host.bytes),
             };
-            assert!(at + transfer.bytes <= all, "a transfer lies inside its memories");
+            assert!(at + bytes <= all, "a transfer lies inside its memories");
         }
         let queue = self.queue.as_ref().expect("there until it is dropped");
-        queue.send(transfer).expect("the thread ends with its queue");
+        queue.send(job).expect("the thread ends with its queue");
         self.sent.fetch_add(1, Ordering::Relaxed) + 1
     }
 
@@ -226,19 +282,58 @@ impl Drop for Copier {
     }
 }
 
-fn serve(memories: Memories, jobs: &Receiver<Transfer>, ended: &(Mutex<u64>, Condvar)) {
-    let device = |at: u64, bytes: u64| {
-        // SAFETY: `send` has held both sides against the sizes of their memories, and no kernel has
-        // these bytes while they are moved.
-        unsafe { std::slice::from_raw_parts_mut(memories.device.add(at as usize), bytes as usize) }
-    };
-    for job in jobs {
-        match (job.from, job.to) {
-            (Side::Device(from), Side::Host(to)) => {
-                memories.host.write(to, device(from, job.bytes));
+impl Job {
+    /// Both sides, with how many bytes from there on it may touch.
+    fn extents(&self) -> [(Side, u64); 2] {
+        match self {
+            Job::Transfer(Transfer { from, to, bytes }) => [(*from, *bytes), (*to, *bytes)],
+            Job::Together(Together { spec, from, to }) => {
+                let bytes = |elements: u64| elements * spec.elem.bytes();
+                let (len, piece) = (bytes(spec.len), bytes(spec.piece));
+                match spec.kind {
+                    Collective::AllGather => [(*from, piece), (*to, spec.bytes())],
+                    Collective::ReduceScatter => [(*from, len), (*to, piece)],
+                    Collective::AllReduce => [(*from, len), (*to, len)],
+                }
             }
-            (Side::Host(from), Side::Device(to)) => memories.host.read(from, device(to, job.bytes)),
+        }
+    }
+}
+
+impl Memories {
+    fn transfer(&self, job: &Transfer) {
+        let device = |at: u64| {
+            // SAFETY: `send` has held both sides against the sizes of their memories, and no kernel
+            // has these bytes while they are moved.
+            unsafe {
+                std::slice::from_raw_parts_mut(self.device.add(at as usize), job.bytes as usize)
+            }
+        };
+        match (job.from, job.to) {
+            (Side::Device(from), Side::Host(to)) => self.host.write(to, device(from)),
+            (Side::Host(from), Side::Device(to)) => self.host.read(from, device(to)),
             (from, to) => unreachable!("a transfer is between memories, not {from:?} to {to:?}"),
+        }
+    }
+
+    fn together(&self, job: &Together) {
+        let seat = self.seat.as_ref().expect("collectives are for ranks of a mesh");
+        let address = |side: Side| match side {
+            Side::Device(at) => self.device.wrapping_add(at as usize),
+            Side::State(at) => self.state.wrapping_add(at as usize),
+            Side::Host(_) => unreachable!("a collective is between devices"),
+        };
+        // SAFETY: `send` has held both sides against the sizes of their memories, and no kernel of
+        // any rank has these bytes before the collective is over.
+        unsafe { seat.together(&job.spec, address(job.from), address(job.to)) };
+    }
+}
+
+fn serve(memories: Memories, jobs: &Receiver<Job>, ended: &(Mutex<u64>, Condvar)) {
+    for job in jobs {
+        match &job {
+            Job::Transfer(job) => memories.transfer(job),
+            Job::Together(job) => memories.together(job),
         }
         *locked(&ended.0) += 1;
         ended.1.notify_all();
@@ -257,7 +352,7 @@ mod tests {
         device.write(&arena, 256, &bytes).expect("inside");
         device.sync();
         let copier = Copier::new(&device, &arena, 512, None);
-        let send = |from, to| copier.send(Transfer { from, to, bytes: 256 });
+        let send = |from, to| copier.send(Job::Transfer(Transfer { from, to, bytes: 256 }));
         send(Side::Device(256), Side::Host(256));
         send(Side::Host(256), Side::Device(512));
         let last = send(Side::Host(0), Side::Device(256));

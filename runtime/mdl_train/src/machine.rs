@@ -6,7 +6,8 @@ use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
 use mdl_ir::tensor_type::DType;
-use mdl_kernels::{Arena, Copier, Device, Side, Slice, StateFileError, StateFiles, Transfer};
+use mdl_kernels::{Arena, Copier, Device, Exchange, Job, Seat, Side, Slice};
+use mdl_kernels::{StateFileError, StateFiles, Together, Transfer};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,8 +21,10 @@ pub struct Machine {
     /// None where the state is in the host's memory.
     state: Option<Arena>,
     work: Arena,
-    /// Host memory and its transfers, where the plan has some.
+    /// Host memory and its transfers, and collectives, where the plan has some.
     copier: Option<Arc<Copier>>,
+    /// Which rank of a mesh this is.
+    rank: u64,
 }
 
 /// Values as memory has them.
@@ -32,29 +35,31 @@ fn to_bytes(dtype: DType, values: &[f32]) -> Cow<'_, [u8]> {
     }
 }
 
-fn from_bytes(dtype: DType, bytes: &[u8], out: &mut Vec<f32>) {
-    match dtype {
-        DType::Bf16 => {
-            let one = |b: &[u8]| bf16_to_f32(u16::from_le_bytes([b[0], b[1]]));
-            out.extend(bytes.chunks_exact(2).map(one));
-        }
-        DType::F32 | DType::I32 | DType::Bool => {
-            let one = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            out.extend(bytes.chunks_exact(4).map(one));
-        }
-    }
+fn from_bytes(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    let one = |b: &[u8]| match dtype {
+        DType::Bf16 => bf16_to_f32(u16::from_le_bytes([b[0], b[1]])),
+        DType::F32 | DType::I32 | DType::Bool => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+    };
+    let all = bytes.chunks_exact(dtype.bytes() as usize);
+    out.iter_mut().zip(all).for_each(|(x, b)| *x = one(b));
 }
 
-/// Two arenas, the smaller one first: the device's pool makes every page as large as the largest
-/// allocation before it, and touches all of it.
-fn alloc_both(device: &Device, [first, second]: [u64; 2]) -> [Option<Arena>; 2] {
-    let alloc = |bytes: u64| (bytes > 0).then(|| device.alloc(bytes));
+/// Two arenas for each of `n` ranks, the smaller ones first: the device's pool makes every page as
+/// large as the largest allocation before it, and touches all of it.
+fn alloc_both(
+    device: &Device,
+    [first, second]: [u64; 2],
+    n: u64,
+) -> Vec<(Option<Arena>, Option<Arena>)> {
+    let alloc = |bytes: u64| -> Vec<Option<Arena>> {
+        (0..n).map(|_| (bytes > 0).then(|| device.alloc(bytes))).collect()
+    };
     if first <= second {
-        let arena = alloc(first);
-        return [arena, alloc(second)];
+        let arenas = alloc(first);
+        return arenas.into_iter().zip(alloc(second)).collect();
     }
-    let arena = alloc(second);
-    [alloc(first), arena]
+    let arenas = alloc(second);
+    alloc(first).into_iter().zip(arenas).collect()
 }
 
 /// Bytes of each space.
@@ -96,10 +101,32 @@ impl Machine {
         files: Option<StateFiles>,
     ) -> Machine {
         let room = room.max(Room::of(&executable));
-        let [state, work] = alloc_both(&device, [room.state, room.work]);
+        let mut arenas = alloc_both(&device, [room.state, room.work], 1);
+        let (state, work) = arenas.pop().unwrap_or_default();
         let work = work.expect("a step has some work space");
         let copier = (room.host > 0).then(|| Copier::new(&device, &work, room.host, files));
-        Machine { device, executable, state, work, copier: copier.map(Arc::new) }
+        Machine { device, executable, state, work, copier: copier.map(Arc::new), rank: 0 }
+    }
+
+    /// One for each rank of a mesh, with this room and a seat at the exchange.
+    pub fn of_ranks(
+        device: &Arc<Device>,
+        executable: &Executable,
+        room: Room,
+        exchange: &Arc<Exchange>,
+        ranks: u64,
+    ) -> Vec<Machine> {
+        let arenas = alloc_both(device, [room.state, room.work], ranks);
+        let machine = |(rank, (state, work)): (u64, (Option<Arena>, Option<Arena>))| {
+            let state = state.expect("a rank has its part of the state");
+            let work = work.expect("a step has some work space");
+            let seat = Seat { exchange: exchange.clone(), rank };
+            let copier = Copier::of_rank(device, &work, &state, room.host, seat);
+            let (device, executable) = (device.clone(), executable.clone());
+            let (state, copier) = (Some(state), Some(Arc::new(copier)));
+            Machine { device, executable, state, work, copier, rank }
+        };
+        (0..).zip(arenas).map(machine).collect()
     }
 
     /// Uses the state of another machine, which must be at least as large, and its work space where
@@ -109,15 +136,15 @@ impl Machine {
         let (state, _) = self.allocated();
         assert!(executable.state_bytes <= state, "the same model has the same state");
         assert!(executable.host_bytes <= self.host_allocated(), "and in the same place");
-        let moves = executable.host_bytes > 0;
+        let moves = executable.specs.iter().any(KernelSpec::moves);
         assert!(!moves || executable.work_bytes <= self.work.bytes(), "transfers reach one arena");
         let work = match executable.work_bytes <= self.work.bytes() {
             true => self.work.clone(),
             false => self.device.alloc(executable.work_bytes),
         };
         let (device, state) = (self.device.clone(), self.state.clone());
-        let copier = self.copier.clone().filter(|_| moves);
-        Machine { device, executable, state, work, copier }
+        let copier = self.copier.clone();
+        Machine { device, executable, state, work, copier, rank: self.rank }
     }
 
     fn arena(&self, space: Space) -> &Arena {
@@ -172,18 +199,27 @@ impl Machine {
     }
 
     pub(crate) fn is_transfer(&self, launch: &Launch) -> bool {
-        self.executable.specs[launch.spec] == KernelSpec::Transfer
+        self.executable.specs[launch.spec].moves()
     }
 
-    /// Sends the transfer of an iteration, and gives its number.
+    /// Sends the transfer or the collective of an iteration, and gives its number.
     pub(crate) fn send(&self, launch: &Launch, i: u64) -> u64 {
         let side = |a: &Arg| {
             let at = a.offset + a.index.map_or(0, |index| index.at(i));
-            if a.space == Space::Host { Side::Host(at) } else { Side::Device(at) }
+            match a.space {
+                Space::Host => Side::Host(at),
+                Space::State => Side::State(at),
+                Space::Work => Side::Device(at),
+            }
         };
-        let [from, to] = &launch.args[..] else { unreachable!("a transfer has two sides") };
-        let transfer = Transfer { from: side(from), to: side(to), bytes: from.bytes };
-        self.copier().send(transfer)
+        let (from, to) = (&launch.args[0], launch.args.last().expect("something is moved"));
+        let (sides, bytes) = ((side(from), side(to)), from.bytes);
+        self.copier().send(match &self.executable.specs[launch.spec] {
+            KernelSpec::Collective(spec) => {
+                Job::Together(Together { spec: spec.clone(), from: sides.0, to: sides.1 })
+            }
+            _ => Job::Transfer(Transfer { from: sides.0, to: sides.1, bytes }),
+        })
     }
 
     pub(crate) fn copier(&self) -> &Copier {
@@ -208,11 +244,12 @@ impl Machine {
         self.write_bytes(slot, bytemuck::cast_slice(values));
     }
 
-    fn write_bytes(&self, slot: &Slot, mut bytes: &[u8]) {
-        for (offset, elements) in slot.parts() {
-            let (now, rest) = bytes.split_at((elements * slot.ty.dtype.bytes()) as usize);
-            self.put(slot.space, offset, now);
-            bytes = rest;
+    fn write_bytes(&self, slot: &Slot, bytes: &[u8]) {
+        let each = slot.ty.dtype.bytes() as usize;
+        for part in slot.parts(self.rank) {
+            let from = part.first as usize * each;
+            let to = from + part.elements as usize * each;
+            self.put(slot.space, part.offset, &bytes[from..to]);
         }
     }
 
@@ -233,8 +270,8 @@ impl Machine {
         }
     }
 
-    /// Writes some of an input's values: those from element `start` on, in the order of its type. A
-    /// parameter's are also those of its master copy.
+    /// Writes some of an input's values: those from element `start` on, in the order of its type,
+    /// and of those the ones that this rank has. A parameter's are also those of its master copy.
     pub fn write_range(&self, role: &InputRole, start: u64, values: &[f32]) {
         for slot in self.slots(role) {
             self.write_part(slot, start, values);
@@ -250,40 +287,42 @@ impl Machine {
         self.executable.input(role).into_iter().chain(master)
     }
 
-    fn write_part(&self, slot: &Slot, start: u64, mut values: &[f32]) {
-        let dtype = slot.ty.dtype;
-        let (mut at, mut first) = (start, 0);
-        for (offset, elements) in slot.parts() {
-            let inside = at - first;
-            if inside < elements && !values.is_empty() {
-                let n = (elements - inside).min(values.len() as u64);
-                let (now, rest) = values.split_at(n as usize);
-                self.put(slot.space, offset + inside * dtype.bytes(), &to_bytes(dtype, now));
-                (at, values) = (at + n, rest);
-            }
-            first += elements;
-            if at < first {
-                break;
+    fn write_part(&self, slot: &Slot, start: u64, values: &[f32]) {
+        let (dtype, end) = (slot.ty.dtype, start + values.len() as u64);
+        assert!(end <= slot.ty.elements(), "an input has room for what is written to it");
+        for part in slot.parts(self.rank) {
+            let from = part.first.max(start);
+            let to = (part.first + part.elements).min(end);
+            if from < to {
+                let now = &values[(from - start) as usize..(to - start) as usize];
+                let offset = part.offset + (from - part.first) * dtype.bytes();
+                self.put(slot.space, offset, &to_bytes(dtype, now));
             }
         }
-        assert!(values.is_empty(), "an input has room for what is written to it");
     }
 
     /// Waits for all launches and reads a slot back.
     pub fn read(&self, slot: &Slot) -> Vec<f32> {
-        let mut out = Vec::with_capacity(slot.ty.elements() as usize);
-        for (offset, elements) in slot.parts() {
-            let length = elements * slot.ty.dtype.bytes();
+        let mut values = vec![0.0; slot.ty.elements() as usize];
+        self.read_into(slot, &mut values);
+        values
+    }
+
+    /// As `read`, for those of a slot's values that this rank has.
+    pub fn read_into(&self, slot: &Slot, values: &mut [f32]) {
+        let dtype = slot.ty.dtype;
+        for part in slot.parts(self.rank) {
+            let (offset, n) = (part.offset, part.elements * dtype.bytes());
             let bytes = match slot.space {
-                Space::Host => self.copier().read(offset, length),
+                Space::Host => self.copier().read(offset, n),
                 space => {
-                    let bytes = self.device.read(self.arena(space), offset, length);
+                    let bytes = self.device.read(self.arena(space), offset, n);
                     bytes.expect("slots lie inside their arena")
                 }
             };
-            from_bytes(slot.ty.dtype, &bytes, &mut out);
+            let from = part.first as usize;
+            from_bytes(dtype, &bytes, &mut values[from..from + part.elements as usize]);
         }
-        out
     }
 
     pub fn write_input(&self, role: &InputRole, values: &[f32]) {

@@ -66,7 +66,33 @@ pub struct Settings {
 impl Settings {
     /// Sequences of a step.
     pub fn sequences(&self) -> u64 {
-        self.batch * self.gradient_accumulation
+        self.batch * self.gradient_accumulation * self.ranks()
+    }
+
+    /// Ranks that share a step.
+    pub fn ranks(&self) -> u64 {
+        self.memory.mesh.map_or(1, |mesh| mesh.ranks())
+    }
+}
+
+/// The numbers that the host gives to the update of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepScalars {
+    lr: f32,
+    clip: f32,
+    correct1: f32,
+    correct2: f32,
+    /// What the step rounds by.
+    seed: i32,
+}
+
+impl StepScalars {
+    pub(crate) fn write(&self, machine: &Machine) {
+        machine.write_scalar("lr", self.lr);
+        machine.write_scalar("clip", self.clip);
+        machine.write_scalar("correct1", self.correct1);
+        machine.write_scalar("correct2", self.correct2);
+        machine.write_number(SEED, self.seed);
     }
 }
 
@@ -124,7 +150,6 @@ pub struct Session {
     pub cursor: u64,
     pub graph: Graph,
     pub train: StepMachines,
-    validate: Machine,
     schedule: Schedule,
     /// Resident bytes of the process before anything was allocated for the run.
     resident_before: Option<u64>,
@@ -148,8 +173,7 @@ impl Session {
             Some(dir) => Some(train.state_files(dir)?),
             None => None,
         };
-        let train = StepMachines::new(device, train, files);
-        let validate = train.first.beside(validate);
+        let train = StepMachines::new(device, train, validate, files);
         let session = Session {
             model,
             settings,
@@ -157,14 +181,13 @@ impl Session {
             cursor: 0,
             graph,
             train,
-            validate,
             schedule,
             resident_before,
             shapes,
         };
         for (p, param) in session.graph.params.iter().enumerate() {
             each_part(param, session.settings.seed, |start, values| {
-                session.train.last().write_range(&InputRole::Param(p), start, values);
+                session.train.write_range(&InputRole::Param(p), start, values);
             });
         }
         Ok(session)
@@ -186,7 +209,10 @@ impl Session {
 
     /// Weights of a checkpoint, fresh optimizer.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<(), ModelError> {
-        Ok(import::load(self.train.last(), weights, &self.graph.params)?)
+        for machine in self.train.holders() {
+            import::load(machine, weights, &self.graph.params)?;
+        }
+        Ok(())
     }
 
     /// Weights, optimizer state, step and place in the data.
@@ -204,7 +230,7 @@ impl Session {
                 true => InputRole::Moment1(place.param),
                 false => InputRole::Moment2(place.param - n),
             };
-            self.train.last().write_range(&role, place.range.start, values);
+            self.train.write_range(&role, place.range.start, values);
         });
         self.step = checkpoint.manifest.step;
         self.cursor = checkpoint.manifest.cursor.sample;
@@ -214,23 +240,34 @@ impl Session {
     /// One optimizer step on a batch of all its sequences, which micro-batches take in order.
     pub fn step(&mut self, batch: &Batch) -> StepReport {
         let lr = self.schedule.at(self.step);
+        let k = (self.step + 1) as i32;
+        let scalars = StepScalars {
+            lr: lr as f32,
+            clip: self.settings.grad_clip as f32,
+            correct1: (1.0 - self.settings.beta1.powi(k)) as f32,
+            correct2: (1.0 - self.settings.beta2.powi(k)) as f32,
+            seed: rounding_seed(self.settings.seed, self.step),
+        };
+        let (loss, grad_norm) = match &self.train.ranks {
+            Some(ranks) => ranks.step(batch, self.settings.gradient_accumulation, &scalars),
+            None => self.step_alone(batch, &scalars),
+        };
+        self.step += 1;
+        self.cursor += self.settings.sequences();
+        StepReport { loss, grad_norm, lr }
+    }
+
+    /// A step of one device: loss and gradient norm.
+    fn step_alone(&self, batch: &Batch, scalars: &StepScalars) -> (f64, f64) {
         let accumulated = self.train.further.is_some().then(|| self.accumulate(batch));
         let last = self.train.last();
         if accumulated.is_none() {
             write_batch(last, batch);
         }
-        let k = (self.step + 1) as i32;
-        last.write_scalar("lr", lr as f32);
-        last.write_scalar("clip", self.settings.grad_clip as f32);
-        last.write_scalar("correct1", (1.0 - self.settings.beta1.powi(k)) as f32);
-        last.write_scalar("correct2", (1.0 - self.settings.beta2.powi(k)) as f32);
-        last.write_number(SEED, rounding_seed(self.settings.seed, self.step));
+        scalars.write(last);
         last.run();
         let loss = accumulated.unwrap_or_else(|| value(last, "loss"));
-        let grad_norm = value(last, "grad_norm");
-        self.step += 1;
-        self.cursor += self.settings.sequences();
-        StepReport { loss, grad_norm, lr }
+        (loss, value(last, "grad_norm"))
     }
 
     /// Adds up the gradients of all micro-batches, and gives the mean loss over their targets. Each
@@ -253,7 +290,7 @@ impl Session {
     /// Mean loss over all targets of the first `windows` windows (all of them if zero), and how
     /// many those are.
     pub fn validate(&self, data: &Evaluation, batches: usize) -> (f64, u64) {
-        evaluate(&self.validate, data, self.settings.val_batch as usize, batches)
+        self.train.validate(data, self.settings.val_batch as usize, batches)
     }
 
     /// Everything that a checkpoint holds.
@@ -321,7 +358,7 @@ fn pretty(value: &impl Serialize) -> String {
 }
 
 /// A number that a run gave.
-fn value(machine: &Machine, name: &str) -> f64 {
+pub(crate) fn value(machine: &Machine, name: &str) -> f64 {
     machine.read_value(name).map_or(f64::NAN, |v| f64::from(v[0]))
 }
 

@@ -6,7 +6,9 @@
 
 use crate::machine::{Machine, Room};
 use crate::model::{Model, ModelError};
-use crate::session::Settings;
+use crate::packing::Evaluation;
+use crate::ranks::{Ranks, RanksPlan};
+use crate::session::{Settings, evaluate};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout_for};
 use mdl_ir::graph::{Graph, InputRole, Stage};
@@ -29,6 +31,8 @@ pub struct StepPlan {
     pub first: Executable,
     /// Where there are several.
     pub further: Option<Further>,
+    /// What is run besides where there is a mesh: all of this is then one rank's.
+    pub ranks: Option<RanksPlan>,
 }
 
 /// What the micro-batches after the first run, and what ends the step.
@@ -40,11 +44,20 @@ pub struct Further {
 
 impl StepPlan {
     /// The executables, each with how often a step runs it.
-    fn runs(&self) -> Vec<(&Executable, u64)> {
+    pub fn runs(&self) -> Vec<(&Executable, u64)> {
         let further = self.further.iter();
         let further =
             further.flat_map(|f| [(&f.accumulate, self.micro_batches - 1), (&f.update, 1)]);
-        std::iter::once((&self.first, 1)).chain(further).collect()
+        let mut runs: Vec<_> = std::iter::once((&self.first, 1)).chain(further).collect();
+        if let Some(ranks) = &self.ranks {
+            // As often as a counter's carry goes that far on the way to the number.
+            let ending = |end: u64| self.micro_batches / end - self.micro_batches / (2 * end);
+            runs[0].1 = ending(1);
+            let carries = ranks.carries.iter().zip(1..);
+            runs.extend(carries.map(|(e, level)| (e, ending(1 << level))));
+            runs.push((&ranks.update, 1));
+        }
+        runs
     }
 
     /// The executable that needs the most memory: its plan is the step's.
@@ -97,6 +110,12 @@ impl StepPlan {
     }
 }
 
+/// Does nothing wait for the gradients of a whole step?
+fn is_unclipped(settings: &Settings) -> bool {
+    let alone = settings.gradient_accumulation == 1 && settings.memory.mesh.is_none();
+    settings.grad_clip == 0.0 && alone
+}
+
 fn optimizer(settings: &Settings) -> Optimizer {
     Optimizer {
         beta1: settings.beta1,
@@ -104,7 +123,7 @@ fn optimizer(settings: &Settings) -> Optimizer {
         eps: 1e-8,
         weight_decay: settings.weight_decay,
         matrices_only: settings.matrices_only,
-        unclipped: settings.grad_clip == 0.0 && settings.gradient_accumulation == 1,
+        unclipped: is_unclipped(settings),
         state: settings.optimizer_state,
     }
 }
@@ -118,9 +137,12 @@ pub fn options(batch: u64, t: u64, auxiliary: bool) -> EntryOptions {
 
 /// The training step after every pass: all of it, or a micro-batch that adds its gradients.
 pub fn training_trace(model: &mut Model, settings: &Settings) -> Result<Trace, ModelError> {
-    let purpose = match settings.gradient_accumulation {
-        1 => Purpose::Training(optimizer(settings)),
-        _ => Purpose::MicroBatch { first: false, state: settings.optimizer_state },
+    let state = settings.optimizer_state;
+    let purpose = match (settings.gradient_accumulation, settings.memory.mesh) {
+        // Sums over micro-batches are the ranks'.
+        (_, Some(_)) => Purpose::MicroBatch { first: true, state },
+        (1, None) => Purpose::Training(optimizer(settings)),
+        _ => Purpose::MicroBatch { first: false, state },
     };
     trace_for(model, settings, &purpose)
 }
@@ -136,7 +158,7 @@ fn trace_for(
         return Err(ModelError::Asked(message.into()));
     }
     let graph = model.graph("loss", &options(settings.batch, settings.t, true))?;
-    Ok(run_within(graph, &mut model.front, purpose, &settings.memory, settings.precision)?)
+    Ok(run_within(graph, &mut model.front, purpose, &request(settings), settings.precision)?)
 }
 
 /// What the micro-batches after the first run, and the update that follows them.
@@ -156,6 +178,33 @@ fn further(
     })
 }
 
+/// What a run asks about memory, with what follows from its micro-batches.
+fn request(settings: &Settings) -> MemoryRequest {
+    let levels = u64::from(settings.gradient_accumulation.max(1).ilog2());
+    let partial_sums = settings.memory.mesh.map_or(0, |_| levels);
+    MemoryRequest { partial_sums, ..settings.memory }
+}
+
+/// The executables of a rank: its micro-batches, which differ in how many partial sums they are
+/// added to, and the update.
+fn for_ranks(
+    model: &mut Model,
+    settings: &Settings,
+    (micro_batch, state): (&Graph, &StateLayout),
+    units: u32,
+) -> Result<(Executable, RanksPlan), ModelError> {
+    let (purpose, memory) = (Purpose::Update(optimizer(settings)), request(settings));
+    let (graph, precision) = (gradients_of(micro_batch), settings.precision);
+    let update = run_within(graph, &mut model.front, &purpose, &memory, precision)?;
+    let update = finish(update.last(), &state.of_update(settings.gradient_accumulation), units)?;
+    // The first of those whose carry goes to a place of the counter.
+    let carry = |place: u64| state.of_micro_batch((1 << place) - 1);
+    let first = finish(micro_batch, &carry(0), units)?;
+    let carries = (1..=memory.partial_sums).map(|place| finish(micro_batch, &carry(place), units));
+    let carries = carries.collect::<Result<_, _>>()?;
+    Ok((first, RanksPlan { ranks: 1, carries, update }))
+}
+
 /// The executables of a run: the training step, and the loss alone. They share the layout of the
 /// state, and the work space, which is as large as the largest needs.
 pub fn executables(
@@ -163,26 +212,37 @@ pub fn executables(
     settings: &Settings,
     units: u32,
 ) -> Result<(Graph, StepPlan, Executable), ModelError> {
+    if settings.memory.mesh.is_some() && settings.memory.cpu_offload {
+        let message = "with --mesh the ranks have the state in parts, and it stays on their \
+                       devices; leave out --cpu_offload and --disk_offload, or leave out --mesh";
+        return Err(ModelError::Asked(message.into()));
+    }
     let trace = training_trace(model, settings)?;
     let purpose = Purpose::Training(optimizer(settings));
-    let state = state_layout_for(trace.last(), &purpose, &settings.memory);
+    let state = state_layout_for(trace.last(), &purpose, &request(settings));
     let loss = model.graph("loss", &options(settings.val_batch, settings.t, false))?;
-    let memory = MemoryRequest { cpu_offload: settings.memory.cpu_offload, ..Default::default() };
+    let MemoryRequest { cpu_offload, mesh, sharding, .. } = settings.memory;
+    let memory = MemoryRequest { cpu_offload, mesh, sharding, ..Default::default() };
     let (front, precision) = (&mut model.front, settings.precision);
     let loss = run_within(loss, front, &Purpose::Forward, &memory, precision)?;
     let validate = finish(loss.last(), &state, units)?;
     let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
-    let sections = state.named();
-    let train = if micro_batches == 1 {
-        let first = finish(trace.last(), &state, units)?;
-        StepPlan { micro_batches, validation_bytes, sections, first, further: None }
+    let (mut further_plans, mut ranks) = (None, None);
+    let first = if let Some(mesh) = mesh {
+        let (first, plan) = for_ranks(model, settings, (trace.last(), &state), units)?;
+        ranks = Some(RanksPlan { ranks: mesh.ranks(), ..plan });
+        first
+    } else if micro_batches == 1 {
+        finish(trace.last(), &state, units)?
     } else {
         let purpose = Purpose::MicroBatch { first: true, state: settings.optimizer_state };
         let first = trace_for(model, settings, &purpose)?;
         let first = finish(first.last(), &state, units)?;
-        let further = Some(further(model, settings, (trace.last(), &state), units)?);
-        StepPlan { micro_batches, validation_bytes, sections, first, further }
+        further_plans = Some(further(model, settings, (trace.last(), &state), units)?);
+        first
     };
+    let (sections, further) = (state.named(), further_plans);
+    let train = StepPlan { micro_batches, validation_bytes, sections, first, further, ranks };
     let needed = train.state_bytes() + train.work_bytes();
     if let Some(budget) = settings.memory.budget.filter(|b| b.device < needed && !b.or_least) {
         let message = format!("validation needs {needed} bytes, and --memory is {}", budget.device);
@@ -198,19 +258,53 @@ pub struct StepMachines {
     pub first: Machine,
     /// What adds its gradients, and what updates the parameters.
     pub further: Option<(Machine, Machine)>,
-    /// Launches and FLOPs of a step.
+    /// All machines of a mesh; `first` is then one of the first rank's.
+    pub ranks: Option<Ranks>,
+    validate: Machine,
+    /// Launches and FLOPs of a step, on all ranks.
     pub launches: u64,
     pub flops: u64,
 }
 
 impl StepMachines {
     /// Allocates what the plan says, once, with a state in these files if there are any.
-    pub fn new(device: Arc<Device>, plan: StepPlan, files: Option<StateFiles>) -> StepMachines {
+    pub fn new(
+        device: Arc<Device>,
+        plan: StepPlan,
+        validate: Executable,
+        files: Option<StateFiles>,
+    ) -> StepMachines {
         let (state, work, host) = (plan.state_bytes(), plan.work_bytes(), plan.host_bytes());
+        let room = Room { state, work, host };
         let (launches, flops) = (plan.launches(), plan.work().0);
-        let first = Machine::with_room(device, plan.first, Room { state, work, host }, files);
+        if let Some(ranks) = plan.ranks {
+            let (launches, flops) = (launches * ranks.ranks, flops * ranks.ranks);
+            let ranks = Ranks::new(&device, (plan.first, ranks), &validate, room);
+            let first = ranks.first().beside(ranks.first().executable.clone());
+            let validate = first.beside(validate);
+            let ranks = Some(ranks);
+            return StepMachines { first, further: None, ranks, validate, launches, flops };
+        }
+        let first = Machine::with_room(device, plan.first, room, files);
         let further = plan.further.map(|f| (first.beside(f.accumulate), first.beside(f.update)));
-        StepMachines { first, further, launches, flops }
+        let validate = first.beside(validate);
+        StepMachines { first, further, ranks: None, validate, launches, flops }
+    }
+
+    /// The machines that have the state: one, or one for each rank.
+    pub fn holders(&self) -> Vec<&Machine> {
+        match &self.ranks {
+            Some(ranks) => ranks.machines().collect(),
+            None => vec![self.last()],
+        }
+    }
+
+    /// Mean loss over the targets of some batches, and how many those are.
+    pub fn validate(&self, data: &Evaluation, batch_size: usize, batches: usize) -> (f64, u64) {
+        match &self.ranks {
+            Some(ranks) => ranks.evaluate(data, batch_size, batches),
+            None => evaluate(&self.validate, data, batch_size, batches),
+        }
     }
 
     /// The machine of a micro-batch, by its number from 0.
@@ -226,7 +320,7 @@ impl StepMachines {
         self.further.as_ref().map_or(&self.first, |(_, update)| update)
     }
 
-    /// Bytes allocated: state and work.
+    /// Bytes allocated, in a mesh for one rank: state and work.
     pub fn allocated(&self) -> (u64, u64) {
         self.first.allocated()
     }
@@ -234,12 +328,24 @@ impl StepMachines {
     /// All of that, with the memory of the host that the run takes. What is on disk is not memory.
     pub fn planned(&self) -> u64 {
         let (state, work) = self.allocated();
-        state + work + self.first.host_allocated() - self.first.disk_bytes()
+        let each = state + work + self.first.host_allocated() - self.first.disk_bytes();
+        each * self.holders().len() as u64
     }
 
     /// The values of a parameter, or of a moment of it.
     pub fn read_input(&self, role: &InputRole) -> Vec<f32> {
+        if let Some(ranks) = &self.ranks {
+            return ranks.read_input(role);
+        }
         let machine = self.last();
         machine.executable.input(role).map_or(Vec::new(), |slot| machine.read(slot))
+    }
+
+    /// Writes some of the values of a parameter or of a moment.
+    pub fn write_range(&self, role: &InputRole, start: u64, values: &[f32]) {
+        match &self.ranks {
+            Some(ranks) => ranks.write_range(role, start, values),
+            None => self.last().write_range(role, start, values),
+        }
     }
 }

@@ -118,7 +118,9 @@ pub fn of(kind: &Op) -> Gradient {
             ]
         }
         Op::StopGradient => return Gradient::Zero(sample(kind, vec![x("A=2 B=3")])),
-        Op::Transfer { .. } => return Gradient::Refused(sample(kind, vec![x("A=2 B=3")])),
+        Op::Transfer { .. } | Op::Collective { .. } => {
+            return Gradient::Refused(sample(kind, vec![x("A=2 B=3")]));
+        }
         Op::CacheWrite { .. } => {
             let args = vec![x("B=2 S=1"), y("B=2 S=3"), ids("", &[1.0])];
             return Gradient::Refused(sample(&Op::CacheWrite { axis: "S".into() }, args));

@@ -126,7 +126,9 @@ pub fn known(kind: &Op) -> Known {
             vec![one(&op, args, f32s("E=3 M=2 N=1", &[0.0, 0.0, 0.0, 0.0, 13.0, 130.0]))]
         }
         Op::ScatterAdd { .. } => scatter(),
-        Op::StopGradient | Op::Transfer { .. } => vec![one(kind, vec![matrix()], matrix())],
+        Op::StopGradient | Op::Transfer { .. } | Op::Collective { .. } => {
+            vec![one(kind, vec![matrix()], matrix())]
+        }
         Op::CacheWrite { .. } => {
             let cache = f32s("B=2 S=3", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
             let args = vec![f32s("B=2 S=1", &[7.0, 8.0]), cache, ids("", &[1.0])];

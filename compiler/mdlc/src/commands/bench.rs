@@ -231,7 +231,7 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let (preset, model) = (chosen.preset, chosen.model);
     let vocab = model.size("vocab").unwrap_or(256);
     let mut session = Session::open(model, flags.settings()?, device.clone())?;
-    let (b, t) = (session.settings.batch as usize, session.settings.t as usize);
+    let (b, t) = (session.settings.sequences() as usize, session.settings.t as usize);
     let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
     let batch = Batch {
         targets: ids.iter().map(|i| (i + 1) % vocab as i32).collect(),

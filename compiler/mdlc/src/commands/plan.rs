@@ -1,5 +1,6 @@
 //! `mdlc plan`: what a training step needs, known before anything runs.
 
+mod collectives;
 mod decided;
 mod sweep;
 mod timeline;
@@ -11,12 +12,14 @@ use crate::flags::run::RunFlags;
 use crate::hardware::{Hardware, Machine, speed_of_cpu};
 use crate::{Failure, Outcome};
 use clap::Parser;
+use collectives::Row;
 use decided::Decided;
 use mdl_check::config::Setting;
 use mdl_ir::active::active_params;
 use mdl_ir::tensor_type::DType;
 use mdl_passes::executable::{BufferPlan, Space};
 use mdl_passes::optimise::StateTypes;
+use mdl_passes::request::Division;
 use mdl_train::session::{Settings, executables};
 use mdl_train::step::StepPlan;
 use serde_json::{Value, json};
@@ -146,7 +149,17 @@ impl Report {
         Timeline::of(self.step.largest(), &self.chosen.model.front.sources)
     }
 
-    /// Bytes of device memory that the step needs. There is one device.
+    /// How the state is divided among the devices that the plan is for.
+    fn division(&self) -> Division {
+        self.settings.memory.division().unwrap_or(Division { pieces: 1, copies: 1 })
+    }
+
+    /// Devices of one machine that the plan is for.
+    fn devices(&self) -> u64 {
+        self.settings.memory.mesh.map_or(1, |mesh| mesh.devices)
+    }
+
+    /// Bytes of device memory that the step needs, on each device.
     fn device_need(&self) -> u64 {
         self.step.state_bytes() + self.step.work_bytes()
     }
@@ -170,8 +183,8 @@ impl Report {
     }
 
     fn fits(&self, machine: &Machine) -> bool {
-        let host = self.host_need() <= machine.host_bytes;
-        host && self.device_need() <= machine.device_bytes
+        let host = self.devices() * self.host_need() <= machine.host_bytes;
+        self.devices() <= machine.devices && host && self.device_need() <= machine.device_bytes
     }
 
     fn biggest(&self) -> Vec<&BufferPlan> {
@@ -202,6 +215,13 @@ impl Report {
             })
         });
         let machine = self.hardware.as_ref().map(|(_, machine)| machine);
+        let mesh = self.settings.memory.mesh.map(|mesh| {
+            json!({
+                "machines": mesh.machines, "devices": mesh.devices,
+                "pieces": self.division().pieces, "copies": self.division().copies,
+            })
+        });
+        let collectives = collectives::rows(step);
         json!({
             "model": self.chosen.model.name,
             "preset": self.chosen.preset,
@@ -216,8 +236,11 @@ impl Report {
             "device_bytes": machine.map(|m| m.device_bytes),
             "needs_bytes": self.needs(),
             "fits": machine.map(|m| self.fits(m)),
-            "devices_used": 1,
-            "sharded": false,
+            "devices_used": self.settings.ranks(),
+            "sharded": self.division().pieces > 1,
+            "mesh": mesh,
+            "collectives": collectives::json(&collectives),
+            "wire_bytes_per_step": collectives.iter().map(Row::wire_bytes).sum::<u64>(),
             "threads": e.units,
             "peak_bytes": self.needs(),
             "state_bytes": step.state_bytes(),
@@ -249,10 +272,24 @@ impl Report {
             1 => String::new(),
             n => format!("{n} × "),
         };
+        let ranks = match self.settings.memory.mesh {
+            Some(mesh) => {
+                format!(" on each rank of {} ({} × {})", mesh.ranks(), mesh.machines, mesh.devices)
+            }
+            None => String::new(),
+        };
+        let of_each = match self.division().pieces {
+            1 => String::new(),
+            pieces => format!("1/{pieces} of "),
+        };
+        let sums = match step.ranks.as_ref().map_or(0, |ranks| ranks.carries.len()) {
+            0 => String::new(),
+            n => format!(", {n} × partial sums of gradients"),
+        };
         let mut out = format!(
-            "{}: {} parameters{active}, {times}{} sequences of {} tokens\n\
+            "{}: {} parameters{active}, {times}{} sequences of {} tokens{ranks}\n\
              device  {:>14} at the peak\n  \
-             state {:>14}   {}\n  \
+             state {:>14}   {}{}{}\n  \
              work  {:>14}   (at least {} is in use at launch {when})\n\
              host    {:>14} at the peak\n\
              step    {:>10.2} GFLOP, {:.2} GB read and written, {} launches\n",
@@ -262,7 +299,9 @@ impl Report {
             self.settings.t,
             mib(self.device_need()),
             mib(step.state_bytes()),
+            of_each,
             self.state(),
+            sums,
             mib(step.work_bytes()),
             mib(live).trim(),
             mib(self.host_need()),
@@ -275,6 +314,7 @@ impl Report {
         }
         out += &self.hardware.as_ref().map_or(String::new(), |(name, m)| self.fit(*name, m));
         out += &self.decided.text();
+        out += &collectives::text(&collectives::rows(step));
         out + &timeline.text()
     }
 
@@ -283,12 +323,23 @@ impl Report {
         let (need, has) = (self.device_need(), machine.device_bytes);
         let verdict = match self.fits(machine) {
             true => format!("fits, with {} to spare", mib(has - need)),
+            false if self.devices() > machine.devices => {
+                format!("does not fit: a machine has {} devices", machine.devices)
+            }
             false if need > has => format!("does not fit: {} are missing", mib(need - has)),
             false => "does not fit: the host has too little memory".to_string(),
         };
+        let chosen = match (self.settings.memory.mesh, self.division().pieces) {
+            (None, _) => "assumed: one device, nothing sharded".to_string(),
+            (Some(mesh), 1) => format!("assumed: {} devices, nothing sharded", mesh.ranks()),
+            (Some(mesh), pieces) => format!(
+                "chosen: the state in {pieces} pieces on {} devices, since all of it is {}",
+                mesh.ranks(),
+                mib(pieces * self.step.state_bytes())
+            ),
+        };
         format!(
-            "{:<8}{:>14} on each of {} × {}, {} in the host\n        {verdict}; \
-             assumed: one device, nothing sharded\n",
+            "{:<8}{:>14} on each of {} × {}, {} in the host\n        {verdict}; {chosen}\n",
             name.name(),
             mib(has),
             machine.devices,

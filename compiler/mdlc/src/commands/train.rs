@@ -157,6 +157,10 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
         }
         (None, None) => {}
     }
+    if let Some(mesh) = session.settings.memory.mesh {
+        let (n, machines, devices) = (mesh.ranks(), mesh.machines, mesh.devices);
+        eprintln!("note: all {n} ranks ({machines} × {devices}) run in this process");
+    }
     eprintln!(
         "{}: {} parameters; {} bytes planned, {} launches a step",
         session.model.name,

@@ -5,7 +5,7 @@ use super::bytes::Bounds;
 use super::given::Given;
 use crate::hardware::speed_of_cpu;
 use clap::{Args, ValueEnum};
-use mdl_passes::request::{Budget, MemoryRequest, Precision, Sharding};
+use mdl_passes::request::{Budget, MemoryRequest, Mesh, Precision, Sharding};
 use mdl_train::session::Settings;
 use std::path::PathBuf;
 
@@ -38,11 +38,15 @@ pub struct RequestFlags {
     /// being computed; with --cpu_offload or without it
     #[arg(long = "disk_offload", value_name = "DIR")]
     disk_offload: Option<PathBuf>,
-    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses what
-    /// is saved and what is computed again, as fast as fits
+    /// Bytes that a step may take, such as 8GiB or device=8GiB,host=64GiB: the compiler chooses
+    /// what is saved and what is computed again, as fast as fits
     #[arg(long, value_name = "BYTES", value_parser = super::bytes::bounds)]
     memory: Option<Bounds>,
-    /// How the state is divided among devices
+    /// Ranks that share a step, such as 8, or 2x4 for 2 machines of 4 devices: each has
+    /// micro-batches of its own, and they run in this process
+    #[arg(long, value_name = "N|MxD", value_parser = super::mesh::mesh)]
+    mesh: Option<Mesh>,
+    /// How the state is divided among the ranks of --mesh
     #[arg(long = "sharding_strategy", default_value = "full")]
     sharding_strategy: Strategy,
 }
@@ -79,6 +83,8 @@ impl RequestFlags {
                 Strategy::Hybrid => Sharding::Hybrid,
                 Strategy::None => Sharding::None,
             },
+            mesh: self.mesh,
+            partial_sums: 0,
         }
     }
 
@@ -103,10 +109,11 @@ impl RequestFlags {
     /// The requests that were made and that nothing grants, each with what is done instead.
     pub fn without_effect(&self, given: &Given) -> Vec<(String, &'static str)> {
         let mut found = Vec::new();
-        if given.has("sharding_strategy") && self.sharding_strategy != Strategy::None {
+        let divided = self.mesh.is_some() || self.sharding_strategy == Strategy::None;
+        if given.has("sharding_strategy") && !divided {
             let name = self.sharding_strategy.to_possible_value();
             let name = name.map_or(String::new(), |value| value.get_name().to_string());
-            let why = "a run has one device, which has all of the state";
+            let why = "without --mesh a run has one device, which has all of the state";
             found.push((format!("sharding_strategy={name}"), why));
         }
         found

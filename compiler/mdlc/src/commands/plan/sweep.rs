@@ -118,7 +118,7 @@ fn as_json(names: &[String], rows: &[Row]) -> Value {
             "needs_bytes": report.needs(),
             "fits": report.hardware.as_ref().map(|(_, machine)| report.fits(machine)),
             "flops_per_step": report.step.work().0,
-            "tokens_per_step": report.settings.batch * report.settings.t,
+            "tokens_per_step": report.settings.sequences() * report.settings.t,
         })
     };
     json!({ "sweep": names, "plans": rows.iter().map(row).collect::<Vec<_>>() })
