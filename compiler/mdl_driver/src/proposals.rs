@@ -48,6 +48,11 @@ impl Choice {
         Ok(if moved.is_empty() { out } else { offload(&out, &moved) })
     }
 
+    /// Values that are not kept.
+    fn decisions(&self) -> usize {
+        self.dropped.len() + self.moved.len() + usize::from(self.given)
+    }
+
     /// Is this value of the graph after recomputation one that waits? Regions stay in order, and so
     /// do their results, save for those that are dropped; what iterations were given comes last.
     fn moves(&self, before: &Graph, after: &Graph, value: &Saved) -> bool {
@@ -93,7 +98,8 @@ pub fn proposals(
         let (host_bytes, seconds) = (executable.host_bytes, executable.seconds(&budget.speed));
         out.push(Proposal { choice, device_bytes, host_bytes, seconds });
     }
-    let rank = |p: &Proposal| (p.device_bytes, p.host_bytes);
+    // Of plans that take as long, one that does less.
+    let rank = |p: &Proposal| (p.choice.decisions(), p.device_bytes, p.host_bytes);
     out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(rank(a).cmp(&rank(b))));
     Ok(out)
 }
