@@ -16,6 +16,14 @@ pub fn within(
     budget: &Budget,
     sources: &SourceMap,
 ) -> Result<Graph, String> {
+    // Whoever only asks what fits needs no choice where everything does.
+    if budget.or_least {
+        let kept = plan(graph)?;
+        let host = budget.host.is_none_or(|host| kept.host_bytes <= host);
+        if host && kept.state_bytes + kept.work_bytes <= budget.device {
+            return Ok(graph.clone());
+        }
+    }
     let all = proposals(graph, plan, budget)?;
     let hosted: Vec<&Proposal> = all.iter().filter(|p| in_host(p, budget)).collect();
     if let Some(fits) = hosted.iter().find(|p| p.device_bytes <= budget.device) {

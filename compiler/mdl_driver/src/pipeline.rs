@@ -113,7 +113,7 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass {
         name: "stream",
-        why: "a state in the host's memory comes in by slices, so late that kernels stay as they are",
+        why: "a state in the host's memory comes in by slices, so that no kernel depends on it",
         leaves: Stage::Fused,
         run: stream,
     },
