@@ -1,7 +1,7 @@
 //! A step within a number of bytes: the fastest proposal that fits, or a refusal that says what
 //! would.
 
-use crate::proposals::{Planner, Proposal, proposals};
+use crate::proposals::{Choice, Planner, Proposal, priced, proposals};
 use mdl_ir::graph::Graph;
 use mdl_ir::place::Place;
 use mdl_passes::executable::{BufferPlan, Executable};
@@ -18,9 +18,8 @@ pub fn within(
 ) -> Result<Graph, String> {
     // Whoever only asks what fits needs no choice where everything does.
     if budget.or_least {
-        let kept = plan(graph)?;
-        let host = budget.host.is_none_or(|host| kept.host_bytes <= host);
-        if host && kept.state_bytes + kept.work_bytes <= budget.device {
+        let kept = priced(graph, plan, budget, Choice::default())?;
+        if in_host(&kept, budget) && kept.device_bytes <= budget.device {
             return Ok(graph.clone());
         }
     }

@@ -91,17 +91,26 @@ pub fn proposals(
     plan: Planner<'_>,
     budget: &Budget,
 ) -> Result<Vec<Proposal>, String> {
-    let mut out = Vec::new();
-    for choice in choices(graph, budget) {
-        let executable = plan(&choice.graph(graph)?)?;
-        let device_bytes = executable.state_bytes + executable.work_bytes;
-        let (host_bytes, seconds) = (executable.host_bytes, executable.seconds(&budget.speed));
-        out.push(Proposal { choice, device_bytes, host_bytes, seconds });
-    }
+    let each = choices(graph, budget).into_iter();
+    let mut out =
+        each.map(|choice| priced(graph, plan, budget, choice)).collect::<Result<Vec<_>, _>>()?;
     // Of plans that take as long, one that does less.
     let rank = |p: &Proposal| (p.choice.decisions(), p.device_bytes, p.host_bytes);
     out.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(rank(a).cmp(&rank(b))));
     Ok(out)
+}
+
+/// A choice with the bytes and the time of its plan.
+pub fn priced(
+    graph: &Graph,
+    plan: Planner<'_>,
+    budget: &Budget,
+    choice: Choice,
+) -> Result<Proposal, String> {
+    let executable = plan(&choice.graph(graph)?)?;
+    let device_bytes = executable.state_bytes + executable.work_bytes;
+    let (host_bytes, seconds) = (executable.host_bytes, executable.seconds(&budget.speed));
+    Ok(Proposal { choice, device_bytes, host_bytes, seconds })
 }
 
 /// What the model of the costs proposes, and keeping everything: that costs no time, whether or not
