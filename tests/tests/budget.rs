@@ -17,7 +17,8 @@ fn settings(batch: u64, t: u64, memory: MemoryRequest) -> Settings {
 }
 
 fn within(device: u64) -> MemoryRequest {
-    let budget = Budget { device, host: None, threads: THREADS, speed: SPEED, or_least: false };
+    let budget =
+        Budget { device, host: None, target: THREADS.into(), speed: SPEED, or_least: false };
     let budget = Some(budget);
     MemoryRequest { budget, ..MemoryRequest::default() }
 }
@@ -99,8 +100,8 @@ fn validation_counts_too() {
 
 /// Bounds on both memories.
 fn spaces(device: u64, host: u64) -> MemoryRequest {
-    let (host, threads) = (Some(host), THREADS);
-    let budget = Some(Budget { device, host, threads, speed: SPEED, or_least: false });
+    let (host, target) = (Some(host), THREADS.into());
+    let budget = Some(Budget { device, host, target, speed: SPEED, or_least: false });
     MemoryRequest { budget, ..MemoryRequest::default() }
 }
 

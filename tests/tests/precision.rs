@@ -155,7 +155,8 @@ fn ways(file: &str, settings: &Settings) -> Vec<MemoryRequest> {
     };
     let (all, least) = (bytes(MemoryRequest::default()), bytes(way(true, false, false)));
     let device = least + all.saturating_sub(least) / 2;
-    let budget = Budget { device, host: None, threads: THREADS, speed: SPEED, or_least: false };
+    let budget =
+        Budget { device, host: None, target: THREADS.into(), speed: SPEED, or_least: false };
     let budget = Some(budget);
     ways.push(MemoryRequest { budget, ..MemoryRequest::default() });
     ways

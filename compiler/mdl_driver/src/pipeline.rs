@@ -5,6 +5,7 @@
 use crate::budget::within;
 use crate::front::Front;
 use mdl_ir::graph::{Graph, OutputRole, Stage};
+use mdl_ir::kernel::Target;
 use mdl_ir::verify::verify;
 use mdl_passes::executable::{Executable, Space};
 use mdl_passes::offload::saved;
@@ -181,7 +182,7 @@ fn recompute(graph: &Graph, input: &mut PassInput<'_>) -> Result<Graph, String> 
         let planner = |chosen: &Graph| {
             let fused = mdl_passes::fuse::fuse(&offloaded(chosen, input.memory))?;
             let fused = sharded(&streamed(&fused, input.memory), input.memory);
-            let mut executable = plan(&fused, &state, budget.threads)?;
+            let mut executable = plan(&fused, &state, budget.target)?;
             executable.state_bytes = executable.state_bytes.max(state_bytes);
             executable.host_bytes = executable.host_memory(input.memory.state_on_disk);
             Ok(executable)
@@ -331,8 +332,12 @@ pub fn state_layout_for(graph: &Graph, purpose: &Purpose, memory: &MemoryRequest
 }
 
 /// A fused graph as an executable for `units` threads.
-pub fn finish(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable, Bug> {
-    plan(graph, state, units).map_err(|fault| Bug { pass: "plan", faults: vec![fault] })
+pub fn finish(
+    graph: &Graph,
+    state: &StateLayout,
+    target: impl Into<Target>,
+) -> Result<Executable, Bug> {
+    plan(graph, state, target).map_err(|fault| Bug { pass: "plan", faults: vec![fault] })
 }
 
 /// Does the graph give gradients?

@@ -8,10 +8,32 @@
 use serde::{Deserialize, Serialize};
 
 pub mod collective;
+pub mod gpu;
 pub mod grouped;
 
 use collective::CollectiveSpec;
 use grouped::{GroupedContractSpec, GroupedOuterSpec};
+
+/// What a device gives to one launch; kernels need workspace accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// One cube, whose units are so many threads of a CPU.
+    Threads(u32),
+    /// As many cubes as the work has: a GPU.
+    Gpu,
+}
+
+impl Default for Target {
+    fn default() -> Target {
+        Target::Threads(1)
+    }
+}
+
+impl From<u32> for Target {
+    fn from(threads: u32) -> Target {
+        Target::Threads(threads)
+    }
+}
 
 /// One launch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -547,9 +569,13 @@ impl LinearCrossEntropySpec {
     }
 }
 
-/// Workspace bytes of a launch; `units` is the number of threads that the device gives to one cube.
-/// The memory plan reserves exactly this, so a kernel may rely on it and must not need more.
-pub fn workspace_bytes(spec: &KernelSpec, units: u32) -> u64 {
+/// Workspace bytes of a launch. The memory plan reserves exactly this, so a kernel may rely on it
+/// and must not need more.
+pub fn workspace_bytes(spec: &KernelSpec, target: impl Into<Target>) -> u64 {
+    let units = match target.into() {
+        Target::Threads(units) => units,
+        Target::Gpu => return gpu::workspace_bytes(spec),
+    };
     match spec {
         KernelSpec::Contract(spec) | KernelSpec::ContractAdd(spec) => {
             contract_workspace_bytes(spec, units)

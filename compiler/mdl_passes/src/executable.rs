@@ -3,7 +3,7 @@
 
 use crate::plan::padded;
 use mdl_ir::graph::{InputRole, OutputRole, Param};
-use mdl_ir::kernel::KernelSpec;
+use mdl_ir::kernel::{KernelSpec, Target};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::Type;
 use serde::{Deserialize, Serialize};
@@ -195,8 +195,8 @@ pub struct Executable {
     /// Bytes of the state at the start of `Host`, which outlives an executable.
     pub host_state_bytes: u64,
     pub buffers: Vec<BufferPlan>,
-    /// Threads that workspaces are sized for.
-    pub units: u32,
+    /// What workspaces are sized for.
+    pub target: Target,
 }
 
 impl Executable {

@@ -12,7 +12,7 @@ use crate::layout::{Loc, aligned, slice_stride, slice_type, through};
 use crate::region::region_spec;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Node, ValueId};
-use mdl_ir::kernel::{KernelSpec, workspace_bytes};
+use mdl_ir::kernel::{KernelSpec, Target, workspace_bytes};
 use mdl_ir::op::{Kernel, Op};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
@@ -123,7 +123,7 @@ pub(crate) struct Loop {
 
 #[derive(Debug, Default)]
 pub struct Lowering {
-    pub units: u32,
+    pub target: Target,
     pub buffers: Vec<Buffer>,
     pub items: Vec<Item>,
     pub clock: usize,
@@ -134,8 +134,8 @@ pub struct Lowering {
 }
 
 impl Lowering {
-    pub fn new(units: u32) -> Lowering {
-        Lowering { units, ..Lowering::default() }
+    pub fn new(target: Target) -> Lowering {
+        Lowering { target, ..Lowering::default() }
     }
 
     pub fn buffer(&mut self, name: &str, bytes: u64, state: Option<u64>) -> usize {
@@ -172,7 +172,7 @@ impl Lowering {
 
     pub(crate) fn launch(&mut self, name: &str, spec: KernelSpec, args: &[Access], flops: u64) {
         let mut uses: Vec<Use> = args.iter().map(Access::in_bytes).collect();
-        let workspace = workspace_bytes(&spec, self.units);
+        let workspace = workspace_bytes(&spec, self.target);
         if workspace > 0 {
             let buffer = self.buffer(&format!("{name}.workspace"), workspace, None);
             uses.push(Use { buffer, offset: 0, bytes: workspace, index: None });

@@ -10,6 +10,7 @@ use crate::optimise::StateTypes;
 use crate::request::Division;
 use crate::waits::say_waits;
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Param, ValueId};
+use mdl_ir::kernel::Target;
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::{DType, Type};
 
@@ -168,8 +169,12 @@ fn elements(param: &Param, aligned: u64, division: Option<Division>) -> u64 {
 }
 
 /// Lowers a fused graph to an executable for `units` threads.
-pub fn plan(graph: &Graph, state: &StateLayout, units: u32) -> Result<Executable, String> {
-    let mut low = Lowering::new(units);
+pub fn plan(
+    graph: &Graph,
+    state: &StateLayout,
+    target: impl Into<Target>,
+) -> Result<Executable, String> {
+    let mut low = Lowering::new(target.into());
     let mut places = Places::new();
     let body = &graph.body;
     let kept = match (sections(graph, state), state.division) {
@@ -413,7 +418,7 @@ fn emit(
         host_bytes,
         host_state_bytes,
         buffers,
-        units: low.units,
+        target: low.target,
     }
 }
 

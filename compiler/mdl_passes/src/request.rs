@@ -2,6 +2,7 @@
 //! with which numbers it computes. Plain data; a pass is given the part that it needs.
 
 use crate::executable::Speed;
+use mdl_ir::kernel::Target;
 use mdl_ir::op::Group;
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +35,8 @@ pub struct Budget {
     /// None where there is no bound. What is on disk does not count.
     #[serde(default)]
     pub host: Option<u64>,
-    /// Threads that workspaces are sized for.
-    pub threads: u32,
+    /// What workspaces are sized for.
+    pub target: Target,
     pub speed: Speed,
     /// Where nothing fits, the plan that needs the least is taken and nothing is refused: for
     /// somebody who wants to know by how much it does not fit.

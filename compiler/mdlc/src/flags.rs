@@ -3,6 +3,7 @@
 
 pub mod bytes;
 pub mod config_values;
+pub mod device;
 pub mod given;
 pub mod mesh;
 pub mod request;
@@ -12,7 +13,9 @@ use crate::Failure;
 use crate::hardware::{Hardware, cores};
 use clap::Args;
 use config_values::ConfigValues;
+use device::DeviceName;
 use given::Given;
+use mdl_ir::kernel::Target;
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::session::Settings;
 use request::RequestFlags;
@@ -45,7 +48,7 @@ impl StepFlags {
         if let Some(hardware) = self.sources.hardware
             && !self.request.is_explicit(&self.given)
         {
-            let budget = hardware.machine()?.budget(settings.precision, self.training.units());
+            let budget = hardware.machine()?.budget(settings.precision, self.training.target());
             settings.memory.budget = Some(budget);
         }
         Ok(settings)
@@ -156,6 +159,9 @@ pub struct TrainingFlags {
     /// Threads of the CPU [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
+    /// What computes: cpu; cuda, an NVIDIA GPU; wgpu, a GPU through Vulkan, Metal or DirectX
+    #[arg(long, value_enum, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceName,
 }
 
 impl TrainingFlags {
@@ -183,6 +189,11 @@ impl TrainingFlags {
             optimizer_state: Precision::default(),
             disk_offload: None,
         }
+    }
+
+    /// What plans are made for.
+    pub fn target(&self) -> Target {
+        self.device.target(self.units())
     }
 
     pub fn units(&self) -> u32 {

@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use clap::ValueEnum;
+use mdl_ir::kernel::Target;
 use mdl_passes::executable::Speed;
 use mdl_passes::request::{Budget, Precision};
 
@@ -34,12 +35,12 @@ pub struct Machine {
 impl Machine {
     /// What a plan is chosen by where the user does not say how memory is to be saved: the memory
     /// of one device and its part of the host's.
-    pub fn budget(&self, precision: Precision, threads: u32) -> Budget {
+    pub fn budget(&self, precision: Precision, target: Target) -> Budget {
         Budget {
             device: self.device_bytes - DRIVER_BYTES.min(self.device_bytes),
             // Where both are one memory nothing is won by moving.
             host: (self.device != CPU).then_some(self.host_bytes / self.devices),
-            threads,
+            target,
             speed: self.speeds[usize::from(precision == Precision::Bf16)],
             or_least: false,
         }

@@ -183,7 +183,7 @@ impl Plan {
 }
 
 /// Merges adjacent dims that step through memory as one; dims of size 1 vanish.
-fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
+pub(crate) fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     let mut axes: Vec<Axis> = Vec::new();
     for dim in dims.iter().filter(|dim| dim.size != 1) {
         let stride_b = if both { dim.stride_b as usize } else { 0 };

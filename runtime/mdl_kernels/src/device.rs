@@ -1,5 +1,6 @@
 //! A device with its one stream, and arenas: the memory that kernels read and write.
 //!
+//! A device is a CPU or a GPU, or the paper of one: nothing runs there, but kernels are compiled.
 //! On the CPU runtime a kernel is compiled per common alignment of its buffers; binding one buffer
 //! at an odd element (`Device::unaligned`) is what makes vector accesses at any element legal.
 
@@ -9,7 +10,7 @@ use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use mdl_ir::kernel::{Elem, KernelSpec};
+use mdl_ir::kernel::{Elem, KernelSpec, Target};
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,10 +22,26 @@ const ARENA_TAIL_BYTES: u64 = 64;
 /// All launches of a process go to one stream, the opening thread's: two streams would share the
 /// worker threads, and two kernels with barriers could each hold a worker the other waits for.
 static CPU: OnceLock<Client> = OnceLock::new();
+#[cfg(feature = "cuda")]
+static CUDA: OnceLock<Client> = OnceLock::new();
+#[cfg(feature = "wgpu")]
+static WGPU: OnceLock<Client> = OnceLock::new();
+
+/// What computes: it decides which routine of a kernel is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    Cpu,
+    /// NVIDIA's GPUs, through PTX.
+    Cuda,
+    /// Vulkan, Metal or DirectX, through WGSL: f32 alone, and no tensor cores.
+    Wgpu,
+}
 
 /// What a caller can get wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelError {
+    /// The machine has no such device, or this build does not know its class.
+    NoDevice { name: &'static str, why: String },
     /// A slice reaches past the end of its arena.
     OutOfArena { offset: u64, bytes: u64, arena: u64 },
 }
@@ -32,6 +49,7 @@ pub enum KernelError {
 impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            KernelError::NoDevice { name, why } => write!(f, "no {name} device: {why}"),
             KernelError::OutOfArena { offset, bytes, arena } => write!(
                 f,
                 "bytes {offset}..{} lie outside an arena of {arena} bytes",
@@ -86,16 +104,30 @@ pub struct MemoryUse {
 }
 
 fn open_cpu() -> Client {
-    let mut client = cubecl::Device::cpu().expect("invariant: built with the CPU").client();
+    on_one_stream(cubecl::Device::cpu().expect("invariant: built with the CPU").client())
+}
+
+fn on_one_stream(mut client: Client) -> Client {
     let stream = client.empty(4).binding().stream;
     // SAFETY: this crate issues all work of this client on the one stream, so order is kept.
     unsafe { client.set_stream(stream) };
     client
 }
 
+/// Loading it is how the CUDA runtime starts, which ends the program where it fails.
+#[cfg(feature = "cuda")]
+fn driver_is_here() -> bool {
+    ["libcuda.so.1", "libcuda.so", "nvcuda.dll"].iter().any(|name| {
+        // SAFETY: the driver's initialisation is what the runtime does next.
+        unsafe { libloading::Library::new(name) }.is_ok()
+    })
+}
+
 /// A device and its stream.
 pub struct Device {
     client: Client,
+    class: Class,
+    tensor_cores: bool,
     units: u32,
     vector_width: usize,
     vector_registers: usize,
@@ -105,6 +137,7 @@ pub struct Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
+            .field("class", &self.class)
             .field("units", &self.units)
             .field("vector_width", &self.vector_width)
             .finish_non_exhaustive()
@@ -120,6 +153,8 @@ impl Device {
         let width = (hardware.load_width / 32).max(1) as usize;
         let registers = hardware.vector_register_count.unwrap_or(16) as usize;
         Device {
+            class: Class::Cpu,
+            tensor_cores: false,
             units: threads.unwrap_or(cores).max(1),
             vector_width: width,
             vector_registers: registers,
@@ -128,7 +163,83 @@ impl Device {
         }
     }
 
-    /// Units of a cube: the threads that share one launch.
+    /// The first NVIDIA GPU of this machine.
+    #[cfg(feature = "cuda")]
+    pub fn cuda() -> Result<Device, KernelError> {
+        let missing = |why: String| KernelError::NoDevice { name: "CUDA", why };
+        if !driver_is_here() {
+            let why = "the driver's library libcuda.so is not installed";
+            return Err(missing(why.to_string()));
+        }
+        let device = cubecl::Device::cuda(0).map_err(|fault| missing(fault.to_string()))?;
+        let client = CUDA.get_or_init(|| on_one_stream(device.client())).clone();
+        Ok(Device::gpu(client, Class::Cuda, true))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda() -> Result<Device, KernelError> {
+        let why = "this program was built without the feature `cuda`".to_string();
+        Err(KernelError::NoDevice { name: "CUDA", why })
+    }
+
+    /// The best device that Vulkan, Metal or DirectX has: a GPU, or a CPU that stands in for one.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu() -> Result<Device, KernelError> {
+        let missing = |why: String| KernelError::NoDevice { name: "wgpu", why };
+        let kind = cubecl::device::WgpuDeviceKind::default();
+        let device = cubecl::Device::wgpu(kind).map_err(|fault| missing(fault.to_string()))?;
+        let client = WGPU.get_or_init(|| on_one_stream(device.client())).clone();
+        Ok(Device::gpu(client, Class::Wgpu, false))
+    }
+
+    #[cfg(not(feature = "wgpu"))]
+    pub fn wgpu() -> Result<Device, KernelError> {
+        let why = "this program was built without the feature `wgpu`".to_string();
+        Err(KernelError::NoDevice { name: "wgpu", why })
+    }
+
+    pub(crate) fn gpu(client: Client, class: Class, tensor_cores: bool) -> Device {
+        let hardware = &client.properties().hardware;
+        Device {
+            class,
+            tensor_cores,
+            units: hardware.num_streaming_multiprocessors.unwrap_or(1),
+            vector_width: 1,
+            vector_registers: 0,
+            in_flight: AtomicU32::new(0),
+            client,
+        }
+    }
+
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// What executables for this device are planned for.
+    pub fn target(&self) -> Target {
+        match self.class {
+            Class::Cpu => Target::Threads(self.units),
+            Class::Cuda | Class::Wgpu => Target::Gpu,
+        }
+    }
+
+    /// Whether products of matrices have instructions of their own.
+    pub(crate) fn tensor_cores(&self) -> bool {
+        self.tensor_cores
+    }
+
+    /// Whether a pointer to an element can be taken for one to several, or to halves of it.
+    pub(crate) fn has_pointer_casts(&self) -> bool {
+        self.class != Class::Wgpu
+    }
+
+    /// How the elements of so many bytes are counted.
+    pub(crate) fn address_type(&self, bytes: u64) -> AddressType {
+        let large = bytes > u64::from(u32::MAX) / 2 && self.class != Class::Wgpu;
+        if large { AddressType::U64 } else { AddressType::U32 }
+    }
+
+    /// Units of a cube: the threads that share one launch. On a GPU its multiprocessors.
     pub fn units(&self) -> u32 {
         self.units
     }
@@ -157,7 +268,10 @@ impl Device {
         let bytes = bytes.next_multiple_of(256).max(256);
         let handle = self.client.empty((bytes + ARENA_TAIL_BYTES) as usize);
         let arena = Arena { handle, bytes };
-        crate::peak::fill(self, &arena.slice(0, bytes), 0.0);
+        match self.class {
+            Class::Cpu => crate::peak::fill(self, &arena.slice(0, bytes), 0.0),
+            Class::Cuda | Class::Wgpu => crate::gpu::fill(self, &arena.slice(0, bytes), 0.0),
+        }
         self.sync();
         arena
     }
@@ -200,7 +314,10 @@ impl Device {
 
     /// Issues one kernel; `args` in the order that the spec states.
     pub fn launch(&self, spec: &KernelSpec, args: &[Slice]) {
-        crate::launch::dispatch(self, spec, args);
+        match self.class {
+            Class::Cpu => crate::launch::dispatch(self, spec, args),
+            Class::Cuda | Class::Wgpu => crate::gpu::dispatch(self, spec, args),
+        }
     }
 
     /// To be called after each launch into the client; flushes in time.

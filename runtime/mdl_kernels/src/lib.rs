@@ -23,10 +23,13 @@ mod contract_tile;
 mod device;
 mod embedding;
 mod exchange;
+mod gpu;
 mod grouped;
 mod launch;
 mod linear_cross_entropy;
 mod optimizer;
+#[cfg(feature = "cuda")]
+mod paper;
 mod peak;
 mod program;
 mod region;
@@ -34,8 +37,10 @@ mod state_files;
 mod transfer;
 mod vector_io;
 
-pub use device::{Arena, Device, KernelError, MemoryUse, Slice};
+pub use device::{Arena, Class, Device, KernelError, MemoryUse, Slice};
 pub use exchange::{Exchange, Seat};
+#[cfg(feature = "cuda")]
+pub use paper::{Paper, Ptx};
 pub use peak::{measure_fma_peak, measure_triad};
 pub use state_files::{StateFileError, StateFiles, free_bytes};
 pub use transfer::{Copier, Job, Side, Together, Transfer};

@@ -94,7 +94,7 @@ fn sum_of_squares<N: Size>(
 
 /// The scalars of a step, read once.
 #[derive(CubeType, Clone, Copy)]
-struct Step {
+pub(crate) struct Step {
     scale: f32,
     lr: f32,
     correct1: f32,
@@ -108,16 +108,16 @@ struct Step {
 
 /// What the state lies in, and how results go there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
+pub(crate) struct Form {
     params: Elem,
     grads: Elem,
     moments: Elem,
     master: bool,
-    stochastic: bool,
+    pub stochastic: bool,
 }
 
 #[cube]
-fn step_at<N: Size>(
+pub(crate) fn step_at<N: Size>(
     g: &[f32],
     p: &mut [f32],
     m: &mut [f32],
@@ -194,6 +194,36 @@ fn mix<N: Size>(x: Vector<u32, N>) -> Vector<u32, N> {
     x ^ (x >> Vector::new(16u32))
 }
 
+#[cube]
+pub(crate) fn step_of(
+    scale: &[f32],
+    lr: &[f32],
+    correct1: &[f32],
+    correct2: &[f32],
+    seed: &[u32],
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    decay: f32,
+    #[comptime] stochastic: bool,
+) -> Step {
+    let mut chosen = 0u32;
+    if comptime!(stochastic) {
+        chosen = seed[0];
+    }
+    Step {
+        scale: scale[0],
+        lr: lr[0],
+        correct1: correct1[0],
+        correct2: correct2[0],
+        beta1,
+        beta2,
+        eps,
+        decay,
+        seed: chosen,
+    }
+}
+
 #[cube(launch_unchecked, address_type = "u64")]
 fn adam_w<N: Size>(
     g: &[f32],
@@ -214,21 +244,8 @@ fn adam_w<N: Size>(
     _unaligned: &[f32],
     #[comptime] form: Form,
 ) {
-    let mut chosen = 0u32;
-    if comptime!(form.stochastic) {
-        chosen = seed[0];
-    }
-    let step = Step {
-        scale: scale[0],
-        lr: lr[0],
-        correct1: correct1[0],
-        correct2: correct2[0],
-        beta1,
-        beta2,
-        eps,
-        decay,
-        seed: chosen,
-    };
+    let step =
+        step_of(scale, lr, correct1, correct2, seed, beta1, beta2, eps, decay, form.stochastic);
     let vectors = len / N::value();
     let first = share(vectors, UNIT_POS as usize);
     let end = share(vectors, UNIT_POS as usize + 1);
@@ -271,15 +288,34 @@ pub(crate) fn launch_sum_of_squares(
     device.launched();
 }
 
-/// Buffers: as `AdamWSpec` lists them. What a form does not use is any buffer at all.
+/// The optional buffers of a spec. What a form does not use is any buffer at all.
+pub(crate) struct AdamWArgs<'a> {
+    pub form: Form,
+    pub seed: &'a Slice<'a>,
+    /// p, m and v.
+    pub state: &'a [Slice<'a>],
+    pub master: &'a Slice<'a>,
+}
+
+impl<'a> AdamWArgs<'a> {
+    pub(crate) fn of(spec: &AdamWSpec, args: &'a [Slice<'a>]) -> AdamWArgs<'a> {
+        let (params, grads, moments) = (spec.params, spec.grads, spec.moments);
+        let by_chance = params == Elem::Bf16 && moments == Elem::Bf16 && !spec.master;
+        assert!(by_chance || !spec.stochastic, "chance is for a state that is all bf16");
+        let (master, stochastic) = (spec.master, spec.stochastic);
+        let state = &args[5 + usize::from(stochastic)..];
+        AdamWArgs {
+            form: Form { params, grads, moments, master, stochastic },
+            seed: &args[if stochastic { 5 } else { 1 }],
+            state,
+            master: &state[if master { 3 } else { 0 }],
+        }
+    }
+}
+
+/// Buffers: as `AdamWSpec` lists them.
 pub(crate) fn launch_adam_w(device: &Device, spec: &AdamWSpec, args: &[Slice]) {
-    let (params, grads, moments) = (spec.params, spec.grads, spec.moments);
-    let by_chance = params == Elem::Bf16 && moments == Elem::Bf16 && !spec.master;
-    assert!(by_chance || !spec.stochastic, "chance is for a state that is all bf16");
-    let form = Form { params, grads, moments, master: spec.master, stochastic: spec.stochastic };
-    let seed = &args[if spec.stochastic { 5 } else { 1 }];
-    let state = &args[5 + usize::from(spec.stochastic)..];
-    let master = &state[if spec.master { 3 } else { 0 }];
+    let AdamWArgs { form, seed, state, master } = AdamWArgs::of(spec, args);
     // SAFETY: indices stay below `len`, the length of g, p, m, v and the master copy.
     unsafe {
         adam_w::launch_unchecked(
@@ -302,7 +338,7 @@ pub(crate) fn launch_adam_w(device: &Device, spec: &AdamWSpec, args: &[Slice]) {
             spec.eps,
             spec.decay,
             spec.len as usize,
-            device.unaligned(&args[0], [params, grads, moments]),
+            device.unaligned(&args[0], [spec.params, spec.grads, spec.moments]),
             form,
         );
     }

@@ -12,7 +12,7 @@
 mod columns;
 pub(crate) mod environment;
 pub(crate) mod plan;
-mod rows;
+pub(crate) mod rows;
 
 use crate::device::{Device, Slice};
 use cubecl::prelude::*;

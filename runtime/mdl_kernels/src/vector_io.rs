@@ -16,10 +16,17 @@ use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
 use mdl_ir::rounding::QUIET;
 
-/// The vector of elements `at..at + N`.
+/// The vector of elements `at..at + N`. One element needs no cast of its pointer, which not every
+/// device has.
+#[cube]
+pub(crate) fn load<E: Scalar, N: Size>(buffer: &[E], at: usize) -> Vector<E, N> {
+    let lanes = N::value();
+    if comptime!(lanes == 1) { Vector::new(buffer[at]) } else { load_cast::<E, N>(buffer, at) }
+}
+
 #[cube]
 #[allow(unused_variables)]
-pub(crate) fn load<E: Scalar, N: Size>(buffer: &[E], at: usize) -> Vector<E, N> {
+fn load_cast<E: Scalar, N: Size>(buffer: &[E], at: usize) -> Vector<E, N> {
     intrinsic!(|scope| {
         // SAFETY: callers keep `at + N` inside the buffer.
         let first = unsafe { buffer.__expand_get_unchecked_method(scope, at) };
@@ -29,8 +36,18 @@ pub(crate) fn load<E: Scalar, N: Size>(buffer: &[E], at: usize) -> Vector<E, N> 
 
 /// Writes elements `at..at + N`.
 #[cube]
-#[allow(unused_variables)]
 pub(crate) fn store<E: Scalar, N: Size>(buffer: &mut [E], at: usize, value: Vector<E, N>) {
+    let lanes = N::value();
+    if comptime!(lanes == 1) {
+        buffer[at] = value.extract(0usize);
+    } else {
+        store_cast::<E, N>(buffer, at, value);
+    }
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn store_cast<E: Scalar, N: Size>(buffer: &mut [E], at: usize, value: Vector<E, N>) {
     intrinsic!(|scope| {
         // SAFETY: callers keep `at + N` inside the buffer.
         let first = unsafe { buffer.__expand_get_unchecked_mut_method(scope, at) };

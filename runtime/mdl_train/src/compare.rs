@@ -137,7 +137,7 @@ fn open(
     } else {
         let device = Arc::new(Device::cpu(None));
         let state = state_layout(trace.last(), purpose);
-        let executable = finish(trace.last(), &state, device.units())?;
+        let executable = finish(trace.last(), &state, device.target())?;
         Runner::Machine(Box::new(Machine::new(device, executable)))
     };
     runner.write_data("tokens", &answers.ids);

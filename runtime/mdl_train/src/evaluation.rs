@@ -163,7 +163,7 @@ impl<'a> Evaluator<'a> {
         options.sizes = vec![("B".to_string(), self.batch), ("T".to_string(), width)];
         let trace = self.model.compile("loss", &options, &Purpose::Forward)?;
         let state = state_layout(trace.last(), &Purpose::Forward);
-        let executable = finish(trace.last(), &state, self.device.units())?;
+        let executable = finish(trace.last(), &state, self.device.target())?;
         if let Some(machine) = self.machines.values().next() {
             return Ok(machine.beside(executable));
         }

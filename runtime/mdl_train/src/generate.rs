@@ -16,6 +16,7 @@ use crate::model::{Model, ModelError, within_reach};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::{Graph, OutputRole};
+use mdl_ir::kernel::Target;
 use mdl_ir::reach::reach;
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
@@ -139,14 +140,14 @@ impl Generator {
             .checked_next_multiple_of(room.chunk.unwrap_or(1))
             .filter(|capacity| *capacity <= MOST_POSITIONS)
             .ok_or(ModelError::Asked(format!("a sequence has at most {MOST_POSITIONS} tokens")))?;
-        let executable = compile(model, &room, 1, device.units())?;
+        let executable = compile(model, &room, 1, device.target())?;
         fits(executable.state_bytes + executable.work_bytes)?;
         let single = Machine::new(device.clone(), executable);
         load(&single)?;
         let chunk = match room.chunk {
             None => None,
             Some(width) => {
-                let machine = single.beside(compile(model, &room, width, device.units())?);
+                let machine = single.beside(compile(model, &room, width, device.target())?);
                 Some(Chunk { machine, width: width as usize })
             }
         };
@@ -246,7 +247,12 @@ fn entry(model: &mut Model, room: &Room, t: u64) -> Result<Graph, ModelError> {
 }
 
 /// The step of `t` positions of each sequence; only a step of one gives logits.
-fn compile(model: &mut Model, room: &Room, t: u64, units: u32) -> Result<Executable, ModelError> {
+fn compile(
+    model: &mut Model,
+    room: &Room,
+    t: u64,
+    target: Target,
+) -> Result<Executable, ModelError> {
     let graph = entry(model, room, t)?;
     let mut graph = incremental(&graph, "T", room.capacity).map_err(ModelError::Asked)?;
     if t > 1 {
@@ -254,7 +260,7 @@ fn compile(model: &mut Model, room: &Room, t: u64, units: u32) -> Result<Executa
     }
     let trace = run(graph, &mut model.front, &Purpose::Forward)?;
     let state = state_layout(trace.last(), &Purpose::Forward);
-    Ok(finish(trace.last(), &state, units)?)
+    Ok(finish(trace.last(), &state, target)?)
 }
 
 /// Refuses what cannot be in memory, where the system says how much there is.

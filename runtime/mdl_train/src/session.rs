@@ -165,7 +165,7 @@ impl Session {
         device: Arc<Device>,
     ) -> Result<Session, ModelError> {
         let schedule = Schedule::new(&model, &settings)?;
-        let (graph, train, validate) = executables(&mut model, &settings, device.units())?;
+        let (graph, train, validate) = executables(&mut model, &settings, device.target())?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let resident_before = resident::now();

@@ -12,6 +12,7 @@ use crate::session::{Settings, evaluate};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, Trace, finish, run_within, state_layout_for};
 use mdl_ir::graph::{Graph, InputRole, Stage};
+use mdl_ir::kernel::Target;
 use mdl_kernels::{Device, StateFileError, StateFiles, free_bytes};
 use mdl_passes::executable::{Executable, Speed};
 use mdl_passes::optimise::{Optimizer, gradients_of};
@@ -166,15 +167,15 @@ fn further(
     model: &mut Model,
     settings: &Settings,
     (accumulate, state): (&Graph, &StateLayout),
-    units: u32,
+    target: Target,
 ) -> Result<Further, ModelError> {
     let purpose = Purpose::Update(optimizer(settings));
     let graph = gradients_of(accumulate);
     let (memory, precision) = (&settings.memory, settings.precision);
     let update = run_within(graph, &mut model.front, &purpose, memory, precision)?;
     Ok(Further {
-        accumulate: finish(accumulate, state, units)?,
-        update: finish(update.last(), state, units)?,
+        accumulate: finish(accumulate, state, target)?,
+        update: finish(update.last(), state, target)?,
     })
 }
 
@@ -191,16 +192,16 @@ fn for_ranks(
     model: &mut Model,
     settings: &Settings,
     (micro_batch, state): (&Graph, &StateLayout),
-    units: u32,
+    target: Target,
 ) -> Result<(Executable, RanksPlan), ModelError> {
     let (purpose, memory) = (Purpose::Update(optimizer(settings)), request(settings));
     let (graph, precision) = (gradients_of(micro_batch), settings.precision);
     let update = run_within(graph, &mut model.front, &purpose, &memory, precision)?;
-    let update = finish(update.last(), &state.of_update(settings.gradient_accumulation), units)?;
+    let update = finish(update.last(), &state.of_update(settings.gradient_accumulation), target)?;
     // The first of those whose carry goes to a place of the counter.
     let carry = |place: u64| state.of_micro_batch((1 << place) - 1);
-    let first = finish(micro_batch, &carry(0), units)?;
-    let carries = (1..=memory.partial_sums).map(|place| finish(micro_batch, &carry(place), units));
+    let first = finish(micro_batch, &carry(0), target)?;
+    let carries = (1..=memory.partial_sums).map(|place| finish(micro_batch, &carry(place), target));
     let carries = carries.collect::<Result<_, _>>()?;
     Ok((first, RanksPlan { ranks: 1, carries, update }))
 }
@@ -210,8 +211,9 @@ fn for_ranks(
 pub fn executables(
     model: &mut Model,
     settings: &Settings,
-    units: u32,
+    target: impl Into<Target>,
 ) -> Result<(Graph, StepPlan, Executable), ModelError> {
+    let target = target.into();
     if settings.memory.mesh.is_some() && settings.memory.cpu_offload {
         let message = "with --mesh the ranks have the state in parts, and it stays on their \
                        devices; leave out --cpu_offload and --disk_offload, or leave out --mesh";
@@ -225,20 +227,20 @@ pub fn executables(
     let memory = MemoryRequest { cpu_offload, mesh, sharding, ..Default::default() };
     let (front, precision) = (&mut model.front, settings.precision);
     let loss = run_within(loss, front, &Purpose::Forward, &memory, precision)?;
-    let validate = finish(loss.last(), &state, units)?;
+    let validate = finish(loss.last(), &state, target)?;
     let (micro_batches, validation_bytes) = (settings.gradient_accumulation, validate.work_bytes);
     let (mut further_plans, mut ranks) = (None, None);
     let first = if let Some(mesh) = mesh {
-        let (first, plan) = for_ranks(model, settings, (trace.last(), &state), units)?;
+        let (first, plan) = for_ranks(model, settings, (trace.last(), &state), target)?;
         ranks = Some(RanksPlan { ranks: mesh.ranks(), ..plan });
         first
     } else if micro_batches == 1 {
-        finish(trace.last(), &state, units)?
+        finish(trace.last(), &state, target)?
     } else {
         let purpose = Purpose::MicroBatch { first: true, state: settings.optimizer_state };
         let first = trace_for(model, settings, &purpose)?;
-        let first = finish(first.last(), &state, units)?;
-        further_plans = Some(further(model, settings, (trace.last(), &state), units)?);
+        let first = finish(first.last(), &state, target)?;
+        further_plans = Some(further(model, settings, (trace.last(), &state), target)?);
         first
     };
     let (sections, further) = (state.named(), further_plans);

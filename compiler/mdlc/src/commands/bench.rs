@@ -50,7 +50,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let device = Arc::new(Device::cpu(args.flags.training.threads));
+    let device = args.flags.training.device.open(args.flags.training.threads)?;
     let rows = match args.what {
         What::Gemm => gemm(&device, args.runs),
         What::Attention => attention(&device, args),

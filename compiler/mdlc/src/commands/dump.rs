@@ -70,8 +70,8 @@ pub fn run(args: &Args) -> Outcome {
         Stage::Placed => graph(GraphStage::Placed)?,
         Stage::Fused => graph(GraphStage::Fused)?,
         _ => {
-            let units = args.training.units();
-            let (_, step, _) = mdl_train::session::executables(&mut model, &settings, units)?;
+            let target = args.training.target();
+            let (_, step, _) = mdl_train::session::executables(&mut model, &settings, target)?;
             let executable = step.largest().clone();
             match args.stage {
                 Stage::Schedule => schedule(&executable),

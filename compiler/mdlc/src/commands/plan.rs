@@ -113,13 +113,13 @@ impl Report {
         if let Some(budget) = settings.memory.budget.as_mut().filter(|_| hardware.is_some()) {
             budget.or_least = !flags.given.has("memory");
         }
-        let units = flags.training.units();
-        let (graph, step, _) = executables(&mut chosen.model, &settings, units)?;
+        let (units, target) = (flags.training.units(), flags.training.target());
+        let (graph, step, _) = executables(&mut chosen.model, &settings, target)?;
         let (parameters, active) = (graph.param_count(), active_params(&graph));
         let budget = settings.memory.budget;
         let speed = budget.map_or_else(|| speed_of_cpu(units), |budget| budget.speed);
         let cost = (&speed, step.seconds(&speed));
-        let decided = Decided::of(&mut chosen.model, &settings, cost, units)?;
+        let decided = Decided::of(&mut chosen.model, &settings, cost, target)?;
         let types = StateTypes::of(&graph.params, settings.optimizer_state);
         Ok(Report { chosen, settings, parameters, active, step, types, hardware, decided })
     }
@@ -241,7 +241,7 @@ impl Report {
             "mesh": mesh,
             "collectives": collectives::json(&collectives),
             "wire_bytes_per_step": collectives.iter().map(Row::wire_bytes).sum::<u64>(),
-            "threads": e.units,
+            "target": e.target,
             "peak_bytes": self.needs(),
             "state_bytes": step.state_bytes(),
             "work_bytes": step.work_bytes(),

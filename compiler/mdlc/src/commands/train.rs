@@ -8,7 +8,7 @@ use crate::flags::{ModelFlags, StepFlags};
 use crate::{Failure, Outcome};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use mdl_kernels::{Device, measure_fma_peak};
+use mdl_kernels::measure_fma_peak;
 use mdl_train::checkpoint::{self, Checkpoint};
 use mdl_train::dataset::{self, DataError, Split};
 use mdl_train::log::{JsonLog, Line, Record};
@@ -143,7 +143,7 @@ pub fn run(Args { file, flags }: &Args) -> Outcome {
         eprintln!("note: {note}");
     }
     let data = open_data(flags, &tokenizer)?;
-    let device = Arc::new(Device::cpu(flags.training.threads));
+    let device = flags.training.device.open(flags.training.threads)?;
     let mut session = Session::open(model, flags.settings()?, device)?;
     match (&resumed, &from) {
         (Some(checkpoint), _) => {

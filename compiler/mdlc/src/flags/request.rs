@@ -63,14 +63,13 @@ enum Strategy {
 }
 
 impl RequestFlags {
-    /// `threads` are those of the device.
-    fn memory(&self, threads: u32) -> MemoryRequest {
-        let speed = speed_of_cpu(threads);
+    fn memory(&self, training: &TrainingFlags) -> MemoryRequest {
+        let (target, speed) = (training.target(), speed_of_cpu(training.units()));
         MemoryRequest {
             budget: self.memory.map(|Bounds { device, host }| Budget {
                 device: device.unwrap_or(u64::MAX),
                 host,
-                threads,
+                target,
                 speed,
                 or_least: false,
             }),
@@ -98,7 +97,7 @@ impl RequestFlags {
     pub fn settings(&self, training: &TrainingFlags) -> Settings {
         let bits = |narrow| if narrow { Precision::Bf16 } else { Precision::F32 };
         Settings {
-            memory: self.memory(training.units()),
+            memory: self.memory(training),
             precision: bits(self.bf16 == 1),
             optimizer_state: bits(self.optimizer_state == "bf16"),
             disk_offload: self.disk_offload.clone(),

@@ -172,11 +172,8 @@ impl Plan {
 
     fn choose_block(&mut self, units: usize, lanes: usize) {
         self.block = self.columns();
-        let few = self.rows() < units * ROWS_PER_UNIT;
-        let stores = self
-            .phases
-            .iter()
-            .any(|phase| phase.row.0.iter().any(|instr| matches!(instr.op, InstrOp::Store(_))));
+        let few = self.rows() < units.saturating_mul(ROWS_PER_UNIT);
+        let stores = self.phases.iter().any(|phase| phase.row.stores());
         if few && !self.reduces() && !stores {
             self.block = BLOCK_COLUMNS.next_multiple_of(lanes);
         }

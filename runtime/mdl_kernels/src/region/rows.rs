@@ -49,7 +49,7 @@ pub(crate) fn region_rows<N: Size>(
 /// All phases over the columns `begin..end` of a row; `last` says that the row ends there.
 #[cube]
 #[allow(unused_variables)]
-fn row_piece<N: Size>(
+pub(crate) fn row_piece<N: Size>(
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
     row: usize,

@@ -3,6 +3,7 @@
 use super::timeline::{Timeline, mib};
 use crate::Failure;
 use mdl_driver::savings::{Saving, savings};
+use mdl_ir::kernel::Target;
 use mdl_passes::executable::Speed;
 use mdl_passes::request::MemoryRequest;
 use mdl_passes::saving::Way;
@@ -29,7 +30,7 @@ impl Decided {
         model: &mut Model,
         settings: &Settings,
         (speed, seconds): (&Speed, f64),
-        units: u32,
+        target: Target,
     ) -> Result<Decided, Failure> {
         let savings = savings(&training_trace(model, settings)?);
         let kept = savings.iter().all(|s| s.way == Way::Kept);
@@ -43,7 +44,7 @@ impl Decided {
                     ..settings.memory
                 };
                 let (_, step, _) =
-                    executables(model, &Settings { memory, ..settings.clone() }, units)?;
+                    executables(model, &Settings { memory, ..settings.clone() }, target)?;
                 Some((step.state_bytes() + step.work_bytes(), step.seconds(speed)))
             }
         };

@@ -1,0 +1,233 @@
+//! Contractions on a GPU: a cube for each tile of the result, whose operands pass through the
+//! cube's shared memory, to tensor cores where there are some.
+//!
+//! What they compute is `contract`'s: 2·batch·m·n·k operations; a is read once for each tile of
+//! columns, b once for each tile of rows, and c is written once. f32 is computed as f32: an operand
+//! is the sum of two tf32, and three of their four products are added (Ootomo and Yokota 2022,
+//! "Recovering single precision accuracy from Tensor Cores"). The sum runs over k in its order.
+
+mod fma;
+mod stage;
+mod tensor;
+
+use super::cubes;
+use crate::contract_plan::{Axis, View2, merge};
+use crate::contract_tile::run_epilogue;
+use crate::device::{Device, Slice};
+use crate::program::Program;
+use crate::vector_io::load_one;
+use cubecl::prelude::*;
+use mdl_ir::kernel::{ContractSpec, Elem, Instr, InstrOp};
+use stage::{Prologue, Side};
+
+/// A tile of the result, and how far along k its operands are staged at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tile {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    pub units: usize,
+    /// Planes along the rows and along the columns of a tile.
+    pub planes: (usize, usize),
+}
+
+/// Where there are tiles enough to fill a large GPU, and where there are not.
+const LARGE: Tile = Tile { rows: 128, columns: 128, depth: 32, units: 256, planes: (2, 4) };
+const SMALL: Tile = Tile { rows: 64, columns: 64, depth: 32, units: 128, planes: (2, 2) };
+/// f32 takes twice the shared memory, and each product three times the work.
+const LARGE_F32: Tile = Tile { depth: 16, ..LARGE };
+const SMALL_F32: Tile = Tile { depth: 16, ..SMALL };
+/// Without tensor cores units have four by four sums each.
+const PLAIN: Tile = Tile { rows: 64, columns: 64, depth: 16, units: 256, planes: (1, 1) };
+/// Large tiles from so many on.
+const MANY: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Plan {
+    pub a: Side,
+    pub b: Side,
+    pub batch: Vec<Axis>,
+    pub batches: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    pub outputs: Vec<Elem>,
+    pub accumulate: bool,
+    pub epilogue: Program,
+    pub epilogue_views: Vec<View2>,
+    pub tile: Tile,
+}
+
+impl Plan {
+    pub(crate) fn of(spec: &ContractSpec, accumulate: bool, device: &Device) -> Plan {
+        let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
+        let batch = merge(&spec.batch, true);
+        let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
+        let (rows, columns, depth, batches) = (size(&m), size(&n), size(&k), size(&batch));
+        let halves = halves(spec);
+        let tile = tile_of(rows, columns, batches, halves, device.tensor_cores());
+        let prologue = (!spec.prologue.is_empty()).then(|| Prologue {
+            program: Program(spec.prologue.clone()),
+            views: spec.prologue_inputs.iter().map(View2::of).collect(),
+            result: spec.prologue_result,
+        });
+        let casts = device.has_pointer_casts();
+        let mut epilogue = spec.epilogue.clone();
+        if epilogue.is_empty() {
+            epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
+        }
+        let side = |elem, rows: &[Axis], second, tile_rows, prologue: Option<Prologue>| {
+            let parts = if halves || !device.tensor_cores() { 1 } else { 2 };
+            let k = k.clone();
+            let plain = prologue.is_none() && casts;
+            let side = Side {
+                elem,
+                rows: rows.to_vec(),
+                k,
+                second,
+                length: size(rows),
+                depth,
+                along_k: false,
+                width: 1,
+                tile: tile_rows,
+                tile_depth: tile.depth,
+                units: tile.units,
+                parts,
+                prologue,
+            };
+            side.arranged(plain, &batch)
+        };
+        Plan {
+            a: side(spec.a, &m, false, tile.rows, prologue),
+            b: side(spec.b, &n, true, tile.columns, None),
+            batches,
+            rows,
+            columns,
+            depth,
+            outputs: spec.outputs.clone(),
+            accumulate,
+            epilogue: Program(epilogue),
+            epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
+            batch,
+            tile,
+        }
+    }
+
+    fn tiles(&self) -> (usize, usize) {
+        (self.rows.div_ceil(self.tile.rows), self.columns.div_ceil(self.tile.columns))
+    }
+
+    fn whole(&self) -> bool {
+        self.rows.is_multiple_of(self.tile.rows) && self.columns.is_multiple_of(self.tile.columns)
+    }
+}
+
+/// Both operands are bf16 as they lie, so tensor cores take them as they are.
+fn halves(spec: &ContractSpec) -> bool {
+    spec.a == Elem::Bf16 && spec.b == Elem::Bf16 && spec.prologue.is_empty()
+}
+
+fn tile_of(rows: usize, columns: usize, batches: usize, halves: bool, tensor: bool) -> Tile {
+    let count = rows.div_ceil(LARGE.rows) * columns.div_ceil(LARGE.columns) * batches;
+    match (tensor, count >= MANY, halves) {
+        (false, ..) => PLAIN,
+        (true, true, true) => LARGE,
+        (true, true, false) => LARGE_F32,
+        (true, false, true) => SMALL,
+        (true, false, false) => SMALL_F32,
+    }
+}
+
+/// The tile of a cube.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Place {
+    pub batch: usize,
+    pub row: usize,
+    pub column: usize,
+}
+
+/// Neighbouring cubes share columns, so that b stays in the cache while a goes by.
+#[cube]
+pub(crate) fn place_of(cube: usize, #[comptime] plan: Plan) -> Place {
+    let tiles_m = comptime!(plan.tiles().0);
+    let tiles = comptime!(plan.tiles().0 * plan.tiles().1);
+    let rest = cube % tiles;
+    Place {
+        batch: cube / tiles,
+        row: rest % tiles_m * comptime!(plan.tile.rows),
+        column: rest / tiles_m * comptime!(plan.tile.columns),
+    }
+}
+
+/// Hands one sum to the epilogue.
+#[cube]
+pub(crate) fn finish(
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    place: &Place,
+    r: usize,
+    c: usize,
+    sum: f32,
+    #[comptime] plan: Plan,
+) {
+    let row = place.row + r;
+    let column = place.column + c;
+    if comptime!(plan.whole()) || row < comptime!(plan.rows) && column < comptime!(plan.columns) {
+        let row = place.batch * comptime!(plan.rows) + row;
+        let mut total = sum;
+        if comptime!(plan.accumulate) {
+            let out = outputs.index_mut(0usize);
+            total += load_one(&*out, row * comptime!(plan.columns) + column, Elem::F32);
+        }
+        run_epilogue::<Const<1>>(
+            inputs,
+            outputs,
+            row,
+            column,
+            Vector::new(total),
+            comptime!(plan.epilogue.clone()),
+            comptime!(plan.epilogue_views.clone()),
+            comptime!(plan.outputs.clone()),
+            comptime!(plan.columns),
+        );
+    }
+}
+
+/// Buffers: a, b, prologue inputs, epilogue inputs, outputs. With `accumulate` the sum is added to
+/// what the output holds.
+pub(crate) fn launch(device: &Device, spec: &ContractSpec, accumulate: bool, args: &[Slice]) {
+    assert!(!accumulate || spec.is_plain_sum(), "sums go to the output as they are");
+    let plan = Plan::of(spec, accumulate, device);
+    if plan.rows * plan.columns * plan.batches == 0 {
+        return;
+    }
+    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
+        slices.iter().map(|slice| device.buffer(slice)).collect()
+    };
+    let (inputs, rest) = args[2..].split_at(spec.prologue_inputs.len());
+    let (extra, rest) = rest.split_at(spec.epilogue_inputs.len());
+    let outputs = &rest[..spec.outputs.len()];
+    let (tiles_m, tiles_n) = plan.tiles();
+    let grid = cubes((tiles_m * tiles_n * plan.batches) as u64);
+    let dim = CubeDim::new_1d(plan.tile.units as u32);
+    let address = device.address_type(args.iter().map(|slice| slice.bytes).max().unwrap_or(0));
+    let (a, b) = (device.buffer(&args[0]), device.buffer(&args[1]));
+    let (inputs, extra, outputs) = (buffers(inputs), buffers(extra), buffers(outputs));
+    let (wide_a, wide_b) = (plan.a.width, plan.b.width);
+    let client = device.client();
+    // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
+    unsafe {
+        match (device.tensor_cores(), plan.a.parts) {
+            (false, _) => fma::contract_fma::launch_unchecked(
+                client, grid, dim, address, a, b, inputs, extra, outputs, plan,
+            ),
+            (true, 1) => tensor::contract_tensor::launch_unchecked::<half::bf16>(
+                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, plan,
+            ),
+            (true, _) => tensor::contract_tensor::launch_unchecked::<cubecl::tf32>(
+                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, plan,
+            ),
+        }
+    }
+    device.launched();
+}

@@ -1,0 +1,90 @@
+//! The tile without tensor cores: units have four by four sums each, in registers.
+
+use super::stage::{fetch, put};
+use super::{Plan, finish, place_of};
+use crate::contract_plan::offset_of;
+use crate::gpu::cube_pos;
+use cubecl::prelude::*;
+
+/// Units along each side of a tile, and sums of a unit along each side.
+const ACROSS: usize = 16;
+const SUMS: usize = 4;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn contract_fma(
+    a: &[f32],
+    b: &[f32],
+    prologue_inputs: &Sequence<Box<[f32]>>,
+    epilogue_inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    #[comptime] plan: Plan,
+) {
+    let cube = cube_pos();
+    if cube < comptime!(plan.tiles().0 * plan.tiles().1 * plan.batches) {
+        let place = place_of(cube, comptime!(plan.clone()));
+        let base_a = offset_of(place.batch, comptime!(plan.batch.clone()), false);
+        let base_b = offset_of(place.batch, comptime!(plan.batch.clone()), true);
+        let mut stage_a = Shared::<[f32]>::new_slice(comptime!(plan.a.stage()));
+        let mut stage_b = Shared::<[f32]>::new_slice(comptime!(plan.b.stage()));
+        let side_a = comptime!(plan.a.clone());
+        let side_b = comptime!(plan.b.clone());
+        let mut held_a = Array::<Vector<f32, Const<1>>>::new(comptime!(plan.a.held()));
+        let mut held_b = Array::<Vector<f32, Const<1>>>::new(comptime!(plan.b.held()));
+        let mut sums = Array::<f32>::new(comptime!(SUMS * SUMS));
+        #[unroll]
+        for i in 0..comptime!(SUMS * SUMS) {
+            sums[i] = 0.0f32;
+        }
+        let none = prologue_inputs;
+        for k in range_stepped(0, comptime!(plan.depth), comptime!(plan.tile.depth)) {
+            let (row, column) = (place.row, place.column);
+            fetch::<Const<1>>(a, base_a, none, &mut held_a, row, k, comptime!(side_a.clone()));
+            fetch::<Const<1>>(b, base_b, none, &mut held_b, column, k, comptime!(side_b.clone()));
+            sync_cube();
+            put::<f32, Const<1>>(&held_a, &mut stage_a, comptime!(side_a.clone()));
+            put::<f32, Const<1>>(&held_b, &mut stage_b, comptime!(side_b.clone()));
+            sync_cube();
+            multiply(&stage_a, &stage_b, &mut sums, comptime!(plan.clone()));
+        }
+        let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
+        #[unroll]
+        for i in 0..SUMS {
+            #[unroll]
+            for j in 0..SUMS {
+                let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
+                let sum = sums[comptime!(i * SUMS + j)];
+                finish(epilogue_inputs, outputs, &place, r, c, sum, comptime!(plan.clone()));
+            }
+        }
+    }
+}
+
+#[cube]
+fn multiply(stage_a: &[f32], stage_b: &[f32], sums: &mut Array<f32>, #[comptime] plan: Plan) {
+    let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
+    let strides_a = comptime!(strides(plan.a.along_k, plan.a.line()));
+    let strides_b = comptime!(strides(plan.b.along_k, plan.b.line()));
+    for k in 0..comptime!(plan.tile.depth) {
+        let mut from_b = Array::<f32>::new(SUMS);
+        #[unroll]
+        for j in 0..SUMS {
+            let c = x + comptime!(j * ACROSS);
+            from_b[j] = stage_b[c * comptime!(strides_b.0) + k * comptime!(strides_b.1)];
+        }
+        #[unroll]
+        for i in 0..SUMS {
+            let r = y + comptime!(i * ACROSS);
+            let x = stage_a[r * comptime!(strides_a.0) + k * comptime!(strides_a.1)];
+            #[unroll]
+            for j in 0..SUMS {
+                let at = comptime!(i * SUMS + j);
+                sums[at] = fma(x, from_b[j], sums[at]);
+            }
+        }
+    }
+}
+
+/// Of a row and of a step of k in a stage.
+fn strides(along_k: bool, line: usize) -> (usize, usize) {
+    if along_k { (line, 1) } else { (1, line) }
+}

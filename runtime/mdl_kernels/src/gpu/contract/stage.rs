@@ -1,0 +1,192 @@
+//! An operand's part of a tile: from memory to registers, and from there to shared memory.
+//!
+//! Units walk the operand along the axis that is contiguous, so that neighbours read neighbours.
+//! What lies past the edge is zero.
+
+use crate::contract_plan::{Axis, View2, offset_of};
+use crate::contract_tile::run_prologue;
+use crate::program::Program;
+use crate::vector_io::load_as;
+use cubecl::prelude::*;
+use mdl_ir::kernel::Elem;
+
+/// What happens to an element of a before it is multiplied.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Prologue {
+    pub program: Program,
+    pub views: Vec<View2>,
+    pub result: u16,
+}
+
+/// One operand: its rows (m of a, n of b) by steps of k.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Side {
+    pub elem: Elem,
+    pub rows: Vec<Axis>,
+    pub k: Vec<Axis>,
+    /// The strides of k and of batches are those of the second tensor.
+    pub second: bool,
+    pub length: usize,
+    pub depth: usize,
+    /// Units walk along k, and it lies along k in shared memory too.
+    pub along_k: bool,
+    /// Elements that a unit loads at a time.
+    pub width: usize,
+    /// Rows of a tile, steps of k of a stage, and the units that fill it.
+    pub tile: usize,
+    pub tile_depth: usize,
+    pub units: usize,
+    /// Numbers that stand for one element: two tf32 for an f32.
+    pub parts: usize,
+    pub prologue: Option<Prologue>,
+}
+
+/// Elements between the ends of lines in shared memory, so that lines start in different banks and
+/// stay aligned for matrix loads.
+const PAD: usize = 8;
+const WIDE: usize = 4;
+
+impl Side {
+    /// Chooses the direction of the walk, and wide loads where the operand lies aligned for them.
+    pub(crate) fn arranged(mut self, may_be_wide: bool, batch: &[Axis]) -> Side {
+        let stride = |axis: &Axis| if self.second { axis.stride_b } else { axis.stride };
+        let rows_contiguous = self.rows.last().is_some_and(|axis| axis.stride == 1);
+        let k_contiguous = self.k.last().is_some_and(|axis| stride(axis) == 1);
+        let (line, across, along_k) = match (k_contiguous, rows_contiguous) {
+            (false, true) => (self.rows.last(), self.k.last(), false),
+            _ => (self.k.last(), self.rows.last(), true),
+        };
+        let contiguous = k_contiguous || rows_contiguous;
+        let aligned = |value: usize| value.is_multiple_of(WIDE);
+        let line_fits = line.is_some_and(|axis| aligned(axis.size));
+        let _ = across;
+        let steps = |axes: &[Axis], second: bool, inner: bool| {
+            let skip = usize::from(inner);
+            axes.iter()
+                .rev()
+                .skip(skip)
+                .all(|axis| aligned(if second { axis.stride_b } else { axis.stride }))
+        };
+        let others = steps(&self.rows, false, !along_k)
+            && steps(&self.k, self.second, along_k)
+            && steps(batch, self.second, false);
+        self.width = if may_be_wide && contiguous && line_fits && others { WIDE } else { 1 };
+        self.along_k = along_k;
+        self
+    }
+
+    /// Vectors that a unit holds of one stage.
+    pub(crate) fn held(&self) -> usize {
+        self.tile * self.tile_depth / (self.units * self.width)
+    }
+
+    /// Elements between lines of the stage.
+    pub(crate) fn line(&self) -> usize {
+        PAD + if self.along_k { self.tile_depth } else { self.tile }
+    }
+
+    /// Elements of one part of the stage.
+    pub(crate) fn stage(&self) -> usize {
+        self.line() * if self.along_k { self.tile } else { self.tile_depth }
+    }
+}
+
+/// Which row and step of k vector `i` of this unit begins with.
+#[cube]
+fn row_and_step(#[comptime] i: usize, #[comptime] side: Side) -> (usize, usize) {
+    let vector = UNIT_POS as usize + comptime!(i * side.units);
+    if comptime!(side.along_k) {
+        let vectors = comptime!(side.tile_depth / side.width);
+        (vector / vectors, vector % vectors * comptime!(side.width))
+    } else {
+        let vectors = comptime!(side.tile / side.width);
+        (vector % vectors * comptime!(side.width), vector / vectors)
+    }
+}
+
+/// Loads this unit's share of a stage that begins at `row` and `k`.
+#[cube]
+pub(crate) fn fetch<N: Size>(
+    source: &[f32],
+    base: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    held: &mut Array<Vector<f32, N>>,
+    row: usize,
+    k: usize,
+    #[comptime] side: Side,
+) {
+    #[unroll]
+    for i in 0..comptime!(side.held()) {
+        let (r, step) = row_and_step(i, comptime!(side.clone()));
+        let (row, k) = (row + r, k + step);
+        let whole = comptime!(
+            side.length.is_multiple_of(side.tile) && side.depth.is_multiple_of(side.tile_depth)
+        );
+        let mut value = Vector::<f32, N>::new(0.0);
+        if whole || row < comptime!(side.length) && k < comptime!(side.depth) {
+            let at = base
+                + offset_of(row, comptime!(side.rows.clone()), false)
+                + offset_of(k, comptime!(side.k.clone()), side.second);
+            value = prepared::<N>(
+                inputs,
+                row,
+                k,
+                load_as::<N>(source, at, comptime!(side.elem)),
+                comptime!(side.prologue.clone()),
+            );
+        }
+        held[i] = value;
+    }
+}
+
+#[cube]
+fn prepared<N: Size>(
+    inputs: &Sequence<Box<[f32]>>,
+    row: usize,
+    k: usize,
+    value: Vector<f32, N>,
+    #[comptime] prologue: Option<Prologue>,
+) -> Vector<f32, N> {
+    if comptime!(prologue.is_none()) {
+        value
+    } else {
+        let prologue = comptime!(prologue.clone().expect("invariant: it was looked at"));
+        run_prologue::<N>(
+            inputs,
+            row,
+            k,
+            value,
+            comptime!(prologue.program.clone()),
+            comptime!(prologue.views.clone()),
+            comptime!(prologue.result),
+        )
+    }
+}
+
+/// Stores this unit's share; with two parts the second is what the first one lost.
+#[cube]
+pub(crate) fn put<S: Float, N: Size>(
+    held: &Array<Vector<f32, N>>,
+    stage: &mut [S],
+    #[comptime] side: Side,
+) {
+    #[unroll]
+    for i in 0..comptime!(side.held()) {
+        let (r, step) = row_and_step(i, comptime!(side.clone()));
+        let line = comptime!(side.line());
+        let mut at = r + step * line;
+        if comptime!(side.along_k) {
+            at = r * line + step;
+        }
+        #[unroll]
+        for lane in 0..N::value() {
+            let value = held[i].extract(lane);
+            let first = S::cast_from(value);
+            stage[at + lane] = first;
+            if comptime!(side.parts == 2) {
+                let lost = value - f32::cast_from(first);
+                stage[at + lane + comptime!(side.stage())] = S::cast_from(lost);
+            }
+        }
+    }
+}
