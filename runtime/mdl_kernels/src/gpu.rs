@@ -4,7 +4,10 @@
 //! Each spec has one here beside the one for a CPU, with the same buffers and the same meaning. An
 //! order of summation depends on the spec alone, as it does there; sums are not added atomically.
 
+mod attention;
+mod attention_grad;
 mod contract;
+mod decode;
 mod embedding;
 mod optimizer;
 mod reduce;
@@ -20,6 +23,8 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::Region(spec) => region::launch(device, spec, args),
         KernelSpec::Contract(spec) => contract::launch(device, spec, false, args),
         KernelSpec::ContractAdd(spec) => contract::launch(device, spec, true, args),
+        KernelSpec::Attention(spec) => attention::launch(device, spec, args),
+        KernelSpec::AttentionGrad(spec) => attention_grad::launch(device, spec, args),
         KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
         KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
         KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
