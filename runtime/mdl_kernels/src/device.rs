@@ -211,6 +211,17 @@ impl Device {
         }
     }
 
+    /// Every device of this machine, the CPU first.
+    pub fn all() -> Vec<Device> {
+        let gpus = [Device::cuda(), Device::wgpu()].into_iter().flatten();
+        [Device::cpu(None)].into_iter().chain(gpus).collect()
+    }
+
+    /// Whether kernels of this device read and write such elements.
+    pub fn takes(&self, elem: Elem) -> bool {
+        elem != Elem::Bf16 || self.has_pointer_casts()
+    }
+
     pub fn class(&self) -> Class {
         self.class
     }

@@ -5,7 +5,9 @@
 //! order of summation depends on the spec alone, as it does there; sums are not added atomically.
 
 mod contract;
+pub(crate) mod cross_entropy;
 mod embedding;
+mod grouped;
 mod optimizer;
 mod reduce;
 mod region;
@@ -22,10 +24,15 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::ContractAdd(spec) => contract::launch(device, spec, true, args),
         KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
         KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
+        KernelSpec::GroupedContract(spec) => grouped::launch_contract(device, spec, args),
+        KernelSpec::GroupedOuter(spec) => grouped::launch_outer(device, spec, args),
         KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
         KernelSpec::SumOfSquares(spec) => optimizer::launch_squares(device, spec, false, args),
         KernelSpec::MoreSquares(spec) => optimizer::launch_squares(device, spec, true, args),
         KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),
+        KernelSpec::LinearCrossEntropy(spec) => {
+            crate::linear_cross_entropy::launch(device, spec, args);
+        }
         other => unimplemented_yet(other),
     }
 }

@@ -3,7 +3,7 @@
 //! A test sees numbers, whatever their elements are in memory. Every launch runs on one unit and on
 //! two, and must give the same bits.
 
-use crate::device::{Device, Slice};
+use crate::device::{Class, Device, Slice};
 use mdl_ir::kernel::{Elem, KernelSpec, workspace_bytes};
 
 #[path = "../../tests/elements/mod.rs"]
@@ -78,7 +78,10 @@ impl Buffers {
 
     /// What all buffers hold after the launch with these arguments and a workspace.
     pub(crate) fn run(&self, units: u32, spec: &KernelSpec, args: &[usize]) -> Vec<Vec<f32>> {
-        let device = Device::cpu(Some(units));
+        self.run_on(&Device::cpu(Some(units)), spec, args)
+    }
+
+    fn run_on(&self, device: &Device, spec: &KernelSpec, args: &[usize]) -> Vec<Vec<f32>> {
         let mut offsets = Vec::new();
         let mut end = 0u64;
         let mut bytes = Vec::new();
@@ -89,7 +92,7 @@ impl Buffers {
             bytes.resize(bytes.len().next_multiple_of(256), 0);
             end = bytes.len() as u64;
         }
-        let workspace = workspace_bytes(spec, units);
+        let workspace = workspace_bytes(spec, device.target());
         let arena = device.alloc(end + workspace + 256);
         device.write(&arena, 0, &bytes).expect("fits");
         // A workspace holds anything at all when a launch begins.
@@ -115,6 +118,30 @@ impl Buffers {
             from_bytes(buffer.elem, &bytes)
         };
         self.data.iter().enumerate().map(read).collect()
+    }
+
+    /// The same on every device of this machine that takes the elements: a CPU, and GPUs, which
+    /// must give the same bits each time.
+    pub(crate) fn run_on_devices(
+        &self,
+        spec: &KernelSpec,
+        args: &[usize],
+    ) -> Vec<(Class, Vec<Vec<f32>>)> {
+        let mut all = vec![(Class::Cpu, self.run_on_units(spec, args))];
+        let halves = self.data.iter().any(|buffer| buffer.elem == Elem::Bf16);
+        for device in [Device::wgpu(), Device::cuda()].into_iter().flatten() {
+            if device.class() == Class::Wgpu && halves {
+                continue;
+            }
+            let results = self.run_on(&device, spec, args);
+            let again = self.run_on(&device, spec, args);
+            let bits = |x: &Vec<Vec<f32>>| -> Vec<u32> {
+                x.iter().flatten().map(|x| x.to_bits()).collect()
+            };
+            assert!(bits(&results) == bits(&again), "{:?} gives other bits", device.class());
+            all.push((device.class(), results));
+        }
+        all
     }
 
     /// The same on one unit and on two; panics unless the bits agree.
