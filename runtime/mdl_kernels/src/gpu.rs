@@ -9,6 +9,7 @@ pub(crate) mod cross_entropy;
 mod embedding;
 mod grouped;
 mod optimizer;
+pub(crate) mod peak;
 mod reduce;
 mod region;
 

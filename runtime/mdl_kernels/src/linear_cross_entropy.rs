@@ -14,7 +14,8 @@ use crate::gpu::cross_entropy as gpu;
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{
-    ContractSpec, Elem, Instr, InstrOp, KernelSpec, LinearCrossEntropyParts, LinearCrossEntropySpec, View,
+    ContractSpec, Elem, Instr, InstrOp, KernelSpec, LinearCrossEntropyParts,
+    LinearCrossEntropySpec, View,
 };
 
 /// Independent partial sums, to hide the latency of additions and to keep each one short.

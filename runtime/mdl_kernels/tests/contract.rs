@@ -220,7 +220,13 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     got
 }
 
-fn compare_row(device: &Device, spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<f32>]) {
+fn compare_row(
+    device: &Device,
+    spec: &ContractSpec,
+    operands: &Operands,
+    row: usize,
+    got: &[Vec<f32>],
+) {
     let (m, n, k) = (size(&spec.m), size(&spec.n), size(&spec.k));
     let (batch, i) = (row / m, row % m);
     let a0 = offset(&spec.batch, batch, false) + offset(&spec.m, i, false);

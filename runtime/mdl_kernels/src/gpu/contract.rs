@@ -166,7 +166,8 @@ impl Plan {
 
     fn whole(&self) -> bool {
         let rows = self.grouping != Grouping::Rows;
-        rows && self.rows.is_multiple_of(self.tile.rows) && self.columns.is_multiple_of(self.tile.columns)
+        rows && self.rows.is_multiple_of(self.tile.rows)
+            && self.columns.is_multiple_of(self.tile.columns)
     }
 }
 

@@ -15,12 +15,7 @@ const EACH: usize = UNITS as usize;
 /// earlier rows of its own. Behind the order it puts where each group begins: those of ids out of
 /// range come last, and then the end.
 #[cube(launch_unchecked)]
-fn sort_rows(
-    ids: &[i32],
-    order: &mut [u32],
-    #[comptime] rows: usize,
-    #[comptime] groups: usize,
-) {
+fn sort_rows(ids: &[i32], order: &mut [u32], #[comptime] rows: usize, #[comptime] groups: usize) {
     let mut scratch = Shared::<[f32]>::new_slice(EACH);
     let cube = cube_pos();
     if cube < comptime!(rows + groups + 2) {

@@ -107,7 +107,8 @@ fn check_outer(spec: &GroupedOuterSpec, routing: Routing) {
     let (a, b) = (buffers.f64(a), buffers.f64(b));
     for (class, got) in &all {
         for e in 0..groups {
-            let own: Vec<usize> = (0..rows).filter(|r| routing.id(*r, groups) == e as i32).collect();
+            let own: Vec<usize> =
+                (0..rows).filter(|r| routing.id(*r, groups) == e as i32).collect();
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 let product = |r: &usize| a[r / share_a * m + i] * b[r / share_b * n + j];
                 let (sum, scale) =
@@ -115,7 +116,10 @@ fn check_outer(spec: &GroupedOuterSpec, routing: Routing) {
                 let got = got[(e * m + i) * n + j];
                 let off = (f64::from(got) - sum).abs();
                 let bound = tolerance_of(*class, own.len()) * scale + storing_error(spec.out, sum);
-                assert!(off <= bound, "{class:?}, {e}, {i}, {j}: {got}, {sum}, {routing:?}, {spec:?}");
+                assert!(
+                    off <= bound,
+                    "{class:?}, {e}, {i}, {j}: {got}, {sum}, {routing:?}, {spec:?}"
+                );
             }
         }
     }

@@ -50,16 +50,7 @@ pub(crate) fn contract_fma(
             for j in 0..SUMS {
                 let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
                 let sum = sums[comptime!(i * SUMS + j)];
-                finish(
-                    epilogue_inputs,
-                    outputs,
-                    order,
-                    &place,
-                    r,
-                    c,
-                    sum,
-                    comptime!(plan.clone()),
-                );
+                finish(epilogue_inputs, outputs, order, &place, r, c, sum, comptime!(plan.clone()));
             }
         }
     }
