@@ -4,8 +4,11 @@
 //! Each spec has one here beside the one for a CPU, with the same buffers and the same meaning. An
 //! order of summation depends on the spec alone, as it does there; sums are not added atomically.
 
+mod attention;
+mod attention_grad;
 mod contract;
 pub(crate) mod cross_entropy;
+mod decode;
 mod embedding;
 mod grouped;
 mod optimizer;
@@ -23,6 +26,8 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::Region(spec) => region::launch(device, spec, args),
         KernelSpec::Contract(spec) => contract::launch(device, spec, false, args),
         KernelSpec::ContractAdd(spec) => contract::launch(device, spec, true, args),
+        KernelSpec::Attention(spec) => attention::launch(device, spec, args),
+        KernelSpec::AttentionGrad(spec) => attention_grad::launch(device, spec, args),
         KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
         KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
         KernelSpec::GroupedContract(spec) => grouped::launch_contract(device, spec, args),
@@ -34,12 +39,9 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::LinearCrossEntropy(spec) => {
             crate::linear_cross_entropy::launch(device, spec, args);
         }
-        other => unimplemented_yet(other),
+        KernelSpec::Transfer => unreachable!("no kernel reaches both memories"),
+        KernelSpec::Collective(_) => unreachable!("no kernel reaches two ranks"),
     }
-}
-
-fn unimplemented_yet(spec: &KernelSpec) {
-    panic!("no routine for a GPU: {spec:?}");
 }
 
 /// Units of a cube where nothing else decides: enough to hide latencies, few enough for any device.

@@ -1,6 +1,12 @@
 //! The workspace of kernels on a GPU, where cubes keep what they share in memory of their own.
 
-use super::{AttentionSpec, KernelSpec, LinearCrossEntropyParts, SUM_CHUNK, Target};
+use super::{
+    AttentionBlocks, AttentionSpec, KernelSpec, LinearCrossEntropyParts, SUM_CHUNK, Target,
+};
+
+/// Queries of a sequence up to which attention splits their keys into parts, which leave their sums
+/// in the workspace: a block of queries would be nearly empty.
+pub const DECODED_QUERIES: u32 = 4;
 
 /// Bytes that `workspace_bytes` reserves for a GPU.
 pub(super) fn workspace_bytes(spec: &KernelSpec) -> u64 {
@@ -8,6 +14,10 @@ pub(super) fn workspace_bytes(spec: &KernelSpec) -> u64 {
         KernelSpec::LinearCrossEntropy(spec) => LinearCrossEntropyParts::of(spec, Target::Gpu).end,
         KernelSpec::SumOfSquares(spec) | KernelSpec::MoreSquares(spec) => {
             spec.len.div_ceil(SUM_CHUNK) * 4
+        }
+        KernelSpec::Attention(spec) if spec.t <= DECODED_QUERIES => {
+            let parts = AttentionBlocks::of(spec).decode_parts;
+            4 * attention_rows(spec) * parts * (u64::from(spec.head) + 2)
         }
         KernelSpec::AttentionGrad(spec) => 4 * attention_rows(spec),
         KernelSpec::GroupedContract(spec) => sorted_bytes(spec.rows, spec.groups),

@@ -1,6 +1,6 @@
 //! The gradient against the f64 reference of the forward pass.
 
-use crate::attention::tests::{cases, inputs, reference, rows};
+use crate::attention::tests::{cases, inputs, narrowing, reference, rows};
 use crate::embedding::testing::{Buffers, relative_error};
 use mdl_ir::kernel::{Elem, KernelSpec};
 
@@ -42,10 +42,14 @@ fn gradients_match_the_formula() {
                 }
             }
         }
-        let results = buffers.run_on_units(&KernelSpec::AttentionGrad(spec.clone()), &args);
-        for (i, (&output, expected)) in outputs.iter().zip(&expected).enumerate() {
-            let error = relative_error(spec.elem, &results[output], expected);
-            assert!(error < TOLERANCE, "{spec:?} gradient {i}: {error}");
+        let kernel = KernelSpec::AttentionGrad(spec.clone());
+        for (class, results) in buffers.run_on_devices(&kernel, &args) {
+            // Probabilities are rounded, and so are differences that are multiplied by them.
+            let tolerance = TOLERANCE + 2.0 * narrowing(class, spec.elem);
+            for (i, (&output, expected)) in outputs.iter().zip(&expected).enumerate() {
+                let error = relative_error(spec.elem, &results[output], expected);
+                assert!(error < tolerance, "{class:?}, {spec:?} gradient {i}: {error}");
+            }
         }
     }
 }

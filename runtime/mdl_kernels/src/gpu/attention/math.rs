@@ -1,0 +1,52 @@
+//! Powers of two and logarithms from multiply-adds and the bits of a number: neither the compiler
+//! for PTX nor WGSL has them with a known error.
+
+use cubecl::prelude::*;
+
+/// Stands for −∞ among scores: no score is as small, and differences of it are numbers.
+pub(crate) const NOTHING: f32 = -1e38;
+/// The bits of −∞, which WGSL has no literal for.
+const NEG_INFINITY_BITS: u32 = 0xff80_0000;
+/// The smallest power of two that is computed; what is smaller is zero.
+const SMALLEST: f32 = -126.0;
+
+/// 2^x, within 2e-7 of itself, for x below 127.
+#[cube]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let within = max(x, SMALLEST);
+    let whole = within.round();
+    let rest = within - whole;
+    // The interpolation of 2^x at seven Chebyshev nodes of −½..½.
+    let mut sum = fma(0.000_154_614_45f32, rest, 0.001_340_042_8);
+    sum = fma(sum, rest, 0.009_618_057);
+    sum = fma(sum, rest, 0.055_503_27);
+    sum = fma(sum, rest, 0.240_226_51);
+    sum = fma(sum, rest, 0.693_147_2);
+    sum = fma(sum, rest, 1.0);
+    let power = i32::reinterpret(sum) + (i32::cast_from(whole) << 23);
+    select(x < SMALLEST, 0.0, f32::reinterpret(power))
+}
+
+/// log2 x for a normal x.
+#[cube]
+pub(crate) fn log2(x: f32) -> f32 {
+    let bits = u32::reinterpret(x);
+    let exponent = f32::cast_from(i32::reinterpret(bits >> 23) - 127);
+    let fraction = f32::reinterpret((bits & 0x007f_ffff) | 0x3f80_0000);
+    let mut guess = fma(0.152_700_28f32, fraction, -1.026_804_9);
+    guess = fma(guess, fraction, 3.011_162_2);
+    guess = fma(guess, fraction, -2.136_232);
+    // The guess is within 1e-3, so three terms of the logarithm of what it misses are enough.
+    let missed = fma(fraction, exp2(-guess), -1.0);
+    let mut series = fma(missed, 0.333_333_34f32, -0.5);
+    series = fma(series * missed, missed, missed);
+    exponent + fma(series, std::f32::consts::LOG2_E, guess)
+}
+
+/// The log-sum-exp from the largest score as a power of two and the sum of powers relative to it.
+#[cube]
+pub(crate) fn log_sum(largest: f32, sum: f32) -> f32 {
+    let seen = sum > 0.0;
+    let total = (largest + log2(select(seen, sum, 1.0))) * std::f32::consts::LN_2;
+    f32::reinterpret(select(seen, u32::reinterpret(total), NEG_INFINITY_BITS.runtime()))
+}
