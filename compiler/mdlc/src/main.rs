@@ -41,6 +41,8 @@ enum Command {
     Explain(commands::explain::Args),
     /// Print one stage of the compilation
     Dump(commands::dump::Args),
+    /// Compile the kernels of a training step for a target, without its device
+    Build(Box<commands::build::Args>),
     /// Say what a training step needs, without running it
     Plan(Box<commands::plan::Args>),
     /// Train a model
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Fmt(args) => commands::fmt::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Dump(args) => commands::dump::run(&args),
+        Command::Build(args) => commands::build::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Train(args) => commands::train::run(&args),
         Command::Generate(args) => commands::generate::run(&args),

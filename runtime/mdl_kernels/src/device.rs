@@ -8,6 +8,8 @@ use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
+use cubecl::dry_run::DryRun;
+use cubecl::launched::LaunchedKernels;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use mdl_ir::kernel::{Elem, KernelSpec, Target};
@@ -123,6 +125,12 @@ fn driver_is_here() -> bool {
     })
 }
 
+/// What makes a CPU compile and not run, and what it compiled.
+struct OnPaper {
+    _dry: DryRun,
+    launched: LaunchedKernels,
+}
+
 /// A device and its stream.
 pub struct Device {
     client: Client,
@@ -132,6 +140,8 @@ pub struct Device {
     vector_width: usize,
     vector_registers: usize,
     in_flight: AtomicU32,
+    /// Launches are compiled and dropped, and memory has sizes and no bytes.
+    paper: Option<OnPaper>,
 }
 
 impl fmt::Debug for Device {
@@ -159,8 +169,22 @@ impl Device {
             vector_width: width,
             vector_registers: registers,
             in_flight: AtomicU32::new(0),
+            paper: None,
             client,
         }
+    }
+
+    /// A CPU on which nothing runs: launches are compiled, and dropped. While it lives, that holds
+    /// for every CPU of the process.
+    pub fn cpu_on_paper(threads: Option<u32>) -> Device {
+        let paper = OnPaper { _dry: DryRun::new(), launched: LaunchedKernels::new() };
+        Device { paper: Some(paper), ..Device::cpu(threads) }
+    }
+
+    /// The number of distinct kernels that this device on paper compiled.
+    pub fn compiled(mut self) -> usize {
+        self.sync();
+        self.paper.take().map_or(0, |paper| paper.launched.finish().len())
     }
 
     /// The first NVIDIA GPU of this machine.
@@ -207,8 +231,20 @@ impl Device {
             vector_width: 1,
             vector_registers: 0,
             in_flight: AtomicU32::new(0),
+            paper: None,
             client,
         }
+    }
+
+    /// Every device of this machine, the CPU first.
+    pub fn all() -> Vec<Device> {
+        let gpus = [Device::cuda(), Device::wgpu()].into_iter().flatten();
+        [Device::cpu(None)].into_iter().chain(gpus).collect()
+    }
+
+    /// Whether kernels of this device read and write such elements.
+    pub fn takes(&self, elem: Elem) -> bool {
+        elem != Elem::Bf16 || self.has_pointer_casts()
     }
 
     pub fn class(&self) -> Class {
@@ -266,6 +302,12 @@ impl Device {
     /// One zeroed allocation.
     pub fn alloc(&self, bytes: u64) -> Arena {
         let bytes = bytes.next_multiple_of(256).max(256);
+        if self.paper.is_some() {
+            let some = self.client.empty(4).binding();
+            let handle =
+                Handle::new(self.client.service_id(), some.stream, bytes + ARENA_TAIL_BYTES);
+            return Arena { handle, bytes };
+        }
         let handle = self.client.empty((bytes + ARENA_TAIL_BYTES) as usize);
         let arena = Arena { handle, bytes };
         match self.class {

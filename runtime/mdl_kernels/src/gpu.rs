@@ -7,9 +7,12 @@
 mod attention;
 mod attention_grad;
 mod contract;
+pub(crate) mod cross_entropy;
 mod decode;
 mod embedding;
+mod grouped;
 mod optimizer;
+pub(crate) mod peak;
 mod reduce;
 mod region;
 
@@ -27,16 +30,18 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
         KernelSpec::AttentionGrad(spec) => attention_grad::launch(device, spec, args),
         KernelSpec::Gather(spec) => embedding::launch_gather(device, spec, args),
         KernelSpec::ScatterAdd(spec) => embedding::launch_scatter_add(device, spec, args),
+        KernelSpec::GroupedContract(spec) => grouped::launch_contract(device, spec, args),
+        KernelSpec::GroupedOuter(spec) => grouped::launch_outer(device, spec, args),
         KernelSpec::CacheWrite(spec) => embedding::launch_cache_write(device, spec, args),
         KernelSpec::SumOfSquares(spec) => optimizer::launch_squares(device, spec, false, args),
         KernelSpec::MoreSquares(spec) => optimizer::launch_squares(device, spec, true, args),
         KernelSpec::AdamW(spec) => optimizer::launch_adam_w(device, spec, args),
-        other => unimplemented_yet(other),
+        KernelSpec::LinearCrossEntropy(spec) => {
+            crate::linear_cross_entropy::launch(device, spec, args);
+        }
+        KernelSpec::Transfer => unreachable!("no kernel reaches both memories"),
+        KernelSpec::Collective(_) => unreachable!("no kernel reaches two ranks"),
     }
-}
-
-fn unimplemented_yet(spec: &KernelSpec) {
-    panic!("no routine for a GPU: {spec:?}");
 }
 
 /// Units of a cube where nothing else decides: enough to hide latencies, few enough for any device.

@@ -40,7 +40,7 @@ mod vector_io;
 pub use device::{Arena, Class, Device, KernelError, MemoryUse, Slice};
 pub use exchange::{Exchange, Seat};
 #[cfg(feature = "cuda")]
-pub use paper::{Paper, Ptx};
-pub use peak::{measure_fma_peak, measure_triad};
+pub use paper::{Compiled, Paper, Ptx};
+pub use peak::{measure_fma_peak, measure_tensor_peak, measure_triad};
 pub use state_files::{StateFileError, StateFiles, free_bytes};
 pub use transfer::{Copier, Job, Side, Together, Transfer};

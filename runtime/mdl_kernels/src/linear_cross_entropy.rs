@@ -9,12 +9,13 @@
 //! 24 bytes per logit move.
 //! The loss of each row is stored, and one unit sums them in order with compensation.
 
-use crate::contract;
-use crate::device::{Device, Slice};
+use crate::device::{Class, Device, Slice};
+use crate::gpu::cross_entropy as gpu;
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{
-    ContractSpec, Elem, Instr, InstrOp, LinearCrossEntropyParts, LinearCrossEntropySpec, View,
+    ContractSpec, Elem, Instr, InstrOp, KernelSpec, LinearCrossEntropyParts,
+    LinearCrossEntropySpec, View,
 };
 
 /// Independent partial sums, to hide the latency of additions and to keep each one short.
@@ -195,7 +196,7 @@ fn sum_losses(losses: &[f32], scale: &[f32], loss: &mut [f32]) {
 }
 
 pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Slice]) {
-    let parts = LinearCrossEntropyParts::of(spec, device.units());
+    let parts = LinearCrossEntropyParts::of(spec, device.target());
     let (rows, vocab, width) = (spec.rows as u64, spec.vocab as u64, spec.width as u64);
     let (weight, results) = args[3..].split_at(usize::from(spec.weighted));
     let (x, w, targets, loss) = (&args[0], &args[1], &args[2], &results[0]);
@@ -219,16 +220,16 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
         let (at, bytes) = rows_of(x, row);
         let x_block = x.part(at, bytes);
         let logits = workspace.part(parts.logits, count * vocab * 4);
-        contract::launch(device, &to_logits, &[x_block, *w, logits, scratch]);
+        contract(device, to_logits, &[x_block, *w, logits, scratch]);
         let (at, bytes) = rows_of(targets, 4);
         softmax(device, &[logits, targets.part(at, bytes), scale, losses.part(at, bytes)], spec);
         if spec.grad {
             let (at, bytes) = rows_of(&results[1], row);
             let dx_block = results[1].part(at, bytes);
-            contract::launch(device, &to_dx, &[logits, *w, dx_block, scratch]);
+            contract(device, to_dx, &[logits, *w, dx_block, scratch]);
             let dw = [logits, x_block, results[2], scratch];
             if first == 0 && !spec.accumulate {
-                contract::launch(device, &to_dw, &dw);
+                contract(device, to_dw, &dw);
             } else {
                 add(device, to_dw, &dw);
             }
@@ -238,10 +239,14 @@ pub(crate) fn launch(device: &Device, spec: &LinearCrossEntropySpec, args: &[Sli
     total(device, &losses, &scale, loss);
 }
 
+fn contract(device: &Device, spec: ContractSpec, args: &[Slice]) {
+    device.launch(&KernelSpec::Contract(spec), args);
+}
+
 /// A contraction added to what its output holds; where that is bf16, the sum is rounded once.
 fn add(device: &Device, mut spec: ContractSpec, args: &[Slice; 4]) {
     if spec.is_plain_sum() {
-        return contract::launch_accumulate(device, &spec, args);
+        return device.launch(&KernelSpec::ContractAdd(spec), args);
     }
     let columns = spec.n.iter().map(|dim| dim.size).product();
     let instr = |op, dst, a, b| Instr { op, dst, a, b, c: 0 };
@@ -253,10 +258,13 @@ fn add(device: &Device, mut spec: ContractSpec, args: &[Slice; 4]) {
         instr(InstrOp::Store(0), 0, 2, 0),
     ];
     let [a, b, out, scratch] = *args;
-    contract::launch(device, &spec, &[a, b, out, out, scratch]);
+    contract(device, spec, &[a, b, out, out, scratch]);
 }
 
 fn count(device: &Device, targets: &Slice, scale: &Slice) {
+    if device.class() != Class::Cpu {
+        return gpu::count(device, targets, scale);
+    }
     // SAFETY: `scale` has one element.
     unsafe {
         count_valid::launch_unchecked(
@@ -285,6 +293,9 @@ fn weigh_scale(device: &Device, weight: &Slice, scale: &Slice) {
 }
 
 fn softmax(device: &Device, buffers: &[Slice; 4], spec: &LinearCrossEntropySpec) {
+    if device.class() != Class::Cpu {
+        return gpu::softmax(device, buffers, spec);
+    }
     // SAFETY: targets below the vocabulary are the caller's promise; rows come from the slices.
     unsafe {
         softmax_rows::launch_unchecked(
@@ -305,6 +316,9 @@ fn softmax(device: &Device, buffers: &[Slice; 4], spec: &LinearCrossEntropySpec)
 }
 
 fn total(device: &Device, losses: &Slice, scale: &Slice, loss: &Slice) {
+    if device.class() != Class::Cpu {
+        return gpu::total(device, losses, scale, loss);
+    }
     // SAFETY: `loss` and `scale` have one element.
     unsafe {
         sum_losses::launch_unchecked(

@@ -39,7 +39,7 @@ use cubecl_runtime::storage::{ComputeStorage, ManagedResource};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A kernel in PTX.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +51,6 @@ pub struct Ptx {
     pub shared_bytes: u64,
     pub units: u32,
 }
-
-type Kernels = Arc<Mutex<Found>>;
 
 /// What has been launched so far.
 #[derive(Debug, Default)]
@@ -66,26 +64,36 @@ struct Found {
 #[derive(Debug)]
 pub struct Paper {
     pub device: Device,
-    found: Kernels,
+    pub found: Compiled,
+}
+
+/// What a paper device compiled.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled(Arc<Mutex<Found>>);
+
+impl Compiled {
+    /// All kernels that were launched before the device's last `sync`, each once, by name; or why
+    /// one could not be compiled.
+    pub fn kernels(&self) -> Result<Vec<Ptx>, String> {
+        let found = self.lock();
+        match found.faults.first() {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(found.kernels.values().cloned().collect()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().expect("invariant: nobody panics while holding it")
+    }
 }
 
 impl Paper {
     /// `capability` is 80 for sm_80; from 90 on the variant with an `a` is meant.
     pub fn new(capability: u32) -> Paper {
-        let found = Kernels::default();
+        let found = Compiled::default();
         let server = PaperServer::new(capability, found.clone());
         let client = Client::init(server.id, server);
         Paper { device: Device::gpu(client, Class::Cuda, true), found }
-    }
-
-    /// All kernels that were launched, each once, by name; or why one could not be compiled.
-    pub fn kernels(&self) -> Result<Vec<Ptx>, String> {
-        self.device.sync();
-        let found = self.found.lock().expect("invariant: nobody panics while holding it");
-        match found.faults.first() {
-            Some(fault) => Err(fault.clone()),
-            None => Ok(found.kernels.values().cloned().collect()),
-        }
     }
 }
 
@@ -99,11 +107,11 @@ struct PaperServer {
     id: DeviceId,
     arch: SmArch,
     utilities: Arc<ServerUtilities>,
-    found: Kernels,
+    found: Compiled,
 }
 
 impl PaperServer {
-    fn new(capability: u32, found: Kernels) -> PaperServer {
+    fn new(capability: u32, found: Compiled) -> PaperServer {
         let number = PAPERS.fetch_add(1, Ordering::Relaxed);
         let id = DeviceId { type_id: TYPE, index_id: number };
         let logger = Arc::new(ServerLogger::default());
@@ -142,7 +150,7 @@ const DRIVER: i32 = 12040;
 
 impl DeviceService for PaperServer {
     fn init(_: DeviceId) -> Self {
-        PaperServer::new(80, Kernels::default())
+        PaperServer::new(80, Compiled::default())
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -212,7 +220,7 @@ impl Server for PaperServer {
         _: StreamId,
         _: LaunchMode,
     ) {
-        let mut found = self.found.lock().expect("invariant: nobody panics while holding it");
+        let mut found = self.found.lock();
         if found.seen.insert(kernel.id(), ()).is_some() {
             return;
         }

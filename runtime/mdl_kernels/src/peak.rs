@@ -2,7 +2,8 @@
 //!
 //! Measured in the same process as the kernels that are compared to it, since machines are shared.
 
-use crate::device::{Device, Slice};
+use crate::device::{Class, Device, Slice};
+use crate::gpu::peak as gpu;
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -78,6 +79,12 @@ pub(crate) fn fill(device: &Device, out: &Slice, value: f32) {
 
 /// GFLOP/s of independent multiply-adds on registers, the best of several runs.
 pub fn measure_fma_peak(device: &Device) -> f64 {
+    if device.class() != Class::Cpu {
+        let (elements, flops) = gpu::chains();
+        let arena = device.alloc(elements * 4);
+        let out = arena.slice(0, elements * 4);
+        return best_of(device, flops, || gpu::launch_chains(device, &out));
+    }
     let lanes = device.vector_width();
     let bytes = device.units() as u64 * lanes as u64 * 4;
     let arena = device.alloc(bytes);
@@ -98,11 +105,27 @@ pub fn measure_fma_peak(device: &Device) -> f64 {
     })
 }
 
+/// GFLOP/s of tensor cores on operands in bf16, or none where a device has no such units.
+pub fn measure_tensor_peak(device: &Device) -> Option<f64> {
+    if !device.tensor_cores() {
+        return None;
+    }
+    let (elements, flops) = gpu::tensor_chains();
+    let arena = device.alloc(elements * 4);
+    let out = arena.slice(0, elements * 4);
+    Some(best_of(device, flops, || gpu::launch_tensor_chains(device, &out)))
+}
+
 /// GB/s of `out = a + 3·b` on arrays far larger than the caches, the best of several runs.
 pub fn measure_triad(device: &Device) -> f64 {
     let bytes = TRIAD_ELEMENTS * 4;
     let arena = device.alloc(3 * bytes);
     let part = |i: u64| arena.slice(i * bytes, bytes);
+    if device.class() != Class::Cpu {
+        return best_of(device, 3.0 * bytes as f64, || {
+            gpu::launch_triad(device, &part(0), &part(1), &part(2));
+        });
+    }
     best_of(device, 3.0 * bytes as f64, || {
         // SAFETY: the three slices have the same length.
         unsafe {

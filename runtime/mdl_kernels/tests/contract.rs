@@ -1,7 +1,8 @@
 //! Contractions against a plain loop in f64: every layout, ragged edges, batches, programs.
 
 use mdl_ir::kernel::{ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes};
-use mdl_kernels::{Arena, Device, Slice};
+use mdl_kernels::{Arena, Class, Device, Slice};
+use std::sync::OnceLock;
 
 mod elements;
 use elements::{from_bytes, nearest, storing_error, to_bytes};
@@ -10,6 +11,15 @@ use elements::{from_bytes, nearest, storing_error, to_bytes};
 /// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
 fn tolerance(k: usize) -> f64 {
     ((k as f64).sqrt() + 2.0) * 2f64.powi(-24)
+}
+
+/// What tensor cores add to it. They cut off where they add, an error of up to 2⁻²³ of the sum in
+/// each of at most three products of eight steps; and of an f32 as the sum of two tf32, with eleven
+/// bits each, 2⁻²² is lost in each operand.
+fn tolerance_of(device: &Device, k: usize) -> f64 {
+    let cut = (3 * k.div_ceil(8)) as f64 * 2f64.powi(-23);
+    let tensor = if device.class() == Class::Cuda { cut + 2f64.powi(-21) } else { 0.0 };
+    tolerance(k) + tensor
 }
 
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
@@ -194,7 +204,7 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
         data.into_iter().zip(elems).map(|(values, elem)| to_bytes(elem, values)).collect();
     let mut sizes: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
     sizes.extend(spec.outputs.iter().map(|elem| elements as u64 * elem.bytes()));
-    sizes.push(workspace_bytes(&whole, device.units()));
+    sizes.push(workspace_bytes(&whole, device.target()));
     let buffers = Buffers::new(device, &sizes);
     for (i, bytes) in data.iter().enumerate() {
         buffers.write(device, i, bytes);
@@ -205,12 +215,18 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     let got: Vec<Vec<f32>> =
         outputs.map(|(o, elem)| buffers.read(device, data.len() + o, *elem)).collect();
     for row in 0..size(&spec.batch) * size(&spec.m) {
-        compare_row(spec, &operands, row, &got);
+        compare_row(device, spec, &operands, row, &got);
     }
     got
 }
 
-fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<f32>]) {
+fn compare_row(
+    device: &Device,
+    spec: &ContractSpec,
+    operands: &Operands,
+    row: usize,
+    got: &[Vec<f32>],
+) {
     let (m, n, k) = (size(&spec.m), size(&spec.n), size(&spec.k));
     let (batch, i) = (row / m, row % m);
     let a0 = offset(&spec.batch, batch, false) + offset(&spec.m, i, false);
@@ -239,7 +255,7 @@ fn compare_row(spec: &ContractSpec, operands: &Operands, row: usize, got: &[Vec<
         for (output, want) in stores {
             let value = f64::from(got[output][row * n + j]);
             // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
-            let arithmetic = tolerance(k) * (scale + want.abs() + 1.0);
+            let arithmetic = tolerance_of(device, k) * (scale + want.abs() + 1.0);
             let bound = arithmetic + storing_error(spec.outputs[output], want);
             assert!(
                 (value - want).abs() <= bound,
@@ -262,10 +278,17 @@ const ELEMS: [[Elem; 3]; 4] =
     [[F32, F32, F32], [Bf16, Bf16, Bf16], [Bf16, F32, F32], [F32, Bf16, Bf16]];
 
 fn check(spec: &ContractSpec) {
-    let device = Device::cpu(None);
-    for elems in ELEMS {
-        check_on(&device, &with(spec, elems));
-    }
+    on_all_devices().for_each(|(device, elems)| drop(check_on(device, &with(spec, elems))));
+}
+
+fn on_all_devices() -> impl Iterator<Item = (&'static Device, [Elem; 3])> {
+    let all = devices().iter().flat_map(|device| ELEMS.map(|elems| (device, elems)));
+    all.filter(|(device, elems)| elems.iter().all(|&elem| device.takes(elem)))
+}
+
+fn devices() -> &'static [Device] {
+    static ALL: OnceLock<Vec<Device>> = OnceLock::new();
+    ALL.get_or_init(Device::all)
 }
 
 #[test]
@@ -408,7 +431,7 @@ fn results_do_not_depend_on_the_units() {
 #[test]
 fn an_epilogue_adds_to_what_its_output_holds() {
     for (m, n, k) in [(70, 97, 90), (133, 31, 1200), (3, 40, 50)] {
-        for elems in ELEMS {
+        for (device, elems) in on_all_devices() {
             let mut spec = with(&matrices(m, n, k, false, true), elems);
             spec.epilogue_inputs = vec![view(elems[2], 0, [n, 1])];
             spec.epilogue = vec![
@@ -416,20 +439,19 @@ fn an_epilogue_adds_to_what_its_output_holds() {
                 instr(InstrOp::Add, 2, 0, 1, 0),
                 instr(InstrOp::Store(0), 0, 2, 0, 0),
             ];
-            let device = Device::cpu(None);
             let operands = operands(&spec);
             let whole = KernelSpec::Contract(spec.clone());
             let data = [&operands.a, &operands.b, &operands.epilogues[0]].into_iter().zip(elems);
             let data: Vec<Vec<u8>> = data.map(|(values, elem)| to_bytes(elem, values)).collect();
             let mut sizes: Vec<u64> = data.iter().map(|bytes| bytes.len() as u64).collect();
-            sizes.push(workspace_bytes(&whole, device.units()));
-            let buffers = Buffers::new(&device, &sizes);
+            sizes.push(workspace_bytes(&whole, device.target()));
+            let buffers = Buffers::new(device, &sizes);
             for (i, bytes) in data.iter().enumerate() {
-                buffers.write(&device, i, bytes);
+                buffers.write(device, i, bytes);
             }
             device.launch(&whole, &[0, 1, 2, 2, 3].map(|i| buffers.slice(i)));
-            let got = [buffers.read(&device, 2, elems[2])];
-            (0..m as usize).for_each(|row| compare_row(&spec, &operands, row, &got));
+            let got = [buffers.read(device, 2, elems[2])];
+            (0..m as usize).for_each(|row| compare_row(device, &spec, &operands, row, &got));
         }
     }
 }

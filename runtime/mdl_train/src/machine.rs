@@ -198,6 +198,20 @@ impl Machine {
         self.device.flush();
     }
 
+    /// Issues every launch once, whatever loops it is in, for a device that only compiles.
+    pub fn issue_each(&self) {
+        for step in &self.executable.steps {
+            let launches = match step {
+                Step::Launch(launch) => std::slice::from_ref(launch),
+                Step::Loop { body, .. } => body,
+            };
+            for launch in launches.iter().filter(|launch| !self.is_transfer(launch)) {
+                self.launch(launch, 0);
+            }
+        }
+        self.device.flush();
+    }
+
     pub(crate) fn is_transfer(&self, launch: &Launch) -> bool {
         self.executable.specs[launch.spec].moves()
     }

@@ -219,6 +219,16 @@ pub fn executables(
                        devices; leave out --cpu_offload and --disk_offload, or leave out --mesh";
         return Err(ModelError::Asked(message.into()));
     }
+    let moves = [
+        settings.memory.mesh.is_some(),
+        settings.memory.cpu_offload,
+        settings.memory.offload_activations,
+    ];
+    if target == Target::Gpu && moves.contains(&true) {
+        let message = "on a GPU the whole step stays in its memory so far; leave out --mesh, \
+                       --cpu_offload, --disk_offload and --offload_activations";
+        return Err(ModelError::Asked(message.into()));
+    }
     let trace = training_trace(model, settings)?;
     let purpose = Purpose::Training(optimizer(settings));
     let state = state_layout_for(trace.last(), &purpose, &request(settings));

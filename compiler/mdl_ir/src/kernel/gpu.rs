@@ -1,6 +1,8 @@
 //! The workspace of kernels on a GPU, where cubes keep what they share in memory of their own.
 
-use super::{AttentionBlocks, AttentionSpec, Elem, KernelSpec, LinearCrossEntropySpec, SUM_CHUNK};
+use super::{
+    AttentionBlocks, AttentionSpec, KernelSpec, LinearCrossEntropyParts, SUM_CHUNK, Target,
+};
 
 /// Queries of a sequence up to which attention splits their keys into parts, which leave their sums
 /// in the workspace: a block of queries would be nearly empty.
@@ -9,7 +11,7 @@ pub const DECODED_QUERIES: u32 = 4;
 /// Bytes that `workspace_bytes` reserves for a GPU.
 pub(super) fn workspace_bytes(spec: &KernelSpec) -> u64 {
     match spec {
-        KernelSpec::LinearCrossEntropy(spec) => CrossEntropyParts::of(spec).end,
+        KernelSpec::LinearCrossEntropy(spec) => LinearCrossEntropyParts::of(spec, Target::Gpu).end,
         KernelSpec::SumOfSquares(spec) | KernelSpec::MoreSquares(spec) => {
             spec.len.div_ceil(SUM_CHUNK) * 4
         }
@@ -32,30 +34,4 @@ fn attention_rows(spec: &AttentionSpec) -> u64 {
 /// The order of rows by group, where each group starts in it, and where its next row goes.
 fn sorted_bytes(rows: u32, groups: u32) -> u64 {
     4 * (u64::from(rows) + 2 * u64::from(groups) + 3)
-}
-
-/// How `LinearCrossEntropy` uses its workspace on a GPU, in bytes: the logits of one block of rows,
-/// then the loss of every row, and the scale 1/valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CrossEntropyParts {
-    /// Rows whose logits exist at one time.
-    pub block_rows: u32,
-    pub losses: u64,
-    pub scale: u64,
-    pub end: u64,
-}
-
-impl CrossEntropyParts {
-    /// Bytes of a block of logits: many enough for contractions to fill a GPU.
-    const LOGITS: u64 = 1 << 29;
-
-    pub fn of(spec: &LinearCrossEntropySpec) -> CrossEntropyParts {
-        let row = u64::from(spec.vocab.max(1)) * Elem::F32.bytes();
-        let fitting = (Self::LOGITS / row).max(128) / 128 * 128;
-        let block_rows = u64::from(spec.rows).min(fitting).max(1);
-        let align = |bytes: u64| bytes.next_multiple_of(256);
-        let losses = align(block_rows * row);
-        let scale = losses + align(u64::from(spec.rows) * 4);
-        CrossEntropyParts { block_rows: block_rows as u32, losses, scale, end: scale + 256 }
-    }
 }

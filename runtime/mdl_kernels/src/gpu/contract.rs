@@ -11,14 +11,14 @@ mod stage;
 mod tensor;
 
 use super::cubes;
-use crate::contract_plan::{Axis, View2, merge};
+use crate::contract_plan::{Axis, View2, merge, offset_of};
 use crate::contract_tile::run_epilogue;
 use crate::device::{Device, Slice};
 use crate::program::Program;
 use crate::vector_io::load_one;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractSpec, Elem, Instr, InstrOp};
-use stage::{Prologue, Side};
+use stage::{Picked, Prologue, Side};
 
 /// A tile of the result, and how far along k its operands are staged at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,21 @@ pub(crate) struct Plan {
     pub epilogue: Program,
     pub epilogue_views: Vec<View2>,
     pub tile: Tile,
+    pub grouping: Grouping,
+    /// Groups, and rows that the order has.
+    pub groups: usize,
+    pub ordered: usize,
+}
+
+/// What is chosen by the group of a row; the numbers of the rows are then given in an order in
+/// which groups follow each other, and behind them where each group begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Grouping {
+    None,
+    /// Rows of the result are multiplied with the matrix of their group.
+    Rows,
+    /// Each group has a result, a sum over its rows.
+    Steps,
 }
 
 impl Plan {
@@ -93,7 +108,9 @@ impl Plan {
                 tile_depth: tile.depth,
                 units: tile.units,
                 parts,
+                whole: size(rows).is_multiple_of(tile_rows) && depth.is_multiple_of(tile.depth),
                 prologue,
+                picked: Picked::None,
             };
             side.arranged(plain, &batch)
         };
@@ -110,15 +127,47 @@ impl Plan {
             epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
             batch,
             tile,
+            grouping: Grouping::None,
+            groups: 0,
+            ordered: 0,
         }
     }
 
+    /// The contraction of one group becomes that of all of them. `shares` are the neighbouring rows
+    /// that read one row of a, and of b.
+    pub(crate) fn grouped(mut self, by: Grouping, groups: u32, shares: [u32; 2]) -> Plan {
+        let [share_a, share_b] = shares.map(|share| share as usize);
+        self.groups = groups as usize;
+        self.grouping = by;
+        self.a.whole = false;
+        self.b.whole = false;
+        match by {
+            Grouping::None => {}
+            Grouping::Rows => {
+                self.ordered = self.rows;
+                self.a.picked = Picked::Rows(share_a);
+            }
+            Grouping::Steps => {
+                self.ordered = self.depth;
+                self.batches = self.groups;
+                self.a.picked = Picked::Steps(share_a);
+                self.b.picked = Picked::Steps(share_b);
+            }
+        }
+        self
+    }
+
+    /// Tiles of rows and of columns, at most.
     fn tiles(&self) -> (usize, usize) {
-        (self.rows.div_ceil(self.tile.rows), self.columns.div_ceil(self.tile.columns))
+        let more = if self.grouping == Grouping::Rows { self.groups + 1 } else { 0 };
+        let rows = self.rows.div_ceil(self.tile.rows) + more;
+        (rows, self.columns.div_ceil(self.tile.columns))
     }
 
     fn whole(&self) -> bool {
-        self.rows.is_multiple_of(self.tile.rows) && self.columns.is_multiple_of(self.tile.columns)
+        let rows = self.grouping != Grouping::Rows;
+        rows && self.rows.is_multiple_of(self.tile.rows)
+            && self.columns.is_multiple_of(self.tile.columns)
     }
 }
 
@@ -138,24 +187,70 @@ fn tile_of(rows: usize, columns: usize, batches: usize, halves: bool, tensor: bo
     }
 }
 
-/// The tile of a cube.
+/// The tile of a cube, and what of it there is.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Place {
     pub batch: usize,
     pub row: usize,
     pub column: usize,
+    /// Where a group's rows begin in the order; rows and steps of k there are.
+    pub start: usize,
+    pub rows: usize,
+    pub depth: usize,
+    /// Elements of a and of b before those of the batch or the group.
+    pub base_a: usize,
+    pub base_b: usize,
 }
 
 /// Neighbouring cubes share columns, so that b stays in the cache while a goes by.
 #[cube]
-pub(crate) fn place_of(cube: usize, #[comptime] plan: Plan) -> Place {
+pub(crate) fn place_of(cube: usize, order: &[u32], #[comptime] plan: Plan) -> Place {
     let tiles_m = comptime!(plan.tiles().0);
     let tiles = comptime!(plan.tiles().0 * plan.tiles().1);
-    let rest = cube % tiles;
-    Place {
-        batch: cube / tiles,
+    let (batch, rest) = (cube / tiles, cube % tiles);
+    let mut place = Place {
+        batch,
         row: rest % tiles_m * comptime!(plan.tile.rows),
         column: rest / tiles_m * comptime!(plan.tile.columns),
+        start: 0usize.runtime(),
+        rows: comptime!(plan.rows).runtime(),
+        depth: comptime!(plan.depth).runtime(),
+        base_a: offset_of(batch, comptime!(plan.batch.clone()), false),
+        base_b: offset_of(batch, comptime!(plan.batch.clone()), true),
+    };
+    if comptime!(plan.grouping == Grouping::Rows) {
+        place_in_group(&mut place, rest % tiles_m, order, plan);
+    } else if comptime!(plan.grouping == Grouping::Steps) {
+        let starts = comptime!(plan.ordered);
+        place.start = order[starts + batch] as usize;
+        place.depth = order[starts + batch + 1] as usize - place.start;
+    }
+    place
+}
+
+/// The group of tile `tile` of rows: groups have as many as their rows need, the strays' sums are
+/// of nothing, and tiles past the last one have no rows.
+#[cube]
+fn place_in_group(place: &mut Place, tile: usize, order: &[u32], #[comptime] plan: Plan) {
+    let starts = comptime!(plan.ordered);
+    let height = comptime!(plan.tile.rows);
+    let mut before = 0usize.runtime();
+    place.rows = 0usize.runtime();
+    for group in 0..comptime!(plan.groups + 1) {
+        let start = order[starts + group] as usize;
+        let count = order[starts + group + 1] as usize - start;
+        let here = count.div_ceil(height);
+        if tile >= before && tile < before + here {
+            place.start = start;
+            place.rows = count;
+            place.row = (tile - before) * height;
+            place.base_b = group * comptime!(plan.columns * plan.depth);
+            if group == comptime!(plan.groups) {
+                place.base_b = 0usize.runtime();
+                place.depth = 0usize.runtime();
+            }
+        }
+        before += here;
     }
 }
 
@@ -164,6 +259,7 @@ pub(crate) fn place_of(cube: usize, #[comptime] plan: Plan) -> Place {
 pub(crate) fn finish(
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
     place: &Place,
     r: usize,
     c: usize,
@@ -172,8 +268,12 @@ pub(crate) fn finish(
 ) {
     let row = place.row + r;
     let column = place.column + c;
-    if comptime!(plan.whole()) || row < comptime!(plan.rows) && column < comptime!(plan.columns) {
-        let row = place.batch * comptime!(plan.rows) + row;
+    if comptime!(plan.whole()) || row < place.rows && column < comptime!(plan.columns) {
+        let mut to = place.batch * comptime!(plan.rows) + row;
+        if comptime!(plan.grouping == Grouping::Rows) {
+            to = order[place.start + row] as usize;
+        }
+        let row = to;
         let mut total = sum;
         if comptime!(plan.accumulate) {
             let out = outputs.index_mut(0usize);
@@ -201,31 +301,46 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, accumulate: bool, arg
     if plan.rows * plan.columns * plan.batches == 0 {
         return;
     }
-    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
-        slices.iter().map(|slice| device.buffer(slice)).collect()
-    };
     let (inputs, rest) = args[2..].split_at(spec.prologue_inputs.len());
     let (extra, rest) = rest.split_at(spec.epilogue_inputs.len());
     let outputs = &rest[..spec.outputs.len()];
+    launch_plan(device, plan, &args[..2], (inputs, extra), outputs, &args[0]);
+}
+
+/// Without a grouping `order` is any buffer.
+pub(crate) fn launch_plan(
+    device: &Device,
+    plan: Plan,
+    operands: &[Slice],
+    (inputs, extra): (&[Slice], &[Slice]),
+    outputs: &[Slice],
+    order: &Slice,
+) {
+    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
+        slices.iter().map(|slice| device.buffer(slice)).collect()
+    };
     let (tiles_m, tiles_n) = plan.tiles();
     let grid = cubes((tiles_m * tiles_n * plan.batches) as u64);
     let dim = CubeDim::new_1d(plan.tile.units as u32);
-    let address = device.address_type(args.iter().map(|slice| slice.bytes).max().unwrap_or(0));
-    let (a, b) = (device.buffer(&args[0]), device.buffer(&args[1]));
+    let all = [operands, inputs, extra, outputs].concat();
+    let address = device.address_type(all.iter().map(|slice| slice.bytes).max().unwrap_or(0));
+    let (a, b) = (device.buffer(&operands[0]), device.buffer(&operands[1]));
     let (inputs, extra, outputs) = (buffers(inputs), buffers(extra), buffers(outputs));
     let (wide_a, wide_b) = (plan.a.width, plan.b.width);
-    let client = device.client();
+    let (client, order) = (device.client(), device.buffer(order));
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.
     unsafe {
         match (device.tensor_cores(), plan.a.parts) {
             (false, _) => fma::contract_fma::launch_unchecked(
-                client, grid, dim, address, a, b, inputs, extra, outputs, plan,
+                client, grid, dim, address, a, b, inputs, extra, outputs, order, plan,
             ),
             (true, 1) => tensor::contract_tensor::launch_unchecked::<half::bf16>(
-                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, plan,
+                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, order,
+                plan,
             ),
             (true, _) => tensor::contract_tensor::launch_unchecked::<cubecl::tf32>(
-                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, plan,
+                client, grid, dim, address, wide_a, wide_b, a, b, inputs, extra, outputs, order,
+                plan,
             ),
         }
     }

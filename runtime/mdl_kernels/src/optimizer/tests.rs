@@ -19,10 +19,11 @@ fn sum_of_squares_at_ragged_lengths() {
             let g = buffers.random(elem, len);
             let out = buffers.zeros(Elem::F32, 1);
             let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem, len: len as u64 });
-            let results = buffers.run_on_units(&spec, &[g, out]);
             let expected: f64 = buffers.f64(g).iter().map(|x| x * x).sum();
-            let error = relative_error(Elem::F32, &results[out], &[expected]);
-            assert!(error < SUM_TOLERANCE, "len {len}: {error}");
+            for (class, results) in buffers.run_on_devices(&spec, &[g, out]) {
+                let error = relative_error(Elem::F32, &results[out], &[expected]);
+                assert!(error < SUM_TOLERANCE, "{class:?}, len {len}: {error}");
+            }
         }
     }
 }
@@ -37,16 +38,19 @@ fn more_squares_go_on_with_a_sum() {
         let values = buffers.f32(g).to_vec();
         let out = buffers.zeros(Elem::F32, 1);
         let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem, len: whole as u64 });
-        let at_once = buffers.run_on_units(&spec, &[g, out])[out][0];
-        let mut sum = vec![0.0, 0.0];
-        for values in values.chunks(part) {
-            let mut buffers = Buffers::new();
-            let args = [buffers.push(elem, values.to_vec()), buffers.push(Elem::F32, sum)];
-            let len = values.len() as u64;
-            let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { elem, len });
-            sum = buffers.run_on_units(&spec, &args).swap_remove(args[1]);
+        let at_once = buffers.run_on_devices(&spec, &[g, out]);
+        for (device, (class, results)) in at_once.iter().enumerate() {
+            let mut sum = vec![0.0, 0.0];
+            for values in values.chunks(part) {
+                let mut buffers = Buffers::new();
+                let args = [buffers.push(elem, values.to_vec()), buffers.push(Elem::F32, sum)];
+                let len = values.len() as u64;
+                let spec = KernelSpec::MoreSquares(SumOfSquaresSpec { elem, len });
+                let mut all = buffers.run_on_devices(&spec, &args);
+                sum = all.swap_remove(device).1.swap_remove(args[1]);
+            }
+            assert_eq!(sum[0].to_bits(), results[out][0].to_bits(), "{class:?}");
         }
-        assert_eq!(sum[0].to_bits(), at_once.to_bits());
     }
 }
 
@@ -141,14 +145,16 @@ fn formula(spec: &AdamWSpec, state: &State) -> [Vec<f64>; 3] {
 fn adam_w_matches_its_formula() {
     for spec in LENGTHS.into_iter().flat_map(forms).filter(|spec| !spec.stochastic) {
         let state = state(&spec, [spec.params, spec.grads, spec.moments]);
-        let results = state.buffers.run_on_units(&KernelSpec::AdamW(spec.clone()), &state.args);
-        let [p, m, v] = formula(&spec, &state);
-        let mut parts = vec![(spec.params, state.p, &p), (spec.moments, state.m, &m)];
-        parts.push((spec.moments, state.v, &v));
-        parts.extend(state.master.map(|master| (Elem::F32, master, &p)));
-        for (elem, buffer, expected) in parts {
-            let error = relative_error(elem, &results[buffer], expected);
-            assert!(error < ADAM_TOLERANCE, "{spec:?} buffer {buffer}: {error}");
+        let whole = KernelSpec::AdamW(spec.clone());
+        for (class, results) in state.buffers.run_on_devices(&whole, &state.args) {
+            let [p, m, v] = formula(&spec, &state);
+            let mut parts = vec![(spec.params, state.p, &p), (spec.moments, state.m, &m)];
+            parts.push((spec.moments, state.v, &v));
+            parts.extend(state.master.map(|master| (Elem::F32, master, &p)));
+            for (elem, buffer, expected) in parts {
+                let error = relative_error(elem, &results[buffer], expected);
+                assert!(error < ADAM_TOLERANCE, "{class:?}, {spec:?} buffer {buffer}: {error}");
+            }
         }
     }
 }

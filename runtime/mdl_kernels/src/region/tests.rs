@@ -41,15 +41,16 @@ fn check_one(spec: &RegionSpec, lengths: &[usize], output_lengths: &[usize]) {
     args.extend(&outputs);
     let zeros = output_lengths.iter().map(|&len| vec![0.0; len]).collect();
     let expected = evaluate(spec, inputs, zeros);
-    let results = buffers.run_on_units(&KernelSpec::Region(spec.clone()), &args);
-    for ((&output, expected), view) in outputs.iter().zip(&expected).zip(&spec.outputs) {
-        let result: Vec<f32> = if view.elem == Elem::I32 {
-            results[output].iter().map(|x| x.to_bits() as i32 as f32).collect()
-        } else {
-            results[output].clone()
-        };
-        let error = relative_error(view.elem, &result, expected);
-        assert!(error < TOLERANCE, "{:?}: {error}", spec.dims);
+    for (class, results) in buffers.run_on_devices(&KernelSpec::Region(spec.clone()), &args) {
+        for ((&output, expected), view) in outputs.iter().zip(&expected).zip(&spec.outputs) {
+            let result: Vec<f32> = if view.elem == Elem::I32 {
+                results[output].iter().map(|x| x.to_bits() as i32 as f32).collect()
+            } else {
+                results[output].clone()
+            };
+            let error = relative_error(view.elem, &result, expected);
+            assert!(error < TOLERANCE, "{class:?}, {:?}: {error}", spec.dims);
+        }
     }
 }
 
@@ -326,11 +327,13 @@ fn rounding_is_that_of_the_host() {
     let mut args = vec![buffers.push(Elem::F32, values.clone())];
     args.push(buffers.push(Elem::Bf16, values.clone()));
     args.extend([Elem::Bf16, Elem::F32, Elem::F32].map(|elem| buffers.zeros(elem, values.len())));
-    let results = buffers.run_on_units(&KernelSpec::Region(spec), &args);
-    for (i, x) in values.iter().enumerate() {
-        let want = bf16_to_f32(bf16_nearest(*x)).to_bits();
-        for output in &args[2..] {
-            assert_eq!(results[*output][i].to_bits(), want, "{:x}", x.to_bits());
+    for (class, results) in buffers.run_on_devices(&KernelSpec::Region(spec), &args) {
+        for (i, x) in values.iter().enumerate() {
+            let want = bf16_to_f32(bf16_nearest(*x)).to_bits();
+            for output in &args[2..] {
+                let got = results[*output][i].to_bits();
+                assert_eq!(got, want, "{class:?}, {:x}", x.to_bits());
+            }
         }
     }
 }

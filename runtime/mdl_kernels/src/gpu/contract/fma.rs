@@ -2,7 +2,6 @@
 
 use super::stage::{fetch, put};
 use super::{Plan, finish, place_of};
-use crate::contract_plan::offset_of;
 use crate::gpu::cube_pos;
 use cubecl::prelude::*;
 
@@ -17,13 +16,12 @@ pub(crate) fn contract_fma(
     prologue_inputs: &Sequence<Box<[f32]>>,
     epilogue_inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
     #[comptime] plan: Plan,
 ) {
     let cube = cube_pos();
     if cube < comptime!(plan.tiles().0 * plan.tiles().1 * plan.batches) {
-        let place = place_of(cube, comptime!(plan.clone()));
-        let base_a = offset_of(place.batch, comptime!(plan.batch.clone()), false);
-        let base_b = offset_of(place.batch, comptime!(plan.batch.clone()), true);
+        let place = place_of(cube, order, comptime!(plan.clone()));
         let mut stage_a = Shared::<[f32]>::new_slice(comptime!(plan.a.stage()));
         let mut stage_b = Shared::<[f32]>::new_slice(comptime!(plan.b.stage()));
         let side_a = comptime!(plan.a.clone());
@@ -35,11 +33,10 @@ pub(crate) fn contract_fma(
         for i in 0..comptime!(SUMS * SUMS) {
             sums[i] = 0.0f32;
         }
-        let none = prologue_inputs;
-        for k in range_stepped(0, comptime!(plan.depth), comptime!(plan.tile.depth)) {
-            let (row, column) = (place.row, place.column);
-            fetch::<Const<1>>(a, base_a, none, &mut held_a, row, k, comptime!(side_a.clone()));
-            fetch::<Const<1>>(b, base_b, none, &mut held_b, column, k, comptime!(side_b.clone()));
+        let extra = prologue_inputs;
+        for k in range_stepped(0, place.depth, comptime!(plan.tile.depth)) {
+            fetch::<Const<1>>(a, extra, order, &place, &mut held_a, k, comptime!(side_a.clone()));
+            fetch::<Const<1>>(b, extra, order, &place, &mut held_b, k, comptime!(side_b.clone()));
             sync_cube();
             put::<f32, Const<1>>(&held_a, &mut stage_a, comptime!(side_a.clone()));
             put::<f32, Const<1>>(&held_b, &mut stage_b, comptime!(side_b.clone()));
@@ -53,7 +50,7 @@ pub(crate) fn contract_fma(
             for j in 0..SUMS {
                 let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
                 let sum = sums[comptime!(i * SUMS + j)];
-                finish(epilogue_inputs, outputs, &place, r, c, sum, comptime!(plan.clone()));
+                finish(epilogue_inputs, outputs, order, &place, r, c, sum, comptime!(plan.clone()));
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Units walk the operand along the axis that is contiguous, so that neighbours read neighbours.
 //! What lies past the edge is zero.
 
+use super::Place;
 use crate::contract_plan::{Axis, View2, offset_of};
 use crate::contract_tile::run_prologue;
 use crate::program::Program;
@@ -38,7 +39,29 @@ pub(crate) struct Side {
     pub units: usize,
     /// Numbers that stand for one element: two tf32 for an f32.
     pub parts: usize,
+    /// Every stage is full.
+    pub whole: bool,
     pub prologue: Option<Prologue>,
+    pub picked: Picked,
+}
+
+/// Whether rows or steps of k are those that an order names, divided by how many neighbours share
+/// one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Picked {
+    None,
+    Rows(usize),
+    Steps(usize),
+}
+
+impl Picked {
+    fn share_of_rows(self) -> Option<usize> {
+        if let Picked::Rows(share) = self { Some(share) } else { None }
+    }
+
+    fn share_of_steps(self) -> Option<usize> {
+        if let Picked::Steps(share) = self { Some(share) } else { None }
+    }
 }
 
 /// Elements between the ends of lines in shared memory, so that lines start in different banks and
@@ -52,14 +75,13 @@ impl Side {
         let stride = |axis: &Axis| if self.second { axis.stride_b } else { axis.stride };
         let rows_contiguous = self.rows.last().is_some_and(|axis| axis.stride == 1);
         let k_contiguous = self.k.last().is_some_and(|axis| stride(axis) == 1);
-        let (line, across, along_k) = match (k_contiguous, rows_contiguous) {
-            (false, true) => (self.rows.last(), self.k.last(), false),
-            _ => (self.k.last(), self.rows.last(), true),
+        let (line, along_k) = match (k_contiguous, rows_contiguous) {
+            (false, true) => (self.rows.last(), false),
+            _ => (self.k.last(), true),
         };
         let contiguous = k_contiguous || rows_contiguous;
         let aligned = |value: usize| value.is_multiple_of(WIDE);
         let line_fits = line.is_some_and(|axis| aligned(axis.size));
-        let _ = across;
         let steps = |axes: &[Axis], second: bool, inner: bool| {
             let skip = usize::from(inner);
             axes.iter()
@@ -104,26 +126,40 @@ fn row_and_step(#[comptime] i: usize, #[comptime] side: Side) -> (usize, usize) 
     }
 }
 
-/// Loads this unit's share of a stage that begins at `row` and `k`.
+/// Loads this unit's share of a stage that begins at step `k` of a place.
 #[cube]
 pub(crate) fn fetch<N: Size>(
     source: &[f32],
-    base: usize,
     inputs: &Sequence<Box<[f32]>>,
+    order: &[u32],
+    place: &Place,
     held: &mut Array<Vector<f32, N>>,
-    row: usize,
     k: usize,
     #[comptime] side: Side,
 ) {
+    let mut base = place.base_a;
+    let mut first = place.row;
+    let mut limit = place.rows;
+    if comptime!(side.second) {
+        base = place.base_b;
+        first = place.column;
+        limit = comptime!(side.length).runtime();
+    }
     #[unroll]
     for i in 0..comptime!(side.held()) {
         let (r, step) = row_and_step(i, comptime!(side.clone()));
-        let (row, k) = (row + r, k + step);
-        let whole = comptime!(
-            side.length.is_multiple_of(side.tile) && side.depth.is_multiple_of(side.tile_depth)
-        );
+        let mut row = first + r;
+        let mut k = k + step;
         let mut value = Vector::<f32, N>::new(0.0);
-        if whole || row < comptime!(side.length) && k < comptime!(side.depth) {
+        if comptime!(side.whole) || row < limit && k < place.depth {
+            if comptime!(side.picked.share_of_rows().is_some()) {
+                let share = comptime!(side.picked.share_of_rows().unwrap_or(1));
+                row = order[place.start + row] as usize / share;
+            }
+            if comptime!(side.picked.share_of_steps().is_some()) {
+                let share = comptime!(side.picked.share_of_steps().unwrap_or(1));
+                k = order[place.start + k] as usize / share;
+            }
             let at = base
                 + offset_of(row, comptime!(side.rows.clone()), false)
                 + offset_of(k, comptime!(side.k.clone()), side.second);

@@ -2,7 +2,6 @@
 
 use super::stage::{Side, fetch, put};
 use super::{Place, Plan, finish, place_of};
-use crate::contract_plan::offset_of;
 use crate::gpu::cube_pos;
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -24,13 +23,12 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
     prologue_inputs: &Sequence<Box<[f32]>>,
     epilogue_inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
     #[comptime] plan: Plan,
 ) {
     let cube = cube_pos();
     if cube < comptime!(plan.tiles().0 * plan.tiles().1 * plan.batches) {
-        let place = place_of(cube, comptime!(plan.clone()));
-        let base_a = offset_of(place.batch, comptime!(plan.batch.clone()), false);
-        let base_b = offset_of(place.batch, comptime!(plan.batch.clone()), true);
+        let place = place_of(cube, order, comptime!(plan.clone()));
         let mut stage_a =
             Shared::<[S]>::new_aligned_slice(comptime!(plan.a.stage() * plan.a.parts), 128usize);
         let mut stage_b =
@@ -51,25 +49,24 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
                 0.0f32,
             ));
         }
-        let (row, column) = (place.row, place.column);
-        let none = prologue_inputs;
-        fetch::<NA>(a, base_a, none, &mut held_a, row, 0, comptime!(side_a.clone()));
-        fetch::<NB>(b, base_b, none, &mut held_b, column, 0, comptime!(side_b.clone()));
-        for k in range_stepped(0, comptime!(plan.depth), comptime!(plan.tile.depth)) {
+        let extra = prologue_inputs;
+        fetch::<NA>(a, extra, order, &place, &mut held_a, 0, comptime!(side_a.clone()));
+        fetch::<NB>(b, extra, order, &place, &mut held_b, 0, comptime!(side_b.clone()));
+        for k in range_stepped(0, place.depth, comptime!(plan.tile.depth)) {
             sync_cube();
             put::<S, NA>(&held_a, &mut stage_a, comptime!(side_a.clone()));
             put::<S, NB>(&held_b, &mut stage_b, comptime!(side_b.clone()));
             sync_cube();
             let next = k + comptime!(plan.tile.depth);
-            if next < comptime!(plan.depth) {
+            if next < place.depth {
                 // Under way while the products of this stage are computed.
-                fetch::<NA>(a, base_a, none, &mut held_a, row, next, comptime!(side_a.clone()));
-                let side_b = comptime!(side_b.clone());
-                fetch::<NB>(b, base_b, none, &mut held_b, column, next, side_b);
+                let (side_a, side_b) = comptime!((side_a.clone(), side_b.clone()));
+                fetch::<NA>(a, extra, order, &place, &mut held_a, next, side_a);
+                fetch::<NB>(b, extra, order, &place, &mut held_b, next, side_b);
             }
             multiply::<S>(&stage_a, &stage_b, &sums, comptime!(plan.clone()));
         }
-        finish_fragments(&sums, epilogue_inputs, outputs, &place, plan);
+        finish_fragments(&sums, epilogue_inputs, outputs, order, &place, plan);
     }
 }
 
@@ -167,6 +164,7 @@ fn finish_fragments(
     sums: &Sequence<Matrix<f32>>,
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
     place: &Place,
     #[comptime] plan: Plan,
 ) {
@@ -191,6 +189,7 @@ fn finish_fragments(
                 finish(
                     inputs,
                     outputs,
+                    order,
                     place,
                     row + comptime!(r * FRAGMENT) + at / FRAGMENT,
                     column + comptime!(c * FRAGMENT) + at % FRAGMENT,
