@@ -200,7 +200,7 @@ fn weigh(
             most = max(most, weights[comptime!(first + i / 2 * 4 + i % 2)]);
         }
         most = max_of_row(most, scratch, shape);
-        // Where nothing has been seen yet, what is hidden must stay so: relative to 0, not to itself.
+        // Where nothing has been seen yet, what is hidden stays so: relative to 0, not to itself.
         let by = select(most == NOTHING, 0.0, most);
         let factor = exp2(largest[row] - by, shape.product);
         let mut sum = total[row] * factor;

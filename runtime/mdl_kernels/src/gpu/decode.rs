@@ -84,11 +84,6 @@ fn attention_decode<N: Size>(
     #[comptime] walk: Walk,
 ) {
     let shape = comptime!(walk.shape);
-    let mut query = Shared::<[f32]>::new_aligned_slice(shape.head, 32usize);
-    let mut powers = Shared::<[f32]>::new_slice(PART);
-    let mut scratch = Shared::<[f32]>::new_slice(SHARERS);
-    let mut sums = Shared::<[f32]>::new_aligned_slice(comptime!(walk.groups * shape.head), 32usize);
-    let unit = UNIT_POS as usize;
     let rows = comptime!(walk.rows());
     let cube = cube_pos();
     let row = cube % rows;
@@ -101,51 +96,105 @@ fn attention_decode<N: Size>(
         let end = min(passing.end, (part + 1) * PART);
         let out = (row * walk.parts + part) * comptime!(walk.size());
         if first < end {
-            for d in range_stepped(unit, shape.head, SHARERS) {
+            let mut query = Shared::<[f32]>::new_aligned_slice(shape.head, 32usize);
+            for d in range_stepped(UNIT_POS as usize, shape.head, SHARERS) {
                 query[d] = load_one(q, row * shape.head + d, shape.elem) * shape.scale_log2();
             }
             sync_cube();
             let head = row % shape.heads() / shape.group;
             let base = batch * comptime!(shape.s * shape.key_stride()) + head * shape.head;
-            let mut largest = NOTHING.runtime();
-            for key in range_stepped(first + unit, end, SHARERS) {
-                let at = base + key * comptime!(shape.key_stride());
-                let mut score = dot::<N>(k, at, &query, walk);
-                if comptime!(shape.documents) {
-                    let theirs = documents_s[batch * shape.s + key];
-                    let same = documents_t[batch * shape.t + t] == theirs;
-                    score = select(same, score, NOTHING);
-                }
-                powers[key - first] = score;
-                largest = max(largest, score);
-            }
-            largest = across_units(largest, &mut scratch, SHARERS, 1usize, Reduction::Max);
-            let by = select(largest == NOTHING, 0.0, largest);
-            let mut sum = 0.0f32;
-            for key in range_stepped(unit, end - first, SHARERS) {
-                let power = exp2(powers[key] - by, shape.product);
-                powers[key] = power;
-                sum += power;
-            }
-            sum = across_units(sum, &mut scratch, SHARERS, 1usize, Reduction::Sum);
-            add_values::<N>(v, base, first, end - first, &powers, &mut sums, walk);
-            sync_cube();
-            for d in range_stepped(unit, shape.head, SHARERS) {
-                let mut total = 0.0f32;
-                #[unroll]
-                for group in 0..walk.groups {
-                    total += sums[group * shape.head + d];
-                }
-                partials[out + 2 + d] = total;
-            }
-            if unit == 0 {
-                partials[out] = largest;
-                partials[out + 1] = sum;
-            }
-        } else if unit == 0 {
+            let mut powers = Shared::<[f32]>::new_slice(PART);
+            let largest = scores_of::<N>(
+                k,
+                documents_t,
+                documents_s,
+                &query,
+                &mut powers,
+                base,
+                batch,
+                t,
+                first,
+                end,
+                walk,
+            );
+            sum_values::<N>(v, base, first, end, largest, &mut powers, partials, out, walk);
+        } else if UNIT_POS == 0 {
             partials[out] = NOTHING;
             partials[out + 1] = 0.0;
         }
+    }
+}
+
+/// Scores of the keys `first..end`, as powers of two, and the largest of them.
+#[cube]
+fn scores_of<N: Size>(
+    k: &[f32],
+    documents_t: &[i32],
+    documents_s: &[i32],
+    query: &[f32],
+    powers: &mut [f32],
+    base: usize,
+    batch: usize,
+    t: usize,
+    first: usize,
+    end: usize,
+    #[comptime] walk: Walk,
+) -> f32 {
+    let shape = comptime!(walk.shape);
+    let mut scratch = Shared::<[f32]>::new_slice(SHARERS);
+    let mut largest = NOTHING.runtime();
+    for key in range_stepped(first + UNIT_POS as usize, end, SHARERS) {
+        let at = base + key * comptime!(shape.key_stride());
+        let mut score = dot::<N>(k, at, query, walk);
+        if comptime!(shape.documents) {
+            let theirs = documents_s[batch * shape.s + key];
+            let same = documents_t[batch * shape.t + t] == theirs;
+            score = select(same, score, NOTHING);
+        }
+        powers[key - first] = score;
+        largest = max(largest, score);
+    }
+    across_units(largest, &mut scratch, SHARERS, 1usize, Reduction::Max)
+}
+
+/// What a part leaves: the largest score, the sum of powers relative to it, and Σ p · v.
+#[cube]
+fn sum_values<N: Size>(
+    v: &[f32],
+    base: usize,
+    first: usize,
+    end: usize,
+    largest: f32,
+    powers: &mut [f32],
+    partials: &mut [f32],
+    out: usize,
+    #[comptime] walk: Walk,
+) {
+    let shape = comptime!(walk.shape);
+    let mut scratch = Shared::<[f32]>::new_slice(SHARERS);
+    let mut sums = Shared::<[f32]>::new_aligned_slice(comptime!(walk.groups * shape.head), 32usize);
+    let unit = UNIT_POS as usize;
+    let by = select(largest == NOTHING, 0.0, largest);
+    let mut sum = 0.0f32;
+    for key in range_stepped(unit, end - first, SHARERS) {
+        let power = exp2(powers[key] - by, shape.product);
+        powers[key] = power;
+        sum += power;
+    }
+    sum = across_units(sum, &mut scratch, SHARERS, 1usize, Reduction::Sum);
+    add_values::<N>(v, base, first, end - first, &*powers, &mut sums, walk);
+    sync_cube();
+    for d in range_stepped(unit, shape.head, SHARERS) {
+        let mut total = 0.0f32;
+        #[unroll]
+        for group in 0..walk.groups {
+            total += sums[group * shape.head + d];
+        }
+        partials[out + 2 + d] = total;
+    }
+    if unit == 0 {
+        partials[out] = largest;
+        partials[out + 1] = sum;
     }
 }
 

@@ -1,8 +1,8 @@
 //! Products of tiles, on tensor cores or by multiply-adds.
 //!
 //! Sums are held by the units of a plane the way the instructions `mma.m16n8` leave them: of a tile
-//! of 16 rows and 8 columns, unit `4g + j` has columns `2j` and `2j + 1` of rows `g` and `g + 8`, in
-//! this order. Operands are words, of which an instruction takes 8 along the sum; unit `4g + j`
+//! of 16 rows and 8 columns, unit `4g + j` has columns `2j` and `2j + 1` of rows `g` and `g + 8`,
+//! in this order. Operands are words, of which an instruction takes 8 along the sum; unit `4g + j`
 //! gives words `j` and `j + 4` of rows `g` and `g + 8` of the left one, and of row `g` of the right
 //! one. Multiply-adds do the same work with the same owners.
 
