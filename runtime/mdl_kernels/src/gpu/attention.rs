@@ -7,6 +7,7 @@
 
 pub(super) mod mask;
 pub(super) mod math;
+mod power;
 pub(super) mod products;
 pub(super) mod shape;
 pub(super) mod staging;
@@ -110,7 +111,7 @@ fn attend(
     let passing = keys_of(block.position, block.t, shape);
     let kv_head = block.head / shape.group;
     let base = block.batch * comptime!(shape.s * shape.key_stride()) + kv_head * shape.head;
-    let mut sums = Array::<f32>::new(comptime!(shape.strips * shape.head_tiles() * 4));
+    let mut sums = Array::<f32>::new(comptime!(shape.sums()));
     let mut largest = Array::<f32>::new(comptime!(shape.strips * 2));
     let mut total = Array::<f32>::new(comptime!(shape.strips * 2));
     #[unroll]
@@ -119,7 +120,7 @@ fn attend(
         total[i] = 0.0;
     }
     #[unroll]
-    for i in 0..comptime!(shape.strips * shape.head_tiles() * 4) {
+    for i in 0..comptime!(shape.sums()) {
         sums[i] = 0.0;
     }
     for s in range_stepped(passing.first, passing.end, shape.columns) {
@@ -132,7 +133,7 @@ fn attend(
             stage_rows(v, &source, values, shape.columns, shape.key_stride(), shape);
         }
         sync_cube();
-        let mut weights = Array::<f32>::new(comptime!(shape.strips * shape.column_tiles() * 4));
+        let mut weights = Array::<f32>::new(comptime!(shape.weights()));
         scores(own, &*keys, &mut weights, shape);
         hide(&mut weights, documents_t, documents_s, block, s, shape);
         weigh(&mut weights, &mut sums, &mut largest, &mut total, scratch, shape);
@@ -155,13 +156,13 @@ fn hide(
     let (rows, columns) = comptime!((shape.rows(), shape.columns));
     let all = all_seen(block.position, block.t, rows, s, columns, shape);
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         weights[at] *= shape.scale_log2();
     }
     if !all {
         let lane = lane();
         #[unroll]
-        for at in 0..comptime!(shape.strips * tiles * 4) {
+        for at in 0..comptime!(shape.weights()) {
             let row = own_row(&lane, comptime!(at / 4 / tiles), comptime!(at % 4 / 2), shape);
             let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
             let one = seen(
@@ -201,12 +202,12 @@ fn weigh(
         most = max_of_row(most, scratch, shape);
         // Where nothing has been seen yet, what is hidden must stay so: relative to 0, not to itself.
         let by = select(most == NOTHING, 0.0, most);
-        let factor = exp2(largest[row] - by);
+        let factor = exp2(largest[row] - by, shape.product);
         let mut sum = total[row] * factor;
         #[unroll]
         for i in 0..comptime!(2 * tiles) {
             let at = comptime!(first + i / 2 * 4 + i % 2);
-            weights[at] = exp2(weights[at] - by);
+            weights[at] = exp2(weights[at] - by, shape.product);
             sum += weights[at];
         }
         largest[row] = most;
@@ -237,7 +238,7 @@ fn finish(
         let t = block.t + own_row(&lane, comptime!(i / 2), comptime!(i % 2), shape);
         if t < shape.t && lane.j == 0 {
             let row = (block.batch * shape.t + t) * shape.heads() + block.head;
-            lse[row] = log_sum(largest[i], sum);
+            lse[row] = log_sum(largest[i], sum, shape.product);
         }
         total[i] = select(sum > 0.0, 1.0 / sum, 0.0);
     }

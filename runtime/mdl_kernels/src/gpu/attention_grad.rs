@@ -91,15 +91,8 @@ fn attention_grad_keys(
     #[comptime] shape: Shape,
 ) {
     let owned = comptime!(shape.rows_words(shape.rows()));
-    let upright = comptime!(shape.rows_words(shape.columns));
     let mut keys = Shared::<[f32]>::new_aligned_slice(owned, 16usize);
     let mut values = Shared::<[f32]>::new_aligned_slice(owned, 16usize);
-    let mut queries = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
-    let mut dys = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
-    let mut queries_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
-    let mut dys_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
-    let mut scratch = Shared::<[f32]>::new_aligned_slice(shape.scratch_words(), 16usize);
-    let mut statistics = Shared::<[f32]>::new_slice(comptime!(2 * shape.columns));
     let owners = comptime!(shape.batch * shape.kv_heads);
     let cube = cube_pos();
     if cube < comptime!(owners * shape.key_blocks()) {
@@ -110,62 +103,104 @@ fn attention_grad_keys(
             position: start_of(start, shape),
         };
         let s = cube / owners * shape.rows();
-        let (low, high) = (0usize.runtime(), shape.s.runtime());
-        let source = Source { base: keys_at(&place, shape), first: s, low, high };
-        stage_rows(k, &source, &mut keys, shape.rows(), shape.key_stride(), shape);
-        stage_rows(v, &source, &mut values, shape.rows(), shape.key_stride(), shape);
-        let numbers = comptime!(shape.strips * shape.head_tiles() * 4);
-        let mut dk_sums = Array::<f32>::new(numbers);
-        let mut dv_sums = Array::<f32>::new(numbers);
-        #[unroll]
-        for i in 0..numbers {
-            dk_sums[i] = 0.0;
-            dv_sums[i] = 0.0;
-        }
-        let passing = queries_of(place.position, s, shape);
-        for member in 0..shape.group {
-            let head = place.kv_head * shape.group + member;
-            for t in range_stepped(passing.first, passing.end, shape.columns) {
-                let (low, high) = (0usize.runtime(), shape.t.runtime());
-                let base = queries_at(place.batch, head, shape);
-                let source = Source { base, first: t, low, high };
-                sync_cube();
-                stage_both(q, &source, &mut queries, &mut queries_turned, shape);
-                stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
-                stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
-                sync_cube();
-                let count = comptime!(shape.strips * shape.column_tiles() * 4);
-                let mut weights = Array::<f32>::new(count);
-                let mut changes = Array::<f32>::new(count);
-                scores(&keys, &queries, &mut weights, shape);
-                scores(&values, &dys, &mut changes, shape);
-                weigh_queries(
-                    &mut weights,
-                    &mut changes,
-                    &statistics,
-                    documents_t,
-                    documents_s,
-                    &place,
-                    s,
-                    t,
-                    shape,
-                );
-                if comptime!(shape.turns()) {
-                    add_weighted(&weights, &dys_turned, &mut dv_sums, &mut scratch, shape);
-                    add_weighted(&changes, &queries_turned, &mut dk_sums, &mut scratch, shape);
-                } else {
-                    add_weighted(&weights, &dys, &mut dv_sums, &mut scratch, shape);
-                    add_weighted(&changes, &queries, &mut dk_sums, &mut scratch, shape);
-                }
-            }
-        }
-        let mut factors = Array::<f32>::new(comptime!(shape.strips * 2));
         let base = keys_at(&place, shape);
         let (end, stride) = (shape.s.runtime(), comptime!(shape.key_stride()));
+        let source = Source { base, first: s, low: 0usize.runtime(), high: end };
+        stage_rows(k, &source, &mut keys, shape.rows(), stride, shape);
+        stage_rows(v, &source, &mut values, shape.rows(), stride, shape);
+        let mut dk_sums = Array::<f32>::new(comptime!(shape.sums()));
+        let mut dv_sums = Array::<f32>::new(comptime!(shape.sums()));
+        clear(&mut dk_sums, shape);
+        clear(&mut dv_sums, shape);
+        pass_queries(
+            q,
+            dy,
+            lse,
+            deltas,
+            documents_t,
+            documents_s,
+            &keys,
+            &values,
+            &mut dk_sums,
+            &mut dv_sums,
+            &place,
+            s,
+            shape,
+        );
+        let mut factors = Array::<f32>::new(comptime!(shape.strips * 2));
         set_all(&mut factors, 1.0, shape);
         write_rows(&dv_sums, &factors, dv, base, s, end, stride, shape);
         set_all(&mut factors, shape.scale(), shape);
         write_rows(&dk_sums, &factors, dk, base, s, end, stride, shape);
+    }
+}
+
+/// All queries of the group that see any of a block of keys, tile by tile.
+#[cube]
+fn pass_queries(
+    q: &[f32],
+    dy: &[f32],
+    lse: &[f32],
+    deltas: &[f32],
+    documents_t: &[i32],
+    documents_s: &[i32],
+    keys: &[f32],
+    values: &[f32],
+    dk_sums: &mut Array<f32>,
+    dv_sums: &mut Array<f32>,
+    place: &Place,
+    s: usize,
+    #[comptime] shape: Shape,
+) {
+    let upright = comptime!(shape.rows_words(shape.columns));
+    let mut queries = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
+    let mut dys = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
+    let mut queries_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
+    let mut dys_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
+    let mut scratch = Shared::<[f32]>::new_aligned_slice(shape.scratch_words(), 16usize);
+    let mut statistics = Shared::<[f32]>::new_slice(comptime!(2 * shape.columns));
+    let passing = queries_of(place.position, s, shape);
+    for member in 0..shape.group {
+        let head = place.kv_head * shape.group + member;
+        let base = queries_at(place.batch, head, shape);
+        for t in range_stepped(passing.first, passing.end, shape.columns) {
+            let source = Source { base, first: t, low: 0usize.runtime(), high: shape.t.runtime() };
+            sync_cube();
+            stage_both(q, &source, &mut queries, &mut queries_turned, shape);
+            stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
+            stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
+            sync_cube();
+            let mut weights = Array::<f32>::new(comptime!(shape.weights()));
+            let mut changes = Array::<f32>::new(comptime!(shape.weights()));
+            scores(keys, &queries, &mut weights, shape);
+            scores(values, &dys, &mut changes, shape);
+            weigh_queries(
+                &mut weights,
+                &mut changes,
+                &statistics,
+                documents_t,
+                documents_s,
+                place,
+                s,
+                t,
+                shape,
+            );
+            if comptime!(shape.turns()) {
+                add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
+                add_weighted(&changes, &queries_turned, dk_sums, &mut scratch, shape);
+            } else {
+                add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
+                add_weighted(&changes, &queries, dk_sums, &mut scratch, shape);
+            }
+        }
+    }
+}
+
+#[cube]
+fn clear(sums: &mut Array<f32>, #[comptime] shape: Shape) {
+    #[unroll]
+    for i in 0..comptime!(shape.sums()) {
+        sums[i] = 0.0;
     }
 }
 
@@ -229,14 +264,15 @@ fn weigh_queries(
     let (columns, rows) = comptime!((shape.columns, shape.rows()));
     let all = all_seen(place.position, t, columns, s, rows, shape);
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
-        weights[at] = exp2(fma(weights[at], shape.scale_log2(), -statistics[column]));
+        let power = fma(weights[at], shape.scale_log2(), -statistics[column]);
+        weights[at] = exp2(power, shape.product);
         changes[at] -= statistics[shape.columns + column];
     }
     if !all {
         #[unroll]
-        for at in 0..comptime!(shape.strips * tiles * 4) {
+        for at in 0..comptime!(shape.weights()) {
             let row = own_row(&lane, comptime!(at / 4 / tiles), comptime!(at % 4 / 2), shape);
             let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
             let (batch, position) = (place.batch, place.position);
@@ -246,7 +282,7 @@ fn weigh_queries(
         }
     }
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         changes[at] *= weights[at];
     }
 }
@@ -266,13 +302,8 @@ fn attention_grad_queries(
     #[comptime] shape: Shape,
 ) {
     let owned = comptime!(shape.rows_words(shape.rows()));
-    let upright = comptime!(shape.rows_words(shape.columns));
     let mut queries = Shared::<[f32]>::new_aligned_slice(owned, 16usize);
     let mut dys = Shared::<[f32]>::new_aligned_slice(owned, 16usize);
-    let mut keys = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
-    let mut values = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
-    let mut keys_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
-    let mut scratch = Shared::<[f32]>::new_aligned_slice(shape.scratch_words(), 16usize);
     let owners = comptime!(shape.batch * shape.heads());
     let cube = cube_pos();
     if cube < comptime!(owners * shape.query_blocks()) {
@@ -285,11 +316,11 @@ fn attention_grad_queries(
         };
         // Blocks that see the most keys come first.
         let t = (comptime!(shape.query_blocks() - 1) - cube / owners) * shape.rows();
-        let (low, high) = (0usize.runtime(), shape.t.runtime());
         let base = queries_at(place.batch, head, shape);
-        let source = Source { base, first: t, low, high };
-        stage_rows(q, &source, &mut queries, shape.rows(), shape.query_stride(), shape);
-        stage_rows(dy, &source, &mut dys, shape.rows(), shape.query_stride(), shape);
+        let (end, stride) = (shape.t.runtime(), comptime!(shape.query_stride()));
+        let source = Source { base, first: t, low: 0usize.runtime(), high: end };
+        stage_rows(q, &source, &mut queries, shape.rows(), stride, shape);
+        stage_rows(dy, &source, &mut dys, shape.rows(), stride, shape);
         let mut own_lse = Array::<f32>::new(comptime!(shape.strips * 2));
         let mut own_delta = Array::<f32>::new(comptime!(shape.strips * 2));
         let lane = lane();
@@ -301,50 +332,82 @@ fn attention_grad_queries(
             own_lse[i] = lse[row] * LOG2_E;
             own_delta[i] = deltas[row];
         }
-        let mut sums = Array::<f32>::new(comptime!(shape.strips * shape.head_tiles() * 4));
-        #[unroll]
-        for i in 0..comptime!(shape.strips * shape.head_tiles() * 4) {
-            sums[i] = 0.0;
-        }
-        let passing = keys_of(place.position, t, shape);
-        let stride = comptime!(shape.key_stride());
-        for s in range_stepped(passing.first, passing.end, shape.columns) {
-            let (low, high) = (passing.first, passing.end);
-            let source = Source { base: keys_at(&place, shape), first: s, low, high };
-            sync_cube();
-            stage_rows(k, &source, &mut keys, shape.columns, stride, shape);
-            stage_rows(v, &source, &mut values, shape.columns, stride, shape);
-            if comptime!(shape.turns()) {
-                stage_turned(k, &source, &mut keys_turned, stride, shape);
-            }
-            sync_cube();
-            let count = comptime!(shape.strips * shape.column_tiles() * 4);
-            let mut weights = Array::<f32>::new(count);
-            let mut changes = Array::<f32>::new(count);
-            scores(&queries, &keys, &mut weights, shape);
-            scores(&dys, &values, &mut changes, shape);
-            weigh_keys(
-                &mut weights,
-                &mut changes,
-                &own_lse,
-                &own_delta,
-                documents_t,
-                documents_s,
-                &place,
-                t,
-                s,
-                shape,
-            );
-            if comptime!(shape.turns()) {
-                add_weighted(&changes, &keys_turned, &mut sums, &mut scratch, shape);
-            } else {
-                add_weighted(&changes, &keys, &mut sums, &mut scratch, shape);
-            }
-        }
+        let mut sums = Array::<f32>::new(comptime!(shape.sums()));
+        clear(&mut sums, shape);
+        pass_keys(
+            k,
+            v,
+            documents_t,
+            documents_s,
+            &queries,
+            &dys,
+            &own_lse,
+            &own_delta,
+            &mut sums,
+            &place,
+            t,
+            shape,
+        );
         let mut factors = Array::<f32>::new(comptime!(shape.strips * 2));
         set_all(&mut factors, shape.scale(), shape);
-        let (end, stride) = (shape.t.runtime(), comptime!(shape.query_stride()));
         write_rows(&sums, &factors, dq, base, t, end, stride, shape);
+    }
+}
+
+/// All keys that any of a block of queries sees, tile by tile.
+#[cube]
+fn pass_keys(
+    k: &[f32],
+    v: &[f32],
+    documents_t: &[i32],
+    documents_s: &[i32],
+    queries: &[f32],
+    dys: &[f32],
+    own_lse: &Array<f32>,
+    own_delta: &Array<f32>,
+    sums: &mut Array<f32>,
+    place: &Place,
+    t: usize,
+    #[comptime] shape: Shape,
+) {
+    let upright = comptime!(shape.rows_words(shape.columns));
+    let mut keys = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
+    let mut values = Shared::<[f32]>::new_aligned_slice(upright, 16usize);
+    let mut keys_turned = Shared::<[f32]>::new_aligned_slice(shape.turned_words(), 16usize);
+    let mut scratch = Shared::<[f32]>::new_aligned_slice(shape.scratch_words(), 16usize);
+    let passing = keys_of(place.position, t, shape);
+    let stride = comptime!(shape.key_stride());
+    let base = keys_at(place, shape);
+    for s in range_stepped(passing.first, passing.end, shape.columns) {
+        let source = Source { base, first: s, low: passing.first, high: passing.end };
+        sync_cube();
+        stage_rows(k, &source, &mut keys, shape.columns, stride, shape);
+        stage_rows(v, &source, &mut values, shape.columns, stride, shape);
+        if comptime!(shape.turns()) {
+            stage_turned(k, &source, &mut keys_turned, stride, shape);
+        }
+        sync_cube();
+        let mut weights = Array::<f32>::new(comptime!(shape.weights()));
+        let mut changes = Array::<f32>::new(comptime!(shape.weights()));
+        scores(queries, &keys, &mut weights, shape);
+        scores(dys, &values, &mut changes, shape);
+        weigh_keys(
+            &mut weights,
+            &mut changes,
+            own_lse,
+            own_delta,
+            documents_t,
+            documents_s,
+            place,
+            t,
+            s,
+            shape,
+        );
+        if comptime!(shape.turns()) {
+            add_weighted(&changes, &keys_turned, sums, &mut scratch, shape);
+        } else {
+            add_weighted(&changes, &keys, sums, &mut scratch, shape);
+        }
     }
 }
 
@@ -367,14 +430,15 @@ fn weigh_keys(
     let (rows, columns) = comptime!((shape.rows(), shape.columns));
     let all = all_seen(place.position, t, rows, s, columns, shape);
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         let row = comptime!(at / 4 / tiles * 2 + at % 4 / 2);
-        weights[at] = exp2(fma(weights[at], shape.scale_log2(), -own_lse[row]));
+        let power = fma(weights[at], shape.scale_log2(), -own_lse[row]);
+        weights[at] = exp2(power, shape.product);
         changes[at] -= own_delta[row];
     }
     if !all {
         #[unroll]
-        for at in 0..comptime!(shape.strips * tiles * 4) {
+        for at in 0..comptime!(shape.weights()) {
             let row = own_row(&lane, comptime!(at / 4 / tiles), comptime!(at % 4 / 2), shape);
             let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
             let (batch, position) = (place.batch, place.position);
@@ -384,7 +448,7 @@ fn weigh_keys(
         }
     }
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         changes[at] *= weights[at];
     }
 }

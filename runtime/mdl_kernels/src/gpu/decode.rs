@@ -123,7 +123,7 @@ fn attention_decode<N: Size>(
             let by = select(largest == NOTHING, 0.0, largest);
             let mut sum = 0.0f32;
             for key in range_stepped(unit, end - first, SHARERS) {
-                let power = exp2(powers[key] - by);
+                let power = exp2(powers[key] - by, shape.product);
                 powers[key] = power;
                 sum += power;
             }
@@ -213,13 +213,13 @@ fn attention_combine(partials: &[f32], y: &mut [f32], lse: &mut [f32], #[comptim
             let at = base + part * walk.size();
             // A part that nothing was seen of has no sums.
             if partials[at + 1] > 0.0 {
-                let factor = exp2(partials[at] - by);
+                let factor = exp2(partials[at] - by, shape.product);
                 sum = fma(partials[at + 1], factor, sum);
                 total = fma(partials[at + 2 + d], factor, total);
             }
         }
         if d == 0 {
-            lse[row] = log_sum(largest, sum);
+            lse[row] = log_sum(largest, sum, shape.product);
         }
         store_one(y, item, select(sum > 0.0, total / sum, 0.0), shape.elem);
     }

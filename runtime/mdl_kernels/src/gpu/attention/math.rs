@@ -1,6 +1,8 @@
-//! Powers of two and logarithms from multiply-adds and the bits of a number: neither the compiler
-//! for PTX nor WGSL has them with a known error.
+//! Powers of two and logarithms with a known error, which WGSL does not give and the compiler for
+//! PTX takes from a library that not every machine has.
 
+use super::power::power_of_two;
+use super::shape::Product;
 use cubecl::prelude::*;
 
 /// Stands for −∞ among scores: no score is as small, and differences of it are numbers.
@@ -10,9 +12,14 @@ const NEG_INFINITY_BITS: u32 = 0xff80_0000;
 /// The smallest power of two that is computed; what is smaller is zero.
 const SMALLEST: f32 = -126.0;
 
-/// 2^x, within 2e-7 of itself, for x below 127.
+/// 2^x, within 3e-7 of itself, for x below 127.
 #[cube]
-pub(crate) fn exp2(x: f32) -> f32 {
+pub(crate) fn exp2(x: f32, #[comptime] product: Product) -> f32 {
+    if comptime!(product == Product::Loops) { series(x) } else { power_of_two(x) }
+}
+
+#[cube]
+fn series(x: f32) -> f32 {
     let within = max(x, SMALLEST);
     let whole = within.round();
     let rest = within - whole;
@@ -29,7 +36,7 @@ pub(crate) fn exp2(x: f32) -> f32 {
 
 /// log2 x for a normal x.
 #[cube]
-pub(crate) fn log2(x: f32) -> f32 {
+fn log2(x: f32, #[comptime] product: Product) -> f32 {
     let bits = u32::reinterpret(x);
     let exponent = f32::cast_from(i32::reinterpret(bits >> 23) - 127);
     let fraction = f32::reinterpret((bits & 0x007f_ffff) | 0x3f80_0000);
@@ -37,7 +44,7 @@ pub(crate) fn log2(x: f32) -> f32 {
     guess = fma(guess, fraction, 3.011_162_2);
     guess = fma(guess, fraction, -2.136_232);
     // The guess is within 1e-3, so three terms of the logarithm of what it misses are enough.
-    let missed = fma(fraction, exp2(-guess), -1.0);
+    let missed = fma(fraction, exp2(-guess, product), -1.0);
     let mut series = fma(missed, 0.333_333_34f32, -0.5);
     series = fma(series * missed, missed, missed);
     exponent + fma(series, std::f32::consts::LOG2_E, guess)
@@ -45,8 +52,8 @@ pub(crate) fn log2(x: f32) -> f32 {
 
 /// The log-sum-exp from the largest score as a power of two and the sum of powers relative to it.
 #[cube]
-pub(crate) fn log_sum(largest: f32, sum: f32) -> f32 {
+pub(crate) fn log_sum(largest: f32, sum: f32, #[comptime] product: Product) -> f32 {
     let seen = sum > 0.0;
-    let total = (largest + log2(select(seen, sum, 1.0))) * std::f32::consts::LN_2;
+    let total = (largest + log2(select(seen, sum, 1.0), product)) * std::f32::consts::LN_2;
     f32::reinterpret(select(seen, u32::reinterpret(total), NEG_INFINITY_BITS.runtime()))
 }

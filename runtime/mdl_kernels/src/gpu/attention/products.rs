@@ -51,7 +51,7 @@ pub(crate) fn scores(own: &[f32], passing: &[f32], out: &mut Array<f32>, #[compt
     let lane = lane();
     let tiles = comptime!(shape.column_tiles());
     #[unroll]
-    for i in 0..comptime!(shape.strips * tiles * 4) {
+    for i in 0..comptime!(shape.weights()) {
         out[i] = 0.0;
     }
     if comptime!(shape.product == Product::Loops) {
@@ -214,7 +214,7 @@ fn add_by_loops(
     let tiles = comptime!(shape.column_tiles());
     sync_cube();
     #[unroll]
-    for at in 0..comptime!(shape.strips * tiles * 4) {
+    for at in 0..comptime!(shape.weights()) {
         let row = own_row(lane, comptime!(at / 4 / tiles), comptime!(at % 4 / 2), shape);
         let column = own_column(lane, comptime!(at / 4 % tiles), comptime!(at % 4));
         scratch[row * shape.scratch_pitch() + column] = weights[at];
@@ -222,7 +222,7 @@ fn add_by_loops(
     sync_cube();
     for column in 0..shape.columns {
         #[unroll]
-        for at in 0..comptime!(shape.strips * shape.head_tiles() * 4) {
+        for at in 0..comptime!(shape.sums()) {
             let strip = comptime!(at / 4 / shape.head_tiles());
             let row = own_row(lane, strip, comptime!(at % 4 / 2), shape);
             let d = own_column(lane, comptime!(at / 4 % shape.head_tiles()), comptime!(at % 4));

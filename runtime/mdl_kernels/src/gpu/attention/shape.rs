@@ -153,6 +153,16 @@ impl Shape {
         self.columns / TILE
     }
 
+    /// Numbers that a unit holds of what is summed for its plane's rows, over heads.
+    pub(crate) fn sums(&self) -> usize {
+        self.strips * self.head_tiles() * 4
+    }
+
+    /// The same of what is computed for its plane's rows and the columns that pass by.
+    pub(crate) fn weights(&self) -> usize {
+        self.strips * self.column_tiles() * 4
+    }
+
     /// Words between rows of a tile: four more than a multiple of eight, so that the words that a
     /// plane reads at a time, eight rows of four or four pairs of rows of eight, lie in 32 banks.
     pub(crate) fn pitch(&self) -> usize {
