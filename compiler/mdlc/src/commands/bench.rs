@@ -245,7 +245,7 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
 /// Times one kernel on buffers of these lengths (in elements) and its workspace.
 fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64 {
     let mut bytes: Vec<u64> = lengths.iter().map(|l| l * 4).collect();
-    let workspace = workspace_bytes(spec, device.units());
+    let workspace = workspace_bytes(spec, device.target());
     if workspace > 0 {
         bytes.push(workspace);
     }
