@@ -143,7 +143,7 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
         }
         InstrOp::Add => a.__expand_add_method(scope, b()),
         InstrOp::Sub => a.__expand_sub_method(scope, b()),
-        InstrOp::Mul => a.__expand_mul_method(scope, b()),
+        InstrOp::Mul => apart::expand::<N>(scope, a.__expand_mul_method(scope, b())),
         InstrOp::Div => a.__expand_div_method(scope, b()),
         InstrOp::Min => a.__expand_min_method(scope, b()),
         InstrOp::MaxOf => a.__expand_max_method(scope, b()),
@@ -163,6 +163,14 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
     }
 }
 
+/// A product as it would be if it were stored. CubeCL makes one operation of a product and the sum
+/// that is its only reader, which rounds once and not twice; then bits would depend on what else is
+/// in the kernel. Functions end in products too.
+#[cube]
+fn apart<N: Size>(product: Vector<f32, N>) -> Vector<f32, N> {
+    Vector::<f32, N>::reinterpret(Vector::<u32, N>::reinterpret(product))
+}
+
 /// Functions whose last bit depends on whether a vector or a single number is asked for. A single
 /// one is computed as a lane of a vector: how a region is walked, and with it which elements are
 /// left over, is then no part of a result.
@@ -173,9 +181,9 @@ macro_rules! as_in_vectors {
             let lanes = N::value();
             if comptime!(lanes == 1) {
                 let wide = Vector::<f32, Const<WIDE>>::new(a.extract(0usize));
-                Vector::new(wide.$name().extract(0usize))
+                apart::<N>(Vector::new(wide.$name().extract(0usize)))
             } else {
-                a.$name()
+                apart::<N>(a.$name())
             }
         }
     )*};
