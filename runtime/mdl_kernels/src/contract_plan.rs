@@ -3,7 +3,9 @@
 //! All of it is comptime, so each distinct plan is one compiled kernel.
 
 use crate::device::Device;
+use crate::products::Products;
 use crate::program::Program;
+use crate::tiles::SIDE;
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, View};
@@ -19,7 +21,7 @@ pub(crate) struct Axis {
 /// How the tiles read a.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutA {
-    /// In place: k is contiguous, and a is f32.
+    /// In place: k is contiguous, and a is f32 or whole pairs.
     Direct,
     /// Packed rows, each contiguous along k: k is contiguous, and there is a prologue or an element
     /// to convert.
@@ -63,6 +65,7 @@ impl View2 {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
+    pub products: Products,
     pub a: Elem,
     pub b: Elem,
     pub outputs: Vec<Elem>,
@@ -106,12 +109,28 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// By multiply-adds of f32.
     pub(crate) fn of(spec: &ContractSpec, device: &Device) -> Plan {
+        Plan::with(spec, device, Products::Widened)
+    }
+
+    /// By the fastest instructions that the device has for these elements.
+    pub(crate) fn fastest(spec: &ContractSpec, device: &Device) -> Plan {
+        let halves = spec.a == Elem::Bf16 && spec.b == Elem::Bf16;
+        let plan = Plan::of(spec, device);
+        if halves && spec.prologue.is_empty() && !plan.skinny {
+            Plan::with(spec, device, device.products())
+        } else {
+            plan
+        }
+    }
+
+    fn with(spec: &ContractSpec, device: &Device, products: Products) -> Plan {
         let units = device.units() as usize;
         let blocks = ContractBlocks::of(spec, device.units());
         let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
         let width = device.vector_width();
-        let (tile_rows, tile_vectors) = tile_shape(device);
+        let (tile_rows, tile_vectors) = tile_shape(device, products);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
         let panels_m = rows.div_ceil(tile_rows);
@@ -123,17 +142,23 @@ impl Plan {
             epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
         }
         let batch = merge(&spec.batch, true);
+        // What is reserved for a block of f32 holds one of twice the depth in pairs.
+        let block_depth = match products {
+            Products::Widened => blocks.depth as usize,
+            Products::Vectors | Products::Tiles => 2 * blocks.depth as usize,
+        };
         Plan {
+            products,
             a: spec.a,
             b: spec.b,
             outputs: spec.outputs.clone(),
             batches: size(&batch),
             depth: size(&k),
-            layout_a: layout_a(&m, &k, spec),
+            layout_a: layout_a(&m, &k, in_place(spec, products, [&batch, &m, &k])),
             layout_b: layout_b(&n, &k),
             skinny: blocks.skinny && layout_b(&n, &k) != LayoutB::Gathered,
             split_batch: blocks.split_batch,
-            block_depth: blocks.depth as usize,
+            block_depth,
             block_columns: blocks.columns as usize,
             block_rows: blocks.rows as usize,
             direct: spec.is_plain_sum(),
@@ -162,6 +187,19 @@ impl Plan {
         }
     }
 
+    /// Steps of k in one word of four bytes.
+    pub(crate) fn steps_per_word(&self) -> usize {
+        match self.products {
+            Products::Widened => 1,
+            Products::Vectors | Products::Tiles => 2,
+        }
+    }
+
+    /// Elements of the workspace between packed rows of a, which one vector keeps apart.
+    pub(crate) fn row_words(&self) -> usize {
+        self.block_depth / self.steps_per_word() + 16
+    }
+
     /// Of all buffers but the workspace.
     pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
         let views = self.prologue_views.iter().chain(&self.epilogue_views).map(|view| view.elem);
@@ -178,7 +216,11 @@ impl Plan {
     /// Whether every tile goes from registers to the output as it is.
     pub(crate) fn all_whole(&self) -> bool {
         let even = self.rows.is_multiple_of(self.tile_rows);
-        self.direct && even && self.columns.is_multiple_of(self.width)
+        let width = match self.products {
+            Products::Widened | Products::Vectors => self.width,
+            Products::Tiles => self.width * self.tile_vectors,
+        };
+        self.direct && even && self.columns.is_multiple_of(width)
     }
 }
 
@@ -201,10 +243,23 @@ fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     axes
 }
 
-fn layout_a(m: &[Axis], k: &[Axis], spec: &ContractSpec) -> LayoutA {
+/// Whether a can be read as it is: as f32, or as words that are aligned and end with k.
+fn in_place(spec: &ContractSpec, products: Products, groups: [&[Axis]; 3]) -> bool {
+    let [batch, m, k] = groups;
+    let even = |axes: &[Axis]| axes.iter().all(|axis| axis.stride.is_multiple_of(2));
+    match products {
+        Products::Widened => spec.prologue.is_empty() && spec.a == Elem::F32,
+        Products::Vectors => {
+            let depth: usize = k.iter().map(|axis| axis.size).product();
+            even(batch) && even(m) && depth.is_multiple_of(2)
+        }
+        Products::Tiles => false,
+    }
+}
+
+fn layout_a(m: &[Axis], k: &[Axis], as_it_is: bool) -> LayoutA {
     let k_contiguous = k.is_empty() || k.len() == 1 && k[0].stride == 1;
     let m_contiguous = m.len() == 1 && m[0].stride == 1;
-    let as_it_is = spec.prologue.is_empty() && spec.a == Elem::F32;
     match (k_contiguous, m_contiguous, as_it_is) {
         (true, _, true) => LayoutA::Direct,
         (true, _, false) => LayoutA::Rows,
@@ -224,8 +279,12 @@ fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
 }
 
 /// Rows and vectors of a tile. Beside the accumulators it needs registers for a row of b and one
-/// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16).
-fn tile_shape(device: &Device) -> (usize, usize) {
+/// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16). Of tile
+/// registers there are eight: 2·2 + 2 + 2.
+fn tile_shape(device: &Device, products: Products) -> (usize, usize) {
+    if products == Products::Tiles {
+        return (2 * SIDE, 2);
+    }
     if device.vector_registers() >= 32 { (8, 3) } else { (4, 2) }
 }
 

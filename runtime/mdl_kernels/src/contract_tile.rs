@@ -5,7 +5,10 @@
 
 use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
+use crate::pairs::dot;
+use crate::products::Products;
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
+use crate::tiles::{self, SIDE};
 use crate::vector_io::{load, load_strided, store, store_as};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
@@ -23,7 +26,7 @@ pub(crate) struct Place {
     pub base_b: usize,
 }
 
-/// Where each row of a tile starts in a or in the packed block.
+/// Where each row of a tile starts in a or in the packed block, in words of four bytes.
 #[cube]
 pub(crate) fn row_offsets(
     place: &Place,
@@ -38,19 +41,21 @@ pub(crate) fn row_offsets(
     for r in 0..height {
         if comptime!(plan.layout_a == LayoutA::Direct) {
             let m = min(row + r, comptime!(plan.rows - 1));
-            offsets[r] = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            let at = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            offsets[r] = at / comptime!(plan.steps_per_word());
         } else if comptime!(plan.layout_a == LayoutA::Rows) {
-            let stride = comptime!(plan.block_depth + 16);
+            let stride = comptime!(plan.row_words());
             offsets[r] = place.packed_a + (packed_panel * height + r) * stride;
         } else {
-            let panel = comptime!(plan.tile_rows * plan.block_depth);
+            let panel = comptime!(plan.tile_rows * plan.block_depth / plan.steps_per_word());
             offsets[r] = place.packed_a + packed_panel * panel + r;
         }
     }
     offsets
 }
 
-/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to sum `r·vectors + v`.
+/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to sum `r·vectors + v`, over
+/// `depth` words.
 #[cube]
 pub(crate) fn multiply<N: Size>(
     a: &[f32],
@@ -63,6 +68,7 @@ pub(crate) fn multiply<N: Size>(
     #[comptime] rows: usize,
     #[comptime] vectors: usize,
     #[comptime] panel: usize,
+    #[comptime] products: Products,
 ) {
     for k in 0..depth {
         let mut b = Array::<Vector<f32, N>>::new(vectors);
@@ -75,9 +81,25 @@ pub(crate) fn multiply<N: Size>(
             let broadcast = Vector::<f32, N>::new(a[offsets[r] + k * step]);
             #[unroll]
             for v in 0..vectors {
-                sums[r * vectors + v] = fma(broadcast, b[v], sums[r * vectors + v]);
+                let sum = sums[r * vectors + v];
+                if comptime!(products == Products::Widened) {
+                    sums[r * vectors + v] = fma(broadcast, b[v], sum);
+                } else {
+                    sums[r * vectors + v] = dot::<N>(sum, broadcast, b[v]);
+                }
             }
         }
+    }
+}
+
+/// Adds to the sums the products of 32 rows of a, packed as tiles, with a panel of b over `depth`
+/// words.
+#[cube]
+pub(crate) fn multiply_tiles(packed: &[f32], from_a: usize, from_b: usize, depth: usize) {
+    for t in 0..depth / SIDE {
+        let a = from_a + t * comptime!(SIDE * SIDE);
+        tiles::load(packed, a, a + SIDE * depth, from_b + t * comptime!(2 * SIDE * SIDE));
+        tiles::multiply();
     }
 }
 

@@ -3,6 +3,7 @@
 //! On the CPU runtime a kernel is compiled per common alignment of its buffers; binding one buffer
 //! at an odd element (`Device::unaligned`) is what makes vector accesses at any element legal.
 
+use crate::products::Products;
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -99,6 +100,7 @@ pub struct Device {
     units: u32,
     vector_width: usize,
     vector_registers: usize,
+    products: Products,
     in_flight: AtomicU32,
 }
 
@@ -123,9 +125,21 @@ impl Device {
             units: threads.unwrap_or(cores).max(1),
             vector_width: width,
             vector_registers: registers,
+            products: if width == 16 { Products::fastest() } else { Products::Widened },
             in_flight: AtomicU32::new(0),
             client,
         }
+    }
+
+    /// The same device with other instructions for bf16, which have to be available.
+    pub fn with_products(self, products: Products) -> Device {
+        assert!(products.available(), "this machine has no {products} of bf16");
+        Device { products, ..self }
+    }
+
+    /// The instructions for contractions of bf16 by bf16.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Units of a cube: the threads that share one launch.

@@ -3,6 +3,9 @@
 //! Measured in the same process as the kernels that are compared to it, since machines are shared.
 
 use crate::device::{Device, Slice};
+use crate::pairs::dot;
+use crate::products::Products;
+use crate::tiles::{self, SIDE};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -11,17 +14,29 @@ use std::time::Instant;
 const ACCUMULATORS: usize = 24;
 const ROUNDS: usize = 1 << 16;
 const REPEATS: usize = 15;
+/// Elements of a tile of sums, and operations of one visit of it.
+const TILE: usize = 4 * SIDE * SIDE;
+const TILE_FLOPS: usize = TILE * 4 * SIDE;
 const TRIAD_ELEMENTS: u64 = 16 << 20;
 
 #[cube(launch_unchecked)]
-fn fma_chain<N: Size>(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
+fn fma_chain<N: Size>(
+    out: &mut [f32],
+    rounds: u32,
+    _unaligned: &[f32],
+    #[comptime] products: Products,
+) {
     let mut sums = Array::<Vector<f32, N>>::new(ACCUMULATORS);
     let factor = load::<f32, N>(&*out, UNIT_POS as usize * N::value());
     let term = factor * Vector::new(0.5);
     for _ in 0..rounds {
         #[unroll]
         for i in 0..ACCUMULATORS {
-            sums[i] = fma(sums[i], factor, term);
+            if comptime!(products == Products::Vectors) {
+                sums[i] = dot::<N>(sums[i], factor, term);
+            } else {
+                sums[i] = fma(sums[i], factor, term);
+            }
         }
     }
     let mut total = Vector::<f32, N>::new(0.0);
@@ -30,6 +45,20 @@ fn fma_chain<N: Size>(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
         total += sums[i];
     }
     store::<f32, N>(out, UNIT_POS as usize * N::value(), total);
+}
+
+/// Products of tiles of zeros, in `TILE` elements of each unit.
+#[cube(launch_unchecked)]
+fn tile_chain(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
+    let own = UNIT_POS as usize * TILE;
+    tiles::configure(out, own);
+    tiles::zero();
+    tiles::load(&*out, own + SIDE, own + SIDE, own + SIDE);
+    for _ in 0..rounds {
+        tiles::multiply();
+    }
+    tiles::store_sums(out, own, (2 * SIDE).runtime());
+    tiles::release();
 }
 
 #[cube(launch_unchecked)]
@@ -78,10 +107,23 @@ pub(crate) fn fill(device: &Device, out: &Slice, value: f32) {
 
 /// GFLOP/s of independent multiply-adds on registers, the best of several runs.
 pub fn measure_fma_peak(device: &Device) -> f64 {
+    measure_chains(device, Products::Widened)
+}
+
+/// The same with the device's instructions for bf16.
+pub fn measure_bf16_peak(device: &Device) -> f64 {
+    match device.products() {
+        Products::Tiles => measure_tiles(device),
+        products => measure_chains(device, products),
+    }
+}
+
+fn measure_chains(device: &Device, products: Products) -> f64 {
     let lanes = device.vector_width();
     let bytes = device.units() as u64 * lanes as u64 * 4;
     let arena = device.alloc(bytes);
-    let flops = 2.0 * (ROUNDS * ACCUMULATORS * lanes) as f64 * device.units() as f64;
+    let steps = if products == Products::Vectors { 2 } else { 1 };
+    let flops = 2.0 * (steps * ROUNDS * ACCUMULATORS * lanes) as f64 * device.units() as f64;
     best_of(device, flops, || {
         // SAFETY: each unit accesses its own vector of `out`.
         unsafe {
@@ -90,6 +132,26 @@ pub fn measure_fma_peak(device: &Device) -> f64 {
                 CubeCount::new_single(),
                 device.cube_dim(),
                 lanes,
+                device.buffer(&arena.slice(0, bytes)),
+                ROUNDS as u32,
+                device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
+                products,
+            );
+        }
+    })
+}
+
+fn measure_tiles(device: &Device) -> f64 {
+    let bytes = device.units() as u64 * TILE as u64 * 4;
+    let arena = device.alloc(bytes);
+    let flops = (ROUNDS * TILE_FLOPS) as f64 * device.units() as f64;
+    best_of(device, flops, || {
+        // SAFETY: each unit accesses its own tile of `out`.
+        unsafe {
+            tile_chain::launch_unchecked(
+                device.client(),
+                CubeCount::new_single(),
+                device.cube_dim(),
                 device.buffer(&arena.slice(0, bytes)),
                 ROUNDS as u32,
                 device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
