@@ -14,7 +14,7 @@ use crate::contract_tile::{
 };
 use crate::device::{Device, Slice};
 use crate::products::Products;
-use crate::tiles;
+use crate::tiles::{self, SIDE};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec};
 
@@ -288,9 +288,13 @@ fn multiply_tile<N: Size>(
     let depth = words(block.depth, comptime!(plan.products));
     let packed_b = place.packed_b + panel_n * width * depth;
     let stored = if comptime!(plan.products == Products::Tiles) {
-        let packed_a = place.packed_a + packed_panel * height * depth;
         let plan = comptime!(plan.clone());
-        sum_in_tiles(outputs, workspace, &at, packed_a, packed_b, depth, plan)
+        let mut from_a = place.packed_a + packed_panel * height * depth;
+        if comptime!(plan.layout_a == LayoutA::Direct) {
+            let m = offset_of(row, comptime!(plan.m.clone()), false);
+            from_a = (place.base_a + m + block.k) / 2;
+        }
+        sum_in_tiles(a, outputs, workspace, &at, from_a, packed_b, depth, plan)
     } else {
         let offsets = row_offsets(place, block, row, packed_panel, comptime!(plan.clone()));
         let plan = comptime!(plan.clone());
@@ -304,10 +308,11 @@ fn multiply_tile<N: Size>(
 /// The sums of a tile in tile registers; whether they went to the output, not to the tile's buffer.
 #[cube]
 fn sum_in_tiles(
+    a: &[f32],
     outputs: &mut Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     at: &Finish,
-    packed_a: usize,
+    from_a: usize,
     packed_b: usize,
     depth: usize,
     #[comptime] plan: Plan,
@@ -322,7 +327,15 @@ fn sum_in_tiles(
     } else {
         tiles::zero();
     }
-    multiply_tiles(&*workspace, packed_a, packed_b, depth);
+    if comptime!(plan.layout_a == LayoutA::Direct) {
+        let row = comptime!(plan.m.first().map_or(0, |axis| axis.stride / 2));
+        let lower = comptime!(SIDE * row).runtime();
+        multiply_tiles(a, from_a, &*workspace, packed_b, depth, lower, SIDE, row);
+    } else {
+        let lower = SIDE * depth;
+        let tile = comptime!(SIDE * SIDE);
+        multiply_tiles(&*workspace, from_a, &*workspace, packed_b, depth, lower, tile, SIDE);
+    }
     if direct {
         tiles::store_sums(out, to, comptime!(plan.columns).runtime());
     } else {

@@ -177,7 +177,9 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
     block: &Block,
     #[comptime] plan: Plan,
 ) {
-    if comptime!(plan.products == Products::Tiles) {
+    if comptime!(plan.layout_a == LayoutA::Direct) {
+        // It is read in place.
+    } else if comptime!(plan.products == Products::Tiles) {
         for panel in 0..rows.div_ceil(SIDE) {
             let out = to + panel * SIDE * words(block.depth, comptime!(plan.products));
             let plan = comptime!(plan.clone());
@@ -198,7 +200,7 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
                 workspace[out + w] = word(a, from + 2 * w, from + 2 * w + 1, 2 * w, block.depth);
             }
         }
-    } else if comptime!(plan.layout_a != LayoutA::Direct) {
+    } else {
         pack_a_panels::<M>(a, base, workspace, to, row, rows, block, plan);
     }
 }
@@ -252,7 +254,7 @@ fn pack_a_tiles<N: Size>(
     let tile = comptime!(SIDE * SIDE);
     let last = comptime!(plan.rows - 1);
     let count = block.depth.div_ceil(comptime!(2 * SIDE));
-    let k_contiguous = comptime!(matches!(plan.layout_a, LayoutA::Direct | LayoutA::Rows));
+    let k_contiguous = comptime!(plan.layout_a == LayoutA::Rows);
     let m_contiguous = comptime!(plan.layout_a == LayoutA::Columns);
     let whole = block.depth / comptime!(2 * SIDE);
     let mut begin = 0usize.runtime();

@@ -133,20 +133,16 @@ impl Plan {
         let (tile_rows, tile_vectors) = tile_shape(device, products);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
+        let fit = Fit::of(&blocks, spec, products, units, tile_rows);
         let panels_m = rows.div_ceil(tile_rows);
-        let panels_n = columns.min(blocks.columns as usize).div_ceil(tile_vectors * width);
-        let most = blocks.rows as usize / tile_rows;
+        let panels_n = columns.min(fit.columns).div_ceil(tile_vectors * width);
+        let most = fit.rows / tile_rows;
         let (piece_panels, column_pieces) = pieces(units, panels_m, panels_n, most);
         let mut epilogue = spec.epilogue.clone();
         if epilogue.is_empty() {
             epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
         }
         let batch = merge(&spec.batch, true);
-        // What is reserved for a block of f32 holds one of twice the depth in pairs.
-        let block_depth = match products {
-            Products::Widened => blocks.depth as usize,
-            Products::Vectors | Products::Tiles => 2 * blocks.depth as usize,
-        };
         Plan {
             products,
             a: spec.a,
@@ -158,15 +154,15 @@ impl Plan {
             layout_b: layout_b(&n, &k),
             skinny: blocks.skinny && layout_b(&n, &k) != LayoutB::Gathered,
             split_batch: blocks.split_batch,
-            block_depth,
-            block_columns: blocks.columns as usize,
-            block_rows: blocks.rows as usize,
+            block_depth: fit.depth,
+            block_columns: fit.columns,
+            block_rows: fit.rows,
             direct: spec.is_plain_sum(),
             accumulate: false,
             partial_elements: blocks.partial_sums(spec) as usize,
             tile_elements: blocks.tile() as usize,
-            packed_a_elements: blocks.packed_a(spec) as usize,
-            packed_b_elements: blocks.packed_b() as usize,
+            packed_a_elements: fit.packed_a,
+            packed_b_elements: fit.packed_b,
             prologue: Program(spec.prologue.clone()),
             prologue_result: spec.prologue_result,
             prologue_views: spec.prologue_inputs.iter().map(View2::of).collect(),
@@ -224,6 +220,43 @@ impl Plan {
     }
 }
 
+/// The blocks that products work in, within the workspace that is reserved for blocks of f32.
+struct Fit {
+    depth: usize,
+    columns: usize,
+    rows: usize,
+    packed_a: usize,
+    packed_b: usize,
+}
+
+impl Fit {
+    /// Pairs take twice the depth, so that sums are visited half as often. They are multiplied so
+    /// fast that a wide block of b would have to come from far too often: it is narrower, and the
+    /// rows that go with it are more.
+    const PAIR_COLUMNS: usize = 1536;
+    const PAIR_ROWS: usize = 256;
+
+    fn of(
+        blocks: &ContractBlocks,
+        spec: &ContractSpec,
+        products: Products,
+        units: usize,
+        tile_rows: usize,
+    ) -> Fit {
+        let (depth, columns) = (blocks.depth as usize, blocks.columns as usize);
+        let (packed_a, packed_b) = (blocks.packed_a(spec) as usize, blocks.packed_b() as usize);
+        if products == Products::Widened {
+            return Fit { depth, columns, rows: blocks.rows as usize, packed_a, packed_b };
+        }
+        let narrow = columns.min(Fit::PAIR_COLUMNS);
+        let spared = (columns - narrow) * depth / if blocks.split_batch { 1 } else { units };
+        let rows = (packed_a + spared) / (depth + 16);
+        let rows = rows.min(Fit::PAIR_ROWS) / tile_rows * tile_rows;
+        let packed_a = rows * (depth + 16);
+        Fit { depth: 2 * depth, columns: narrow, rows, packed_a, packed_b: narrow * depth }
+    }
+}
+
 /// Merges adjacent dims that step through memory as one; dims of size 1 vanish.
 fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     let mut axes: Vec<Axis> = Vec::new();
@@ -243,17 +276,19 @@ fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     axes
 }
 
-/// Whether a can be read as it is: as f32, or as words that are aligned and end with k.
+/// Whether a can be read as it is: as f32, as words that are aligned and end with k, or as whole
+/// tiles of such words in rows at equal distances.
 fn in_place(spec: &ContractSpec, products: Products, groups: [&[Axis]; 3]) -> bool {
     let [batch, m, k] = groups;
     let even = |axes: &[Axis]| axes.iter().all(|axis| axis.stride.is_multiple_of(2));
+    let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
     match products {
         Products::Widened => spec.prologue.is_empty() && spec.a == Elem::F32,
-        Products::Vectors => {
-            let depth: usize = k.iter().map(|axis| axis.size).product();
-            even(batch) && even(m) && depth.is_multiple_of(2)
+        Products::Vectors => even(batch) && even(m) && size(k).is_multiple_of(2),
+        Products::Tiles => {
+            let whole = size(k).is_multiple_of(2 * SIDE) && size(m).is_multiple_of(2 * SIDE);
+            even(batch) && even(m) && m.len() <= 1 && whole
         }
-        Products::Tiles => false,
     }
 }
 

@@ -92,13 +92,23 @@ pub(crate) fn multiply<N: Size>(
     }
 }
 
-/// Adds to the sums the products of 32 rows of a, packed as tiles, with a panel of b over `depth`
-/// words.
+/// Adds to the sums the products of 32 rows of a with a panel of b over `depth` words. Of a, tiles
+/// follow each other after `next` words, their rows after `row`, and the lower rows after `lower`.
 #[cube]
-pub(crate) fn multiply_tiles(packed: &[f32], from_a: usize, from_b: usize, depth: usize) {
+pub(crate) fn multiply_tiles(
+    a: &[f32],
+    from_a: usize,
+    packed: &[f32],
+    from_b: usize,
+    depth: usize,
+    lower: usize,
+    #[comptime] next: usize,
+    #[comptime] row: usize,
+) {
     for t in 0..depth / SIDE {
-        let a = from_a + t * comptime!(SIDE * SIDE);
-        tiles::load(packed, a, a + SIDE * depth, from_b + t * comptime!(2 * SIDE * SIDE));
+        let upper = from_a + t * next;
+        let b = from_b + t * comptime!(2 * SIDE * SIDE);
+        tiles::load(a, upper, upper + lower, row.runtime(), packed, b);
         tiles::multiply();
     }
 }

@@ -53,7 +53,8 @@ fn tile_chain(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
     let own = UNIT_POS as usize * TILE;
     tiles::configure(out, own);
     tiles::zero();
-    tiles::load(&*out, own + SIDE, own + SIDE, own + SIDE);
+    let zeros = own + SIDE;
+    tiles::load(&*out, zeros, zeros, SIDE.runtime(), &*out, zeros);
     for _ in 0..rounds {
         tiles::multiply();
     }

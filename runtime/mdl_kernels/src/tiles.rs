@@ -18,8 +18,7 @@ use pliron_llvm::types::VoidType;
 
 /// Rows of a tile, and words of four bytes in a row of it.
 pub(crate) const SIDE: usize = 16;
-/// Bytes between the rows of a tile of packed a, and of packed b.
-const ROW_A: i128 = 64;
+/// Bytes between the rows of a tile of packed b.
 const ROW_B: i128 = 128;
 /// Tile registers: sums of the upper and the lower rows, each left and right, then a and b.
 const SUMS: [i128; 4] = [0, 1, 2, 3];
@@ -109,9 +108,8 @@ tile_op!("tiles.store_sums", StoreSumsOp { p00, p01, p10, p11, row }, |op, ctx, 
     }
 });
 
-tile_op!("tiles.load", LoadOp { upper, lower, left, right }, |op, ctx, rewriter| {
-    let a = insert_int_const(ctx, rewriter, 64, ROW_A);
-    let b = insert_int_const(ctx, rewriter, 64, ROW_B);
+tile_op!("tiles.load", LoadOp { upper, lower, row, left, right }, |op, ctx, rewriter| {
+    let (a, b) = (op.row(ctx), insert_int_const(ctx, rewriter, 64, ROW_B));
     let from = [op.upper(ctx), op.left(ctx), op.right(ctx), op.lower(ctx)];
     for ((tile, row), from) in [(UPPER, a), (LEFT, b), (RIGHT, b), (LOWER, a)].into_iter().zip(from)
     {
@@ -210,16 +208,18 @@ pub(crate) fn store_sums(buffer: &mut [f32], at: usize, row: usize) {
     })
 }
 
-/// Loads 32 rows of a and 32 columns of b for 16 words of k: those of a as two tiles whose rows
-/// follow each other, those of b as rows of 32 words.
+/// Loads 32 rows of a and 32 columns of b for 16 words of k. The rows of a are `row` elements apart
+/// from `upper` and from `lower`, those of b 32.
 #[cube]
 #[allow(unused_variables)]
-pub(crate) fn load(packed: &[f32], upper: usize, lower: usize, b: usize) {
+pub(crate) fn load(a: &[f32], upper: usize, lower: usize, row: usize, packed: &[f32], b: usize) {
     intrinsic!(|scope| {
         let right = b.__expand_add_method(scope, NativeExpand::<usize>::from_lit(scope, SIDE));
-        let [upper, lower, left, right] =
-            [upper, lower, b, right].map(|at| address(scope, packed, at));
-        scope.register(&LoadOp::new(scope.ctx_mut(), upper, lower, left, right));
+        let [upper, lower] = [upper, lower].map(|at| address(scope, a, at));
+        let [left, right] = [b, right].map(|at| address(scope, packed, at));
+        let row = row.__expand_mul_method(scope, NativeExpand::<usize>::from_lit(scope, 4));
+        let row = row.read_value(scope);
+        scope.register(&LoadOp::new(scope.ctx_mut(), upper, lower, row, left, right));
     })
 }
 
