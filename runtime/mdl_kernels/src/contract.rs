@@ -10,7 +10,8 @@ use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
 use crate::contract_pairs::words;
 use crate::contract_plan::{LayoutA, Plan, offset_of};
 use crate::contract_tile::{
-    Finish, Place, dense_rows, finish_tile, multiply, multiply_tiles, row_offsets, store_tile,
+    Finish, Place, dense_rows, finish_rounded, finish_tile, multiply, multiply_tiles, row_offsets,
+    store_tile,
 };
 use crate::device::{Device, Slice};
 use crate::products::Products;
@@ -300,7 +301,9 @@ fn multiply_tile<N: Size>(
         let plan = comptime!(plan.clone());
         sum_in_vectors::<N>(a, outputs, workspace, &at, &offsets, packed_b, depth, plan)
     };
-    if comptime!(!plan.all_whole()) && !stored {
+    if comptime!(plan.only_rounds()) && at.rows == height && at.columns == width {
+        finish_rounded::<N>(workspace, outputs, &at, comptime!(plan.clone()));
+    } else if comptime!(!plan.all_whole()) && !stored {
         finish_tile::<N>(workspace, epilogue_inputs, outputs, &at, width, plan);
     }
 }

@@ -209,6 +209,12 @@ impl Plan {
         full || (self.columns % width).div_ceil(self.width) == vectors
     }
 
+    /// Whether sums from tile registers become bf16 and nothing else.
+    pub(crate) fn only_rounds(&self) -> bool {
+        let store = matches!(self.epilogue.0[..], [Instr { op: InstrOp::Store(0), a: 0, .. }]);
+        self.products == Products::Tiles && store && self.outputs[..] == [Elem::Bf16]
+    }
+
     /// Whether every tile goes from registers to the output as it is.
     pub(crate) fn all_whole(&self) -> bool {
         let even = self.rows.is_multiple_of(self.tile_rows);

@@ -5,11 +5,11 @@
 
 use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
-use crate::pairs::dot;
+use crate::pairs::{dot, narrow};
 use crate::products::Products;
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
 use crate::tiles::{self, SIDE};
-use crate::vector_io::{load, load_strided, store, store_as};
+use crate::vector_io::{load, load_strided, store, store_as, store_words};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -191,6 +191,34 @@ pub(crate) fn finish_tile<N: Size>(
             let sum = load::<f32, Const<1>>(&*workspace, at.tile + r * width + c);
             let plan = comptime!(plan.clone());
             finish_lanes::<Const<1>>(workspace, inputs, outputs, at, r, c, sum, plan);
+        }
+    }
+}
+
+/// The same for a whole tile of two vectors whose sums only have to be rounded to bf16.
+#[cube]
+pub(crate) fn finish_rounded<N: Size>(
+    workspace: &mut [f32],
+    outputs: &mut Sequence<Box<[f32]>>,
+    at: &Finish,
+    #[comptime] plan: Plan,
+) {
+    let out = outputs.index_mut(0usize);
+    for r in 0..comptime!(plan.tile_rows) {
+        let from = at.tile + r * comptime!(2 * plan.width);
+        let partial = at.partial + r * comptime!(plan.block_columns);
+        let mut low = load::<f32, N>(&*workspace, from);
+        let mut high = load::<f32, N>(&*workspace, from + N::value());
+        if comptime!(plan.partial_elements > 0) && !at.first {
+            low += load::<f32, N>(&*workspace, partial);
+            high += load::<f32, N>(&*workspace, partial + N::value());
+        }
+        if at.last {
+            let to = (at.row + r) * comptime!(plan.columns) + at.column;
+            store_words::<N>(out, to, narrow::<N>(low, high));
+        } else {
+            store::<f32, N>(workspace, partial, low);
+            store::<f32, N>(workspace, partial + N::value(), high);
         }
     }
 }

@@ -57,6 +57,38 @@ impl ToLLVMDialect for DotOp {
     }
 }
 
+/// The nearest bf16 to the lanes of two vectors, those of `low` first; subnormal numbers become zero.
+#[cube_op(name = "pairs.narrow")]
+#[result_ty(same_as = low)]
+#[op_traits(Pure, CanMaterialize, PropagatesUniformity)]
+pub(crate) struct NarrowOp {
+    pub low: Value,
+    pub high: Value,
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for NarrowOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (low, high) = (self.low(ctx), self.high(ctx));
+        let half = BF16Type::get(ctx).into();
+        let halves = VectorType::get(ctx, half, 2 * WORDS, VectorTypeKind::Fixed).into();
+        let name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512";
+        let call = call_op(ctx, name, halves, vec![high, low]);
+        rewriter.insert_op(ctx, &call);
+        let words = low.get_type(ctx);
+        let cast = BitcastOp::new(ctx, call.get_result(ctx), words);
+        rewriter.insert_op(ctx, &cast);
+        let words = cast.get_result(ctx);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![words]);
+        Ok(())
+    }
+}
+
 /// The lower halves of two vectors, lane by lane: a0, b0, a1, b1, …
 #[cube_op(name = "pairs.zip_low")]
 #[result_ty(same_as = a)]
@@ -118,6 +150,16 @@ pub(crate) fn dot<N: Size>(
     intrinsic!(|scope| {
         let [sum, a, b] = [sum, a, b].map(|lanes| lanes.read_value(scope));
         let op = DotOp::new(scope.ctx_mut(), sum, a, b);
+        scope.register_with_result(&op).into()
+    })
+}
+
+/// 2·N bf16 as N words. Where `dot` is there, this is too.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn narrow<N: Size>(low: Vector<f32, N>, high: Vector<f32, N>) -> Vector<f32, N> {
+    intrinsic!(|scope| {
+        let op = NarrowOp::new(scope.ctx_mut(), low.read_value(scope), high.read_value(scope));
         scope.register_with_result(&op).into()
     })
 }

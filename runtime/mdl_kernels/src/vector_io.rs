@@ -171,6 +171,17 @@ pub(crate) fn load_words<N: Size>(buffer: &[f32], at: usize) -> Vector<f32, N> {
     })
 }
 
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn store_words<N: Size>(buffer: &mut [f32], at: usize, words: Vector<f32, N>) {
+    intrinsic!(|scope| {
+        let mut halves = halves(scope, buffer);
+        // SAFETY: callers keep `at + 2·N` inside the buffer.
+        let first = unsafe { halves.__expand_get_unchecked_mut_method(scope, at) };
+        vector_at::<f32, N>(scope, first.value(scope)).__expand_assign_method(scope, words);
+    })
+}
+
 /// Words of the bf16 `at..at + N`, in their lower halves, and those from `next` in the upper ones.
 #[cube]
 pub(crate) fn zip_halves<N: Size>(buffer: &[f32], at: usize, next: usize) -> Vector<f32, N> {
