@@ -230,7 +230,7 @@ fn multiply_block<N: Size, M: Size>(
     }
 }
 
-/// The sums of a tile of `vectors` vectors over `depth` words, with a from where its layout puts it.
+/// The sums of a tile of `vectors` vectors over `depth` words; a is where its layout puts it.
 #[cube]
 pub(crate) fn sum_tile<N: Size>(
     a: &[f32],

@@ -57,7 +57,7 @@ impl ToLLVMDialect for DotOp {
     }
 }
 
-/// The nearest bf16 to the lanes of two vectors, those of `low` first; subnormal numbers become zero.
+/// The nearest bf16 to the lanes of two vectors, `low` first; subnormal numbers become zero.
 #[cube_op(name = "pairs.narrow")]
 #[result_ty(same_as = low)]
 #[op_traits(Pure, CanMaterialize, PropagatesUniformity)]
