@@ -18,7 +18,7 @@ use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{
     AttentionSpec, ContractSpec, Dim, Elem, KernelSpec, MaskSpec, workspace_bytes,
 };
-use mdl_kernels::{Device, measure_fma_peak};
+use mdl_kernels::{Device, measure_bf16_peak, measure_fma_peak};
 use mdl_train::packing::Batch;
 use mdl_train::resident;
 use mdl_train::session::Session;
@@ -54,6 +54,21 @@ enum What {
     Decode,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl Dtype {
+    fn elem(self) -> Elem {
+        match self {
+            Dtype::F32 => Elem::F32,
+            Dtype::Bf16 => Elem::Bf16,
+        }
+    }
+}
+
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
@@ -65,6 +80,9 @@ pub struct Args {
     /// [default: llama_15m of llama]
     #[arg(long)]
     file: Option<String>,
+    /// Operands and results of `gemm`
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// Timed runs; the median counts
     #[arg(long, default_value_t = 10)]
     runs: usize,
@@ -101,7 +119,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::coded("E0941", message));
     }
     let rows = match suite {
-        What::Gemm => gemm(&device, args.runs),
+        What::Gemm => gemm(&device, args),
         What::Attention => attention(&device, args),
         What::Step => step(&device, args)?,
         What::Decode => decode::rows(&device, args)?,
@@ -207,7 +225,8 @@ const SHAPES: &[[u64; 3]] = &[
     [2048, 32000, 768],
 ];
 
-fn gemm(device: &Device, runs: usize) -> Vec<Value> {
+fn gemm(device: &Device, args: &Args) -> Vec<Value> {
+    let elem = args.dtype.elem();
     let mut rows = Vec::new();
     for [m, n, k] in SHAPES {
         // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m,
@@ -222,9 +241,9 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
             };
             let spec = KernelSpec::Contract(ContractSpec {
-                a: Elem::F32,
-                b: Elem::F32,
-                outputs: vec![Elem::F32],
+                a: elem,
+                b: elem,
+                outputs: vec![elem],
                 batch: Vec::new(),
                 m: dim(m, a[0], 0),
                 n: dim(n, b[1], 0),
@@ -235,16 +254,25 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 epilogue_inputs: Vec::new(),
                 epilogue: Vec::new(),
             });
-            let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
-            rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
+            let lengths = [m * k, n * k, m * n];
+            let seconds = time(device, &spec, elem, &lengths, args.runs);
+            let mut row = row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds);
+            if let Dtype::Bf16 = args.dtype {
+                let peak = measure_bf16_peak(device);
+                row["dtype"] = json!("bf16");
+                row["products"] = json!(device.products().to_string());
+                row["peak_gflops"] = json!(peak);
+                row["fraction_of_peak"] = json!(row["gflops"].as_f64().unwrap_or(0.0) / peak);
+            }
+            rows.push(row);
         }
     }
     rows
 }
 
 /// Times one kernel on buffers of these lengths (in elements) and its workspace.
-fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64 {
-    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * 4).collect();
+fn time(device: &Device, spec: &KernelSpec, elem: Elem, lengths: &[u64], runs: usize) -> f64 {
+    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * elem.bytes()).collect();
     let workspace = workspace_bytes(spec, device.target());
     if workspace > 0 {
         bytes.push(workspace);
@@ -279,12 +307,12 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
             // Half of the scores are masked: q·k and p·v forward, five such products backward.
             let product = f64::from(t) * f64::from(t) * f64::from(6 * head);
             let forward = KernelSpec::Attention(spec.clone());
-            let seconds = time(device, &forward, &[x, x, x, x, lse], args.runs);
+            let seconds = time(device, &forward, Elem::F32, &[x, x, x, x, lse], args.runs);
             let shape = [1, u64::from(t), 6, u64::from(head)];
             rows.push(row(device, &shape, "forward", 2.0 * product, seconds));
             let backward = KernelSpec::AttentionGrad(spec);
             let lengths = [x, x, x, x, lse, x, x, x, x];
-            let seconds = time(device, &backward, &lengths, args.runs);
+            let seconds = time(device, &backward, Elem::F32, &lengths, args.runs);
             rows.push(row(device, &shape, "backward", 5.0 * product, seconds));
         }
     }

@@ -147,7 +147,7 @@ fn or_suite(Failure(message): Failure, file: Option<&str>) -> Failure {
 /// Seconds of a launch that has next to nothing to do, and of waiting for it.
 fn launch_seconds(device: &Device, runs: usize) -> f64 {
     let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem: Elem::F32, len: 1 });
-    time(device, &spec, &[1, 1], runs.max(100))
+    time(device, &spec, Elem::F32, &[1, 1], runs.max(100))
 }
 
 pub fn report(device: &Arc<Device>, args: &Args, file: Option<&str>) -> Result<Report, Failure> {
