@@ -2,14 +2,16 @@
 
 Needs Python 3.9 and PyTorch 2.4 or later. Prints one JSON line per variant, eager and compiled:
 
-    python benches/peers/llama_step.py --threads 2
+    python benches/peers/llama_step.py --shape llama_110m --batch 2 --width 1024 --threads 2
 
-The model is the plain Llama that transformers computes (RMSNorm, rotate-half RoPE, SwiGLU, causal
+With `--dtype bf16` the step runs under autocast, with weights and moments in f32. The model is the plain Llama that transformers computes (RMSNorm, rotate-half RoPE, SwiGLU, causal
 attention, tied head), with PyTorch's fastest stock parts: fused attention and fused AdamW.
+`peak_bytes` is the most that the process had resident, `before_bytes` what it had before the model.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -31,7 +33,10 @@ class Shape:
     norm_eps: float = 1e-5
 
 
-SHAPES = {"llama_15m": Shape(hidden=288, layers=6, heads=6, ffn=768, vocab=32000)}
+SHAPES = {
+    "llama_15m": Shape(hidden=288, layers=6, heads=6, ffn=768, vocab=32000),
+    "llama_110m": Shape(hidden=768, layers=12, heads=12, ffn=2048, vocab=32000),
+}
 
 
 class RMSNorm(nn.Module):
@@ -104,8 +109,14 @@ def optimizer_of(model):
     return torch.optim.AdamW(model.parameters(), fused=True, **settings)
 
 
+def peak_bytes():
+    """The most that was resident so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def measure(variant, shape, args):
     """The median time of a whole step: forward, backward, clipping, AdamW."""
+    before = peak_bytes()
     torch.manual_seed(12345)
     model = Llama(shape, args.width)
     optimizer = optimizer_of(model)
@@ -117,7 +128,8 @@ def measure(variant, shape, args):
     times, losses = [], []
     for _ in range(args.warmup + args.steps):
         start = time.perf_counter()
-        loss = loss_of(ids, targets)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+            loss = loss_of(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -139,7 +151,10 @@ def measure(variant, shape, args):
         "width": args.width,
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
-        "dtype": "f32",
+        "dtype": args.dtype,
+        "variant": variant,
+        "before_bytes": before,
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -147,6 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama_15m")
     parser.add_argument("--variant", choices=["eager", "compile", "both"], default="both")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--threads", type=int, default=2)

@@ -6,6 +6,7 @@ mod from_checkpoint;
 mod guide;
 mod mesh;
 mod presets;
+mod roofline;
 mod timeline;
 
 use serde_json::Value;

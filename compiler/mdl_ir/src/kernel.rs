@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 pub mod collective;
+pub mod cost;
 pub mod gpu;
 pub mod grouped;
 

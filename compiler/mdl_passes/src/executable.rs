@@ -75,6 +75,14 @@ pub struct Launch {
     pub wait: Vec<Wait>,
 }
 
+impl Launch {
+    /// Seconds of a kernel: the longer of its arithmetic and its traffic.
+    pub fn seconds(&self, speed: &Speed) -> f64 {
+        let bytes: u64 = self.args.iter().map(|a| a.bytes).sum();
+        (self.flops as f64 / speed.flops).max(bytes as f64 / speed.bytes)
+    }
+}
+
 /// A launch of the same loop, by its place in the body: of the iteration that lies `lag` before the
 /// waiting one, if there is such an iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,10 +251,7 @@ impl Executable {
     /// Seconds of one run where every launch takes the longer of its arithmetic and its traffic,
     /// and a loop the longer of its kernels and its transfers, which go on beside them.
     pub fn seconds(&self, speed: &Speed) -> f64 {
-        let kernels = |l: &Launch| {
-            let bytes: u64 = l.args.iter().map(|a| a.bytes).sum();
-            (l.flops as f64 / speed.flops).max(bytes as f64 / speed.bytes)
-        };
+        let kernels = |l: &Launch| l.seconds(speed);
         let transfer = |l: &&Launch| self.specs[l.spec] == KernelSpec::Transfer;
         let step = |s: &Step| match s {
             Step::Launch(l) => kernels(l),

@@ -6,6 +6,7 @@ use crate::lower::{Access, Done, Lowering, Places, access, extent, is_region};
 use crate::region::{elem, region_spec};
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
+use mdl_ir::kernel::cost::kernel_flops;
 use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, Elem, GatherSpec, KernelSpec};
 use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
 use mdl_ir::op::{Binary, Kernel, Op};
@@ -271,28 +272,6 @@ pub(crate) fn adamw_args(state: &[Access], numbers: &[Access]) -> Vec<Access> {
     args.extend(numbers.iter().cloned());
     args.extend(state.iter().enumerate().filter(|(k, _)| *k != 1).map(|(_, s)| s.clone()));
     args
-}
-
-/// FLOPs that a kernel spends where that is not what its body would: masked scores are skipped, and
-/// gradients reuse the logits.
-fn kernel_flops(spec: &KernelSpec) -> Option<u64> {
-    let product = |a: &AttentionSpec| {
-        let heads = u64::from(a.batch) * u64::from(a.kv_heads * a.group) * u64::from(a.head);
-        let (t, s) = (u64::from(a.t), u64::from(a.s));
-        let all = 2 * heads * t * s;
-        if a.mask.causal && t == s { all / 2 } else { all }
-    };
-    match spec {
-        // q·k and p·v
-        KernelSpec::Attention(a) => Some(2 * product(a)),
-        // the scores again, dp, dq, dk and dv
-        KernelSpec::AttentionGrad(a) => Some(5 * product(a)),
-        KernelSpec::LinearCrossEntropy(l) => {
-            let once = 2 * u64::from(l.rows) * u64::from(l.vocab) * u64::from(l.width);
-            Some(if l.grad { 3 * once } else { once })
-        }
-        _ => None,
-    }
 }
 
 /// A contraction whose result is added to something and nothing else: the contraction alone, and

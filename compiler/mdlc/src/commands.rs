@@ -16,6 +16,9 @@ pub mod train;
 
 use std::io::Write;
 
+/// How pages for a browser look.
+pub const STYLE: &str = include_str!("commands/page.css");
+
 /// Prints to standard output; a closed pipe ends the program quietly, as other tools do.
 pub fn say(text: &str) {
     let mut out = std::io::stdout().lock();

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod flags;
 mod hardware;
+mod source_line;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;

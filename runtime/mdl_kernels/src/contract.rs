@@ -7,11 +7,15 @@
 //! `block_depth` steps of k. The order of summation is k within a block, then block by block.
 
 use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
+use crate::contract_pairs::words;
 use crate::contract_plan::{LayoutA, Plan, offset_of};
 use crate::contract_tile::{
-    Finish, Place, dense_rows, finish_tile, multiply, row_offsets, store_tile,
+    Finish, Place, dense_rows, finish_rounded, finish_tile, multiply, multiply_tiles, row_offsets,
+    store_tile,
 };
 use crate::device::{Device, Slice};
+use crate::products::Products;
+use crate::tiles::{self, SIDE};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec};
 
@@ -41,6 +45,9 @@ fn contract<N: Size, M: Size>(
     if UNIT_POS == 0 {
         counters[PACKED].store(0);
         counters[BATCHES].store(0);
+    }
+    if comptime!(plan.products == Products::Tiles) {
+        tiles::configure(workspace, packed_a);
     }
     sync_cube();
     let mut batch = 0usize.runtime();
@@ -75,6 +82,9 @@ fn contract<N: Size, M: Size>(
         } else {
             batch += 1;
         }
+    }
+    if comptime!(plan.products == Products::Tiles) {
+        tiles::release();
     }
 }
 
@@ -220,7 +230,7 @@ fn multiply_block<N: Size, M: Size>(
     }
 }
 
-/// The sums of a tile of `vectors` vectors, with a from where its layout puts it.
+/// The sums of a tile of `vectors` vectors over `depth` words; a is where its layout puts it.
 #[cube]
 pub(crate) fn sum_tile<N: Size>(
     a: &[f32],
@@ -239,10 +249,11 @@ pub(crate) fn sum_tile<N: Size>(
         LayoutA::Columns | LayoutA::Gathered => plan.tile_rows,
     });
     let b = workspace;
+    let products = comptime!(plan.products);
     if comptime!(plan.layout_a == LayoutA::Direct) {
-        multiply::<N>(a, offsets, b, packed_b, depth, sums, step, rows, vectors, width);
+        multiply::<N>(a, offsets, b, packed_b, depth, sums, step, rows, vectors, width, products);
     } else {
-        multiply::<N>(b, offsets, b, packed_b, depth, sums, step, rows, vectors, width);
+        multiply::<N>(b, offsets, b, packed_b, depth, sums, step, rows, vectors, width, products);
     }
 }
 
@@ -264,58 +275,125 @@ fn multiply_tile<N: Size>(
     let width = comptime!(plan.tile_vectors * plan.width);
     let row = panel_m * height;
     let column = panel_n * width;
-    let rows = min(height, comptime!(plan.rows) - row);
-    let columns = min(width, block.columns - column);
-    let first = block.k == 0 && comptime!(!plan.accumulate);
-    let last = block.k + block.depth == comptime!(plan.depth);
-    let offsets = row_offsets(place, block, row, packed_panel, comptime!(plan.clone()));
-    let packed_b = place.packed_b + panel_n * width * block.depth;
     let out_row = place.batch * comptime!(plan.rows) + row;
+    let at = Finish {
+        tile: place.tile,
+        row: out_row,
+        column: block.column + column,
+        rows: min(height, comptime!(plan.rows) - row),
+        columns: min(width, block.columns - column),
+        partial: place.partial + row * comptime!(plan.block_columns) + column,
+        first: block.k == 0 && comptime!(!plan.accumulate),
+        last: block.k + block.depth == comptime!(plan.depth),
+    };
+    let depth = words(block.depth, comptime!(plan.products));
+    let packed_b = place.packed_b + panel_n * width * depth;
+    let stored = if comptime!(plan.products == Products::Tiles) {
+        let plan = comptime!(plan.clone());
+        let mut from_a = place.packed_a + packed_panel * height * depth;
+        if comptime!(plan.layout_a == LayoutA::Direct) {
+            let m = offset_of(row, comptime!(plan.m.clone()), false);
+            from_a = (place.base_a + m + block.k) / 2;
+        }
+        sum_in_tiles(a, outputs, workspace, &at, from_a, packed_b, depth, plan)
+    } else {
+        let offsets = row_offsets(place, block, row, packed_panel, comptime!(plan.clone()));
+        let plan = comptime!(plan.clone());
+        sum_in_vectors::<N>(a, outputs, workspace, &at, &offsets, packed_b, depth, plan)
+    };
+    if comptime!(plan.only_rounds()) && at.rows == height && at.columns == width {
+        finish_rounded::<N>(workspace, outputs, &at, comptime!(plan.clone()));
+    } else if comptime!(!plan.all_whole()) && !stored {
+        finish_tile::<N>(workspace, epilogue_inputs, outputs, &at, width, plan);
+    }
+}
+
+/// The sums of a tile in tile registers; whether they went to the output, not to the tile's buffer.
+#[cube]
+fn sum_in_tiles(
+    a: &[f32],
+    outputs: &mut Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    at: &Finish,
+    from_a: usize,
+    packed_b: usize,
+    depth: usize,
+    #[comptime] plan: Plan,
+) -> bool {
+    let height = comptime!(plan.tile_rows);
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let out = outputs.index_mut(0usize);
+    let to = at.row * comptime!(plan.columns) + at.column;
+    let direct = comptime!(plan.direct) && at.rows == height && at.columns == width;
+    if direct && !at.first {
+        tiles::load_sums(&*out, to, comptime!(plan.columns).runtime());
+    } else {
+        tiles::zero();
+    }
+    if comptime!(plan.layout_a == LayoutA::Direct) {
+        let row = comptime!(plan.m.first().map_or(0, |axis| axis.stride / 2));
+        let lower = comptime!(SIDE * row).runtime();
+        multiply_tiles(a, from_a, &*workspace, packed_b, depth, lower, SIDE, row);
+    } else {
+        let lower = SIDE * depth;
+        let tile = comptime!(SIDE * SIDE);
+        multiply_tiles(&*workspace, from_a, &*workspace, packed_b, depth, lower, tile, SIDE);
+    }
+    if direct {
+        tiles::store_sums(out, to, comptime!(plan.columns).runtime());
+    } else {
+        tiles::store_sums(workspace, at.tile, width.runtime());
+    }
+    direct
+}
+
+/// The same in vectors.
+#[cube]
+fn sum_in_vectors<N: Size>(
+    a: &[f32],
+    outputs: &mut Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    at: &Finish,
+    offsets: &Array<usize>,
+    packed_b: usize,
+    depth: usize,
+    #[comptime] plan: Plan,
+) -> bool {
+    let height = comptime!(plan.tile_rows);
+    let width = comptime!(plan.tile_vectors * plan.width);
     let mut stored = false.runtime();
     #[unroll]
     for narrow in 0..comptime!(plan.tile_vectors) {
         let vectors = comptime!(narrow + 1);
-        if comptime!(plan.has_tiles_of(vectors)) && columns.div_ceil(N::value()) == vectors {
+        if comptime!(plan.has_tiles_of(vectors)) && at.columns.div_ceil(N::value()) == vectors {
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
             let plan_a = comptime!(plan.clone());
-            let depth = block.depth;
-            sum_tile::<N>(a, &*workspace, &offsets, packed_b, depth, &mut sums, vectors, plan_a);
-            let whole =
-                comptime!(plan.all_whole()) || rows == height && columns == vectors * N::value();
+            sum_tile::<N>(a, &*workspace, offsets, packed_b, depth, &mut sums, vectors, plan_a);
+            let whole = comptime!(plan.all_whole())
+                || at.rows == height && at.columns == vectors * N::value();
             if comptime!(plan.direct) && whole {
-                let at = out_row * comptime!(plan.columns) + block.column + column;
-                let to = dense_rows(at, height, comptime!(plan.columns));
-                store_tile::<N>(outputs.index_mut(0usize), &to, &sums, !first, height, vectors);
+                let out = at.row * comptime!(plan.columns) + at.column;
+                let to = dense_rows(out, height, comptime!(plan.columns));
+                let keep = !at.first;
+                store_tile::<N>(outputs.index_mut(0usize), &to, &sums, keep, height, vectors);
                 stored = true;
             } else {
-                let to = dense_rows(place.tile, height, width);
+                let to = dense_rows(at.tile, height, width);
                 store_tile::<N>(workspace, &to, &sums, false, height, vectors);
             }
         }
     }
-    if comptime!(!plan.all_whole()) && !stored {
-        let finish = Finish {
-            tile: place.tile,
-            row: out_row,
-            column: block.column + column,
-            rows,
-            columns,
-            partial: place.partial + row * comptime!(plan.block_columns) + column,
-            first,
-            last,
-        };
-        finish_tile::<N>(workspace, epilogue_inputs, outputs, &finish, width, plan);
-    }
+    stored
 }
 
 pub(crate) fn launch(device: &Device, spec: &ContractSpec, args: &[Slice]) {
-    launch_plan(device, Plan::of(spec, device), args);
+    launch_plan(device, Plan::fastest(spec, device), args);
 }
 
 /// A contraction without an epilogue, added to what the output holds.
 pub(crate) fn launch_accumulate(device: &Device, spec: &ContractSpec, args: &[Slice]) {
     assert!(spec.is_plain_sum(), "sums go to the output as they are");
-    let plan = Plan { accumulate: true, skinny: false, ..Plan::of(spec, device) };
+    let plan = Plan { accumulate: true, skinny: false, ..Plan::fastest(spec, device) };
     launch_plan(device, plan, args);
 }
 

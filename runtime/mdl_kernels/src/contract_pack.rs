@@ -2,8 +2,10 @@
 //!
 //! Rows and columns past the edge repeat the last one: their sums are never stored.
 
+use crate::contract_pairs::{pack_a_pairs, pack_b_pairs};
 use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
 use crate::contract_tile::run_prologue;
+use crate::products::Products;
 use crate::vector_io::{load_as, load_one, store};
 use cubecl::prelude::*;
 
@@ -41,7 +43,11 @@ pub(crate) fn pack_b<N: Size>(
     let panel = piece / chunks;
     let k0 = piece % chunks * CHUNK;
     let k1 = min(k0 + CHUNK, block.depth);
-    pack_b_panel::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+    if comptime!(plan.products == Products::Widened) {
+        pack_b_panel::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+    } else {
+        pack_b_pairs::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+    }
 }
 
 /// Packs steps k0..k1 of a block of b into a panel of a tile's width, k outermost. The first panel
@@ -169,7 +175,9 @@ pub(crate) fn pack_a<N: Size, M: Size>(
     block: &Block,
     #[comptime] plan: Plan,
 ) {
-    if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
+    if comptime!(plan.products != Products::Widened) {
+        pack_a_pairs::<N, M>(a, base, workspace, to, row, rows, block, plan);
+    } else if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
         pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
     } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
         pack_a_columns::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
@@ -189,7 +197,7 @@ fn pack_a_rows<N: Size>(
     block: &Block,
     #[comptime] plan: Plan,
 ) {
-    let stride = comptime!(plan.block_depth + 16);
+    let stride = comptime!(plan.row_words());
     let padded = rows.div_ceil(comptime!(plan.tile_rows)) * comptime!(plan.tile_rows);
     let whole = block.depth / N::value() * N::value();
     for r in 0..padded {

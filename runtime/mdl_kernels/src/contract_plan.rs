@@ -3,7 +3,9 @@
 //! All of it is comptime, so each distinct plan is one compiled kernel.
 
 use crate::device::Device;
+use crate::products::Products;
 use crate::program::Program;
+use crate::tiles::SIDE;
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, View};
@@ -19,7 +21,7 @@ pub(crate) struct Axis {
 /// How the tiles read a.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutA {
-    /// In place: k is contiguous, and a is f32.
+    /// In place: k is contiguous, and a is f32 or whole pairs.
     Direct,
     /// Packed rows, each contiguous along k: k is contiguous, and there is a prologue or an element
     /// to convert.
@@ -63,6 +65,7 @@ impl View2 {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
+    pub products: Products,
     pub a: Elem,
     pub b: Elem,
     pub outputs: Vec<Elem>,
@@ -106,17 +109,34 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// By multiply-adds of f32.
     pub(crate) fn of(spec: &ContractSpec, device: &Device) -> Plan {
+        Plan::with(spec, device, Products::Widened)
+    }
+
+    /// By the fastest instructions that the device has for these elements.
+    pub(crate) fn fastest(spec: &ContractSpec, device: &Device) -> Plan {
+        let halves = spec.a == Elem::Bf16 && spec.b == Elem::Bf16;
+        let plan = Plan::of(spec, device);
+        if halves && spec.prologue.is_empty() && !plan.skinny {
+            Plan::with(spec, device, device.products())
+        } else {
+            plan
+        }
+    }
+
+    fn with(spec: &ContractSpec, device: &Device, products: Products) -> Plan {
         let units = device.units() as usize;
         let blocks = ContractBlocks::of(spec, device.units());
         let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
         let width = device.vector_width();
-        let (tile_rows, tile_vectors) = tile_shape(device);
+        let (tile_rows, tile_vectors) = tile_shape(device, products);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
+        let fit = Fit::of(&blocks, spec, products, units, tile_rows);
         let panels_m = rows.div_ceil(tile_rows);
-        let panels_n = columns.min(blocks.columns as usize).div_ceil(tile_vectors * width);
-        let most = blocks.rows as usize / tile_rows;
+        let panels_n = columns.min(fit.columns).div_ceil(tile_vectors * width);
+        let most = fit.rows / tile_rows;
         let (piece_panels, column_pieces) = pieces(units, panels_m, panels_n, most);
         let mut epilogue = spec.epilogue.clone();
         if epilogue.is_empty() {
@@ -124,24 +144,25 @@ impl Plan {
         }
         let batch = merge(&spec.batch, true);
         Plan {
+            products,
             a: spec.a,
             b: spec.b,
             outputs: spec.outputs.clone(),
             batches: size(&batch),
             depth: size(&k),
-            layout_a: layout_a(&m, &k, spec),
+            layout_a: layout_a(&m, &k, in_place(spec, products, [&batch, &m, &k])),
             layout_b: layout_b(&n, &k),
             skinny: blocks.skinny && layout_b(&n, &k) != LayoutB::Gathered,
             split_batch: blocks.split_batch,
-            block_depth: blocks.depth as usize,
-            block_columns: blocks.columns as usize,
-            block_rows: blocks.rows as usize,
+            block_depth: fit.depth,
+            block_columns: fit.columns,
+            block_rows: fit.rows,
             direct: spec.is_plain_sum(),
             accumulate: false,
             partial_elements: blocks.partial_sums(spec) as usize,
             tile_elements: blocks.tile() as usize,
-            packed_a_elements: blocks.packed_a(spec) as usize,
-            packed_b_elements: blocks.packed_b() as usize,
+            packed_a_elements: fit.packed_a,
+            packed_b_elements: fit.packed_b,
             prologue: Program(spec.prologue.clone()),
             prologue_result: spec.prologue_result,
             prologue_views: spec.prologue_inputs.iter().map(View2::of).collect(),
@@ -162,6 +183,19 @@ impl Plan {
         }
     }
 
+    /// Steps of k in one word of four bytes.
+    pub(crate) fn steps_per_word(&self) -> usize {
+        match self.products {
+            Products::Widened => 1,
+            Products::Vectors | Products::Tiles => 2,
+        }
+    }
+
+    /// Elements of the workspace between packed rows of a, which one vector keeps apart.
+    pub(crate) fn row_words(&self) -> usize {
+        self.block_depth / self.steps_per_word() + 16
+    }
+
     /// Of all buffers but the workspace.
     pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
         let views = self.prologue_views.iter().chain(&self.epilogue_views).map(|view| view.elem);
@@ -175,10 +209,57 @@ impl Plan {
         full || (self.columns % width).div_ceil(self.width) == vectors
     }
 
+    /// Whether sums from tile registers become bf16 and nothing else.
+    pub(crate) fn only_rounds(&self) -> bool {
+        let store = matches!(self.epilogue.0[..], [Instr { op: InstrOp::Store(0), a: 0, .. }]);
+        self.products == Products::Tiles && store && self.outputs[..] == [Elem::Bf16]
+    }
+
     /// Whether every tile goes from registers to the output as it is.
     pub(crate) fn all_whole(&self) -> bool {
         let even = self.rows.is_multiple_of(self.tile_rows);
-        self.direct && even && self.columns.is_multiple_of(self.width)
+        let width = match self.products {
+            Products::Widened | Products::Vectors => self.width,
+            Products::Tiles => self.width * self.tile_vectors,
+        };
+        self.direct && even && self.columns.is_multiple_of(width)
+    }
+}
+
+/// The blocks that products work in, within the workspace that is reserved for blocks of f32.
+struct Fit {
+    depth: usize,
+    columns: usize,
+    rows: usize,
+    packed_a: usize,
+    packed_b: usize,
+}
+
+impl Fit {
+    /// Pairs take twice the depth, so that sums are visited half as often. They are multiplied so
+    /// fast that a wide block of b would have to come from far too often: it is narrower, and the
+    /// rows that go with it are more.
+    const PAIR_COLUMNS: usize = 1536;
+    const PAIR_ROWS: usize = 256;
+
+    fn of(
+        blocks: &ContractBlocks,
+        spec: &ContractSpec,
+        products: Products,
+        units: usize,
+        tile_rows: usize,
+    ) -> Fit {
+        let (depth, columns) = (blocks.depth as usize, blocks.columns as usize);
+        let (packed_a, packed_b) = (blocks.packed_a(spec) as usize, blocks.packed_b() as usize);
+        if products == Products::Widened {
+            return Fit { depth, columns, rows: blocks.rows as usize, packed_a, packed_b };
+        }
+        let narrow = columns.min(Fit::PAIR_COLUMNS);
+        let spared = (columns - narrow) * depth / if blocks.split_batch { 1 } else { units };
+        let rows = (packed_a + spared) / (depth + 16);
+        let rows = rows.min(Fit::PAIR_ROWS) / tile_rows * tile_rows;
+        let packed_a = rows * (depth + 16);
+        Fit { depth: 2 * depth, columns: narrow, rows, packed_a, packed_b: narrow * depth }
     }
 }
 
@@ -201,10 +282,25 @@ pub(crate) fn merge(dims: &[Dim], both: bool) -> Vec<Axis> {
     axes
 }
 
-fn layout_a(m: &[Axis], k: &[Axis], spec: &ContractSpec) -> LayoutA {
+/// Whether a can be read as it is: as f32, as words that are aligned and end with k, or as whole
+/// tiles of such words in rows at equal distances.
+fn in_place(spec: &ContractSpec, products: Products, groups: [&[Axis]; 3]) -> bool {
+    let [batch, m, k] = groups;
+    let even = |axes: &[Axis]| axes.iter().all(|axis| axis.stride.is_multiple_of(2));
+    let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
+    match products {
+        Products::Widened => spec.prologue.is_empty() && spec.a == Elem::F32,
+        Products::Vectors => even(batch) && even(m) && size(k).is_multiple_of(2),
+        Products::Tiles => {
+            let whole = size(k).is_multiple_of(2 * SIDE) && size(m).is_multiple_of(2 * SIDE);
+            even(batch) && even(m) && m.len() <= 1 && whole
+        }
+    }
+}
+
+fn layout_a(m: &[Axis], k: &[Axis], as_it_is: bool) -> LayoutA {
     let k_contiguous = k.is_empty() || k.len() == 1 && k[0].stride == 1;
     let m_contiguous = m.len() == 1 && m[0].stride == 1;
-    let as_it_is = spec.prologue.is_empty() && spec.a == Elem::F32;
     match (k_contiguous, m_contiguous, as_it_is) {
         (true, _, true) => LayoutA::Direct,
         (true, _, false) => LayoutA::Rows,
@@ -224,8 +320,12 @@ fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
 }
 
 /// Rows and vectors of a tile. Beside the accumulators it needs registers for a row of b and one
-/// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16).
-fn tile_shape(device: &Device) -> (usize, usize) {
+/// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16). Of tile
+/// registers there are eight: 2·2 + 2 + 2.
+fn tile_shape(device: &Device, products: Products) -> (usize, usize) {
+    if products == Products::Tiles {
+        return (2 * SIDE, 2);
+    }
     if device.vector_registers() >= 32 { (8, 3) } else { (4, 2) }
 }
 

@@ -5,8 +5,11 @@
 
 use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
+use crate::pairs::{dot, narrow};
+use crate::products::Products;
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
-use crate::vector_io::{load, load_strided, store, store_as};
+use crate::tiles::{self, SIDE};
+use crate::vector_io::{load, load_strided, store, store_as, store_words};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -23,7 +26,7 @@ pub(crate) struct Place {
     pub base_b: usize,
 }
 
-/// Where each row of a tile starts in a or in the packed block.
+/// Where each row of a tile starts in a or in the packed block, in words of four bytes.
 #[cube]
 pub(crate) fn row_offsets(
     place: &Place,
@@ -38,19 +41,21 @@ pub(crate) fn row_offsets(
     for r in 0..height {
         if comptime!(plan.layout_a == LayoutA::Direct) {
             let m = min(row + r, comptime!(plan.rows - 1));
-            offsets[r] = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            let at = place.base_a + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            offsets[r] = at / comptime!(plan.steps_per_word());
         } else if comptime!(plan.layout_a == LayoutA::Rows) {
-            let stride = comptime!(plan.block_depth + 16);
+            let stride = comptime!(plan.row_words());
             offsets[r] = place.packed_a + (packed_panel * height + r) * stride;
         } else {
-            let panel = comptime!(plan.tile_rows * plan.block_depth);
+            let panel = comptime!(plan.tile_rows * plan.block_depth / plan.steps_per_word());
             offsets[r] = place.packed_a + packed_panel * panel + r;
         }
     }
     offsets
 }
 
-/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to sum `r·vectors + v`.
+/// Adds `Σ_k a[offsets[r] + k·step] · packed[at + k·panel + v·N ..]` to sum `r·vectors + v`, over
+/// `depth` words.
 #[cube]
 pub(crate) fn multiply<N: Size>(
     a: &[f32],
@@ -63,6 +68,7 @@ pub(crate) fn multiply<N: Size>(
     #[comptime] rows: usize,
     #[comptime] vectors: usize,
     #[comptime] panel: usize,
+    #[comptime] products: Products,
 ) {
     for k in 0..depth {
         let mut b = Array::<Vector<f32, N>>::new(vectors);
@@ -75,9 +81,35 @@ pub(crate) fn multiply<N: Size>(
             let broadcast = Vector::<f32, N>::new(a[offsets[r] + k * step]);
             #[unroll]
             for v in 0..vectors {
-                sums[r * vectors + v] = fma(broadcast, b[v], sums[r * vectors + v]);
+                let sum = sums[r * vectors + v];
+                if comptime!(products == Products::Widened) {
+                    sums[r * vectors + v] = fma(broadcast, b[v], sum);
+                } else {
+                    sums[r * vectors + v] = dot::<N>(sum, broadcast, b[v]);
+                }
             }
         }
+    }
+}
+
+/// Adds to the sums the products of 32 rows of a with a panel of b over `depth` words. Of a, tiles
+/// follow each other after `next` words, their rows after `row`, and the lower rows after `lower`.
+#[cube]
+pub(crate) fn multiply_tiles(
+    a: &[f32],
+    from_a: usize,
+    packed: &[f32],
+    from_b: usize,
+    depth: usize,
+    lower: usize,
+    #[comptime] next: usize,
+    #[comptime] row: usize,
+) {
+    for t in 0..depth / SIDE {
+        let upper = from_a + t * next;
+        let b = from_b + t * comptime!(2 * SIDE * SIDE);
+        tiles::load(a, upper, upper + lower, row.runtime(), packed, b);
+        tiles::multiply();
     }
 }
 
@@ -159,6 +191,34 @@ pub(crate) fn finish_tile<N: Size>(
             let sum = load::<f32, Const<1>>(&*workspace, at.tile + r * width + c);
             let plan = comptime!(plan.clone());
             finish_lanes::<Const<1>>(workspace, inputs, outputs, at, r, c, sum, plan);
+        }
+    }
+}
+
+/// The same for a whole tile of two vectors whose sums only have to be rounded to bf16.
+#[cube]
+pub(crate) fn finish_rounded<N: Size>(
+    workspace: &mut [f32],
+    outputs: &mut Sequence<Box<[f32]>>,
+    at: &Finish,
+    #[comptime] plan: Plan,
+) {
+    let out = outputs.index_mut(0usize);
+    for r in 0..comptime!(plan.tile_rows) {
+        let from = at.tile + r * comptime!(2 * plan.width);
+        let partial = at.partial + r * comptime!(plan.block_columns);
+        let mut low = load::<f32, N>(&*workspace, from);
+        let mut high = load::<f32, N>(&*workspace, from + N::value());
+        if comptime!(plan.partial_elements > 0) && !at.first {
+            low += load::<f32, N>(&*workspace, partial);
+            high += load::<f32, N>(&*workspace, partial + N::value());
+        }
+        if at.last {
+            let to = (at.row + r) * comptime!(plan.columns) + at.column;
+            store_words::<N>(out, to, narrow::<N>(low, high));
+        } else {
+            store::<f32, N>(workspace, partial, low);
+            store::<f32, N>(workspace, partial + N::value(), high);
         }
     }
 }

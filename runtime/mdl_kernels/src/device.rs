@@ -4,6 +4,7 @@
 //! On the CPU runtime a kernel is compiled per common alignment of its buffers; binding one buffer
 //! at an odd element (`Device::unaligned`) is what makes vector accesses at any element legal.
 
+use crate::products::Products;
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -25,9 +26,9 @@ const ARENA_TAIL_BYTES: u64 = 64;
 /// worker threads, and two kernels with barriers could each hold a worker the other waits for.
 static CPU: OnceLock<Client> = OnceLock::new();
 #[cfg(feature = "cuda")]
-static CUDA: OnceLock<Client> = OnceLock::new();
+static CUDA: OnceLock<Result<Client, KernelError>> = OnceLock::new();
 #[cfg(feature = "wgpu")]
-static WGPU: OnceLock<Client> = OnceLock::new();
+static WGPU: OnceLock<Result<Client, KernelError>> = OnceLock::new();
 
 /// What computes: it decides which routine of a kernel is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,7 @@ pub struct Device {
     units: u32,
     vector_width: usize,
     vector_registers: usize,
+    products: Products,
     in_flight: AtomicU32,
     /// Launches are compiled and dropped, and memory has sizes and no bytes.
     paper: Option<OnPaper>,
@@ -168,6 +170,7 @@ impl Device {
             units: threads.unwrap_or(cores).max(1),
             vector_width: width,
             vector_registers: registers,
+            products: if width == 16 { Products::fastest() } else { Products::Widened },
             in_flight: AtomicU32::new(0),
             paper: None,
             client,
@@ -190,13 +193,16 @@ impl Device {
     /// The first NVIDIA GPU of this machine.
     #[cfg(feature = "cuda")]
     pub fn cuda() -> Result<Device, KernelError> {
-        let missing = |why: String| KernelError::NoDevice { name: "CUDA", why };
-        if !driver_is_here() {
-            let why = "the driver's library libcuda.so is not installed";
-            return Err(missing(why.to_string()));
-        }
-        let device = cubecl::Device::cuda(0).map_err(|fault| missing(fault.to_string()))?;
-        let client = CUDA.get_or_init(|| on_one_stream(device.client())).clone();
+        let open = || {
+            let missing = |why: String| KernelError::NoDevice { name: "CUDA", why };
+            if !driver_is_here() {
+                let why = "the driver's library libcuda.so is not installed";
+                return Err(missing(why.to_string()));
+            }
+            let device = cubecl::Device::cuda(0).map_err(|fault| missing(fault.to_string()))?;
+            Ok(on_one_stream(device.client()))
+        };
+        let client = CUDA.get_or_init(open).clone()?;
         Ok(Device::gpu(client, Class::Cuda, true))
     }
 
@@ -209,10 +215,13 @@ impl Device {
     /// The best device that Vulkan, Metal or DirectX has: a GPU, or a CPU that stands in for one.
     #[cfg(feature = "wgpu")]
     pub fn wgpu() -> Result<Device, KernelError> {
-        let missing = |why: String| KernelError::NoDevice { name: "wgpu", why };
-        let kind = cubecl::device::WgpuDeviceKind::default();
-        let device = cubecl::Device::wgpu(kind).map_err(|fault| missing(fault.to_string()))?;
-        let client = WGPU.get_or_init(|| on_one_stream(device.client())).clone();
+        let open = || {
+            let missing = |why: String| KernelError::NoDevice { name: "wgpu", why };
+            let kind = cubecl::device::WgpuDeviceKind::default();
+            let device = cubecl::Device::wgpu(kind).map_err(|fault| missing(fault.to_string()))?;
+            Ok(on_one_stream(device.client()))
+        };
+        let client = WGPU.get_or_init(open).clone()?;
         Ok(Device::gpu(client, Class::Wgpu, false))
     }
 
@@ -230,6 +239,7 @@ impl Device {
             units: hardware.num_streaming_multiprocessors.unwrap_or(1),
             vector_width: 1,
             vector_registers: 0,
+            products: Products::Widened,
             in_flight: AtomicU32::new(0),
             paper: None,
             client,
@@ -273,6 +283,17 @@ impl Device {
     pub(crate) fn address_type(&self, bytes: u64) -> AddressType {
         let large = bytes > u64::from(u32::MAX) / 2 && self.class != Class::Wgpu;
         if large { AddressType::U64 } else { AddressType::U32 }
+    }
+
+    /// The same device with other instructions for bf16, which have to be available.
+    pub fn with_products(self, products: Products) -> Device {
+        assert!(products.available(), "this machine has no {products} of bf16");
+        Device { products, ..self }
+    }
+
+    /// The instructions for contractions of bf16 by bf16.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Units of a cube: the threads that share one launch. On a GPU its multiprocessors.

@@ -11,6 +11,7 @@ pub(crate) mod cross_entropy;
 mod decode;
 mod embedding;
 mod grouped;
+pub(crate) mod math;
 mod optimizer;
 pub(crate) mod peak;
 mod reduce;

@@ -17,6 +17,7 @@ mod attention;
 mod attention_grad;
 mod contract;
 mod contract_pack;
+mod contract_pairs;
 mod contract_plan;
 mod contract_skinny;
 mod contract_tile;
@@ -28,12 +29,15 @@ mod grouped;
 mod launch;
 mod linear_cross_entropy;
 mod optimizer;
+mod pairs;
 #[cfg(feature = "cuda")]
 mod paper;
 mod peak;
+mod products;
 mod program;
 mod region;
 mod state_files;
+mod tiles;
 mod transfer;
 mod vector_io;
 
@@ -41,6 +45,7 @@ pub use device::{Arena, Class, Device, KernelError, MemoryUse, Slice};
 pub use exchange::{Exchange, Seat};
 #[cfg(feature = "cuda")]
 pub use paper::{Compiled, Paper, Ptx};
-pub use peak::{measure_fma_peak, measure_tensor_peak, measure_triad};
+pub use peak::{measure_bf16_peak, measure_fma_peak, measure_triad};
+pub use products::Products;
 pub use state_files::{StateFileError, StateFiles, free_bytes};
 pub use transfer::{Copier, Job, Side, Together, Transfer};

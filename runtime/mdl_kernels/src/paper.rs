@@ -95,6 +95,12 @@ impl Paper {
         let client = Client::init(server.id, server);
         Paper { device: Device::gpu(client, Class::Cuda, true), found }
     }
+
+    /// What all launches so far were compiled to.
+    pub fn kernels(&self) -> Result<Vec<Ptx>, String> {
+        self.device.sync();
+        self.found.kernels()
+    }
 }
 
 /// Every paper is a device of its own.

@@ -4,6 +4,9 @@
 
 use crate::device::{Class, Device, Slice};
 use crate::gpu::peak as gpu;
+use crate::pairs::dot;
+use crate::products::Products;
+use crate::tiles::{self, SIDE};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
@@ -12,17 +15,29 @@ use std::time::Instant;
 const ACCUMULATORS: usize = 24;
 const ROUNDS: usize = 1 << 16;
 const REPEATS: usize = 15;
+/// Elements of a tile of sums, and operations of one visit of it.
+const TILE: usize = 4 * SIDE * SIDE;
+const TILE_FLOPS: usize = TILE * 4 * SIDE;
 const TRIAD_ELEMENTS: u64 = 16 << 20;
 
 #[cube(launch_unchecked)]
-fn fma_chain<N: Size>(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
+fn fma_chain<N: Size>(
+    out: &mut [f32],
+    rounds: u32,
+    _unaligned: &[f32],
+    #[comptime] products: Products,
+) {
     let mut sums = Array::<Vector<f32, N>>::new(ACCUMULATORS);
     let factor = load::<f32, N>(&*out, UNIT_POS as usize * N::value());
     let term = factor * Vector::new(0.5);
     for _ in 0..rounds {
         #[unroll]
         for i in 0..ACCUMULATORS {
-            sums[i] = fma(sums[i], factor, term);
+            if comptime!(products == Products::Vectors) {
+                sums[i] = dot::<N>(sums[i], factor, term);
+            } else {
+                sums[i] = fma(sums[i], factor, term);
+            }
         }
     }
     let mut total = Vector::<f32, N>::new(0.0);
@@ -31,6 +46,21 @@ fn fma_chain<N: Size>(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
         total += sums[i];
     }
     store::<f32, N>(out, UNIT_POS as usize * N::value(), total);
+}
+
+/// Products of tiles of zeros, in `TILE` elements of each unit.
+#[cube(launch_unchecked)]
+fn tile_chain(out: &mut [f32], rounds: u32, _unaligned: &[f32]) {
+    let own = UNIT_POS as usize * TILE;
+    tiles::configure(out, own);
+    tiles::zero();
+    let zeros = own + SIDE;
+    tiles::load(&*out, zeros, zeros, SIDE.runtime(), &*out, zeros);
+    for _ in 0..rounds {
+        tiles::multiply();
+    }
+    tiles::store_sums(out, own, (2 * SIDE).runtime());
+    tiles::release();
 }
 
 #[cube(launch_unchecked)]
@@ -85,10 +115,29 @@ pub fn measure_fma_peak(device: &Device) -> f64 {
         let out = arena.slice(0, elements * 4);
         return best_of(device, flops, || gpu::launch_chains(device, &out));
     }
+    measure_chains(device, Products::Widened)
+}
+
+/// The same with the device's instructions for bf16.
+pub fn measure_bf16_peak(device: &Device) -> f64 {
+    if device.tensor_cores() {
+        let (elements, flops) = gpu::tensor_chains();
+        let arena = device.alloc(elements * 4);
+        let out = arena.slice(0, elements * 4);
+        return best_of(device, flops, || gpu::launch_tensor_chains(device, &out));
+    }
+    match device.products() {
+        Products::Tiles => measure_tiles(device),
+        products => measure_chains(device, products),
+    }
+}
+
+fn measure_chains(device: &Device, products: Products) -> f64 {
     let lanes = device.vector_width();
     let bytes = device.units() as u64 * lanes as u64 * 4;
     let arena = device.alloc(bytes);
-    let flops = 2.0 * (ROUNDS * ACCUMULATORS * lanes) as f64 * device.units() as f64;
+    let steps = if products == Products::Vectors { 2 } else { 1 };
+    let flops = 2.0 * (steps * ROUNDS * ACCUMULATORS * lanes) as f64 * device.units() as f64;
     best_of(device, flops, || {
         // SAFETY: each unit accesses its own vector of `out`.
         unsafe {
@@ -100,20 +149,29 @@ pub fn measure_fma_peak(device: &Device) -> f64 {
                 device.buffer(&arena.slice(0, bytes)),
                 ROUNDS as u32,
                 device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
+                products,
             );
         }
     })
 }
 
-/// GFLOP/s of tensor cores on operands in bf16, or none where a device has no such units.
-pub fn measure_tensor_peak(device: &Device) -> Option<f64> {
-    if !device.tensor_cores() {
-        return None;
-    }
-    let (elements, flops) = gpu::tensor_chains();
-    let arena = device.alloc(elements * 4);
-    let out = arena.slice(0, elements * 4);
-    Some(best_of(device, flops, || gpu::launch_tensor_chains(device, &out)))
+fn measure_tiles(device: &Device) -> f64 {
+    let bytes = device.units() as u64 * TILE as u64 * 4;
+    let arena = device.alloc(bytes);
+    let flops = (ROUNDS * TILE_FLOPS) as f64 * device.units() as f64;
+    best_of(device, flops, || {
+        // SAFETY: each unit accesses its own tile of `out`.
+        unsafe {
+            tile_chain::launch_unchecked(
+                device.client(),
+                CubeCount::new_single(),
+                device.cube_dim(),
+                device.buffer(&arena.slice(0, bytes)),
+                ROUNDS as u32,
+                device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
+            );
+        }
+    })
 }
 
 /// GB/s of `out = a + 3·b` on arrays far larger than the caches, the best of several runs.

@@ -3,7 +3,9 @@
 //! Registers are values, not memory: interpreting a program emits straight-line code. What a load,
 //! an index, a store or a reduction means is the `Environment`'s, which emits code itself.
 
+use crate::gpu::math as gpu_math;
 use crate::vector_io::nearest_bf16;
+use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{Instr, InstrOp};
 use std::hash::{Hash, Hasher};
@@ -119,8 +121,11 @@ pub(crate) fn interpret<N: Size>(
     }
 }
 
-/// A constant in every lane.
+/// A constant in every lane. Not every language of kernels can write down what is not finite.
 pub(crate) fn splat<N: Size>(scope: &Scope, value: f32) -> Lanes<N> {
+    if !value.is_finite() {
+        return of_bits::expand::<N>(scope, value.to_bits());
+    }
     Vector::<f32, N>::__expand_new(scope, value.__expand_runtime_method(scope))
 }
 
@@ -167,6 +172,11 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
     }
 }
 
+#[cube]
+fn of_bits<N: Size>(#[comptime] bits: u32) -> Vector<f32, N> {
+    Vector::<f32, N>::reinterpret(Vector::<u32, N>::new(bits.runtime()))
+}
+
 /// A product as it would be if it were stored. CubeCL makes one operation of a product and the sum
 /// that is its only reader, which rounds once and not twice; then bits would depend on what else is
 /// in the kernel. Functions end in products too.
@@ -183,7 +193,10 @@ macro_rules! as_in_vectors {
         #[cube]
         fn $name<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
             let lanes = N::value();
-            if comptime!(lanes == 1) {
+            let gpu = on_gpu();
+            if comptime!(gpu) {
+                apart::<N>(gpu_math::$name::<N>(a))
+            } else if comptime!(lanes == 1) {
                 let wide = Vector::<f32, Const<WIDE>>::new(a.extract(0usize));
                 apart::<N>(Vector::new(wide.$name().extract(0usize)))
             } else {
@@ -191,6 +204,16 @@ macro_rules! as_in_vectors {
             }
         }
     )*};
+}
+
+/// Whether the kernel being expanded is for a GPU.
+#[cube]
+#[allow(unused_variables)]
+fn on_gpu() -> comptime_type!(bool) {
+    intrinsic!(|scope| {
+        let properties = scope.state().device_properties.clone();
+        properties.is_some_and(|device| device.hardware.num_cpu_cores.is_none())
+    })
 }
 
 /// Lanes of the widest vector registers; narrower ones do their part of it the same way.

@@ -60,7 +60,10 @@ fn as_vector<E: Scalar, N: Size>(
     scope: &Scope,
     first: &NativeExpand<E>,
 ) -> NativeExpand<Vector<E, N>> {
-    let pointer = first.value(scope);
+    vector_at(scope, first.value(scope))
+}
+
+fn vector_at<E: Scalar, N: Size>(scope: &Scope, pointer: Value) -> NativeExpand<Vector<E, N>> {
     let vector = Vector::<E, N>::__expand_as_type(scope);
     let ty = PointerType::get(scope.ctx(), vector, space_of(scope, pointer)).into();
     let cast = ReinterpretCastOp::new(scope.ctx_mut(), ty, pointer);
@@ -171,6 +174,43 @@ pub(crate) fn copy<N: Size>(
     } else {
         store::<f32, N>(into, to, load::<f32, N>(from, at));
     }
+}
+
+/// N words of two bf16 each, from the bf16 `at`.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn load_words<N: Size>(buffer: &[f32], at: usize) -> Vector<f32, N> {
+    intrinsic!(|scope| {
+        let halves = halves(scope, buffer);
+        // SAFETY: callers keep `at + 2·N` inside the buffer.
+        let first = unsafe { halves.__expand_get_unchecked_method(scope, at) };
+        vector_at::<f32, N>(scope, first.value(scope)).__expand_deref_method(scope)
+    })
+}
+
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn store_words<N: Size>(buffer: &mut [f32], at: usize, words: Vector<f32, N>) {
+    intrinsic!(|scope| {
+        let mut halves = halves(scope, buffer);
+        // SAFETY: callers keep `at + 2·N` inside the buffer.
+        let first = unsafe { halves.__expand_get_unchecked_mut_method(scope, at) };
+        vector_at::<f32, N>(scope, first.value(scope)).__expand_assign_method(scope, words);
+    })
+}
+
+/// Words of the bf16 `at..at + N`, in their lower halves, and those from `next` in the upper ones.
+#[cube]
+pub(crate) fn zip_halves<N: Size>(buffer: &[f32], at: usize, next: usize) -> Vector<f32, N> {
+    let low = Vector::<u32, N>::cast_from(load_halves::<N>(buffer, at));
+    let high = Vector::<u32, N>::cast_from(load_halves::<N>(buffer, next));
+    Vector::<f32, N>::reinterpret(low | (high << Vector::new(16u32)))
+}
+
+/// Words of the bf16 `at..at + N` and of zeros.
+#[cube]
+pub(crate) fn load_half<N: Size>(buffer: &[f32], at: usize) -> Vector<f32, N> {
+    Vector::<f32, N>::reinterpret(Vector::<u32, N>::cast_from(load_halves::<N>(buffer, at)))
 }
 
 /// Stores the bits of bf16.

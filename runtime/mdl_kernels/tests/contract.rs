@@ -1,14 +1,15 @@
 //! Contractions against a plain loop in f64: every layout, ragged edges, batches, programs.
 
 use mdl_ir::kernel::{ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes};
-use mdl_kernels::{Arena, Class, Device, Slice};
-use std::sync::OnceLock;
+use mdl_kernels::{Arena, Class, Device, Products, Slice};
 
 mod elements;
 use elements::{from_bytes, nearest, storing_error, to_bytes};
 
 /// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is
-/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it.
+/// √k·u·Σ|a·b|, u = 2⁻²⁴, met with high probability; two more roundings for what surrounds it. It
+/// holds for every order of summation, so also where pairs or tiles of bf16 are summed first: their
+/// products are exact in f32, and each instruction rounds once for each product that it adds.
 fn tolerance(k: usize) -> f64 {
     ((k as f64).sqrt() + 2.0) * 2f64.powi(-24)
 }
@@ -21,6 +22,10 @@ fn tolerance_of(device: &Device, k: usize) -> f64 {
     let tensor = if device.class() == Class::Cuda { cut + 2f64.powi(-21) } else { 0.0 };
     tolerance(k) + tensor
 }
+
+/// Instructions for bf16 take subnormal operands for zero, each worth less than this beside a
+/// factor up to 1, and a sum that is subnormal becomes zero too.
+const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
 
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2654435761).wrapping_add(12345);
@@ -256,7 +261,8 @@ fn compare_row(
             let value = f64::from(got[output][row * n + j]);
             // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
             let arithmetic = tolerance_of(device, k) * (scale + want.abs() + 1.0);
-            let bound = arithmetic + storing_error(spec.outputs[output], want);
+            let flushed = 2.0 * k as f64 * FLUSHED;
+            let bound = arithmetic + flushed + storing_error(spec.outputs[output], want);
             assert!(
                 (value - want).abs() <= bound,
                 "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
@@ -274,27 +280,33 @@ fn with(spec: &ContractSpec, [a, b, out]: [Elem; 3]) -> ContractSpec {
 }
 
 use Elem::{Bf16, F32};
-const ELEMS: [[Elem; 3]; 4] =
-    [[F32, F32, F32], [Bf16, Bf16, Bf16], [Bf16, F32, F32], [F32, Bf16, Bf16]];
+const ELEMS: [[Elem; 3]; 5] =
+    [[F32, F32, F32], [Bf16, Bf16, Bf16], [Bf16, Bf16, F32], [Bf16, F32, F32], [F32, Bf16, Bf16]];
+
+/// Every way of this machine to multiply elements of these kinds.
+fn ways(elems: [Elem; 3]) -> impl Iterator<Item = Products> {
+    let of_halves = elems[..2] == [Bf16, Bf16];
+    let ways = [Products::Widened, Products::Vectors, Products::Tiles];
+    ways.into_iter().filter(move |way| *way == Products::Widened || of_halves && way.available())
+}
 
 fn check(spec: &ContractSpec) {
-    on_all_devices().for_each(|(device, elems)| drop(check_on(device, &with(spec, elems))));
+    for elems in ELEMS {
+        devices(elems).iter().for_each(|device| drop(check_on(device, &with(spec, elems))));
+    }
 }
 
-fn on_all_devices() -> impl Iterator<Item = (&'static Device, [Elem; 3])> {
-    let all = devices().iter().flat_map(|device| ELEMS.map(|elems| (device, elems)));
-    all.filter(|(device, elems)| elems.iter().all(|&elem| device.takes(elem)))
-}
-
-fn devices() -> &'static [Device] {
-    static ALL: OnceLock<Vec<Device>> = OnceLock::new();
-    ALL.get_or_init(Device::all)
+/// A CPU with every instruction for such elements, and the GPUs that take them.
+fn devices(elems: [Elem; 3]) -> Vec<Device> {
+    let cpus = ways(elems).into_iter().map(|way| Device::cpu(None).with_products(way));
+    let gpus = Device::all().into_iter().skip(1);
+    cpus.chain(gpus.filter(|gpu| elems.iter().all(|&elem| gpu.takes(elem)))).collect()
 }
 
 #[test]
 fn all_transpositions_and_ragged_edges() {
     let shapes =
-        [(64, 96, 64), (133, 131, 67), (9, 1, 5), (1, 17, 33), (16, 49, 1), (50, 200, 1100)];
+        [(64, 96, 64), (133, 131, 67), (9, 1, 5), (1, 17, 33), (16, 49, 1), (50, 200, 2101)];
     for (m, n, k) in shapes {
         for (a_transposed, b_transposed) in
             [(false, false), (false, true), (true, false), (true, true)]
@@ -419,39 +431,71 @@ fn results_do_not_depend_on_the_units() {
         for b_transposed in [false, true] {
             for elems in ELEMS {
                 let spec = with(&matrices(m, n, k, false, b_transposed), elems);
-                let one = check_on(&Device::cpu(Some(1)), &spec);
-                assert_eq!(one, check_on(&Device::cpu(Some(2)), &spec));
-                assert_eq!(one, check_on(&Device::cpu(Some(3)), &spec));
+                for way in ways(elems) {
+                    let device = |units| Device::cpu(Some(units)).with_products(way);
+                    let one = check_on(&device(1), &spec);
+                    assert_eq!(one, check_on(&device(2), &spec));
+                    assert_eq!(one, check_on(&device(3), &spec));
+                }
             }
         }
     }
 }
 
-/// out = out + a·b, where the epilogue's input and the output are one buffer.
+/// out + a·b, where the epilogue's input and the output are one buffer.
+fn adding(m: u32, n: u32, k: u32, elems: [Elem; 3]) -> ContractSpec {
+    let mut spec = with(&matrices(m, n, k, false, true), elems);
+    spec.epilogue_inputs = vec![view(elems[2], 0, [n, 1])];
+    spec.epilogue = vec![
+        instr(InstrOp::Load(0), 1, 0, 0, 0),
+        instr(InstrOp::Add, 2, 0, 1, 0),
+        instr(InstrOp::Store(0), 0, 2, 0, 0),
+    ];
+    spec
+}
+
+/// Launches a kernel on the operands of `spec`, as buffers in this order: a, b, what the output
+/// holds and becomes, workspace.
+fn check_adding(device: &Device, spec: &ContractSpec, kernel: &KernelSpec, order: &[usize]) {
+    let operands = operands(spec);
+    let elems = [spec.a, spec.b, spec.outputs[0]];
+    let data = [&operands.a, &operands.b, &operands.epilogues[0]].into_iter().zip(elems);
+    let data: Vec<Vec<u8>> = data.map(|(values, elem)| to_bytes(elem, values)).collect();
+    let mut sizes: Vec<u64> = data.iter().map(|bytes| bytes.len() as u64).collect();
+    sizes.push(workspace_bytes(kernel, device.units()));
+    let buffers = Buffers::new(device, &sizes);
+    for (i, bytes) in data.iter().enumerate() {
+        buffers.write(device, i, bytes);
+    }
+    let args: Vec<Slice> = order.iter().map(|i| buffers.slice(*i)).collect();
+    device.launch(kernel, &args);
+    let got = [buffers.read(device, 2, spec.outputs[0])];
+    (0..size(&spec.m)).for_each(|row| compare_row(spec, &operands, row, &got));
+}
+
 #[test]
 fn an_epilogue_adds_to_what_its_output_holds() {
     for (m, n, k) in [(70, 97, 90), (133, 31, 1200), (3, 40, 50)] {
-        for (device, elems) in on_all_devices() {
-            let mut spec = with(&matrices(m, n, k, false, true), elems);
-            spec.epilogue_inputs = vec![view(elems[2], 0, [n, 1])];
-            spec.epilogue = vec![
-                instr(InstrOp::Load(0), 1, 0, 0, 0),
-                instr(InstrOp::Add, 2, 0, 1, 0),
-                instr(InstrOp::Store(0), 0, 2, 0, 0),
-            ];
-            let operands = operands(&spec);
-            let whole = KernelSpec::Contract(spec.clone());
-            let data = [&operands.a, &operands.b, &operands.epilogues[0]].into_iter().zip(elems);
-            let data: Vec<Vec<u8>> = data.map(|(values, elem)| to_bytes(elem, values)).collect();
-            let mut sizes: Vec<u64> = data.iter().map(|bytes| bytes.len() as u64).collect();
-            sizes.push(workspace_bytes(&whole, device.target()));
-            let buffers = Buffers::new(device, &sizes);
-            for (i, bytes) in data.iter().enumerate() {
-                buffers.write(device, i, bytes);
+        for elems in ELEMS {
+            for device in devices(elems) {
+                let spec = adding(m, n, k, elems);
+                let kernel = KernelSpec::Contract(spec.clone());
+                check_adding(&device, &spec, &kernel, &[0, 1, 2, 2, 3]);
             }
-            device.launch(&whole, &[0, 1, 2, 2, 3].map(|i| buffers.slice(i)));
-            let got = [buffers.read(device, 2, elems[2])];
-            (0..m as usize).for_each(|row| compare_row(device, &spec, &operands, row, &got));
+        }
+    }
+}
+
+#[test]
+fn sums_are_added_to_an_output_in_f32() {
+    for (m, n, k) in [(70, 97, 91), (64, 96, 2048), (133, 31, 1200), (3, 40, 50)] {
+        for elems in [[F32, F32, F32], [Bf16, Bf16, F32]] {
+            for device in devices(elems) {
+                let spec = adding(m, n, k, elems);
+                let plain =
+                    ContractSpec { epilogue_inputs: vec![], epilogue: vec![], ..spec.clone() };
+                check_adding(&device, &spec, &KernelSpec::ContractAdd(plain), &[0, 1, 2, 3]);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use mdl_ir::kernel::{
     Elem, KernelSpec, LinearCrossEntropyParts, LinearCrossEntropySpec, workspace_bytes,
 };
 use mdl_kernels::Device;
+use std::sync::OnceLock;
 
 mod elements;
 use elements::{from_bytes, nearest, storing_error, to_bytes};
@@ -81,7 +82,7 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     if !case.spec.grad {
         sizes.truncate(4);
     }
-    sizes.push(workspace_bytes(&spec, device.units()));
+    sizes.push(workspace_bytes(&spec, device.target()));
     let weight = sizes.len();
     sizes.push(4);
     let mut offsets = vec![0u64];
@@ -142,7 +143,7 @@ fn reference(case: &Case) -> (f64, Vec<f64>, Vec<f64>) {
 
 /// Of dw over blocks of rows; sums of some of the blocks are at most twice the largest of all.
 fn storing_error_of_blocks(case: &Case, device: &Device, largest: f64, want: f64) -> f64 {
-    let rows = LinearCrossEntropyParts::of(&case.spec, device.units()).block_rows;
+    let rows = LinearCrossEntropyParts::of(&case.spec, device.target()).block_rows;
     match case.spec.rows.div_ceil(rows) {
         1 => storing_error(case.spec.dw, want),
         blocks => f64::from(blocks) * storing_error(case.spec.dw, 2.0 * largest),
@@ -150,25 +151,33 @@ fn storing_error_of_blocks(case: &Case, device: &Device, largest: f64, want: f64
 }
 
 fn check(case: &Case, tolerance: f64) {
-    let device = Device::cpu(None);
-    let (loss, dx, dw) = launch(&device, case);
+    static ALL: OnceLock<Vec<Device>> = OnceLock::new();
+    let takes = |device: &&Device| device.takes(case.spec.elem) && device.takes(case.spec.dw);
+    for device in ALL.get_or_init(Device::all).iter().filter(takes) {
+        check_on(device, case, tolerance);
+    }
+}
+
+fn check_on(device: &Device, case: &Case, tolerance: f64) {
+    let class = device.class();
+    let (loss, dx, dw) = launch(device, case);
     let (want_loss, want_dx, want_dw) = reference(case);
     let error = (f64::from(loss) - want_loss).abs() / want_loss.abs().max(1.0);
-    assert!(error <= LOSS_TOLERANCE, "loss {loss} for {want_loss}");
+    assert!(error <= LOSS_TOLERANCE, "{class:?}: loss {loss} for {want_loss}");
     let stored_dx = |_, want| storing_error(case.spec.elem, want);
-    let stored_dw = |largest, want| storing_error_of_blocks(case, &device, largest, want);
+    let stored_dw = |largest, want| storing_error_of_blocks(case, device, largest, want);
     let stored: [&dyn Fn(f64, f64) -> f64; 2] = [&stored_dx, &stored_dw];
     let both = [("dx", &dx, &want_dx), ("dw", &dw, &want_dw)];
     for ((name, got, want), stored) in both.into_iter().zip(stored) {
         let largest = want.iter().fold(0.0f64, |most, x| most.max(x.abs())).max(1e-30);
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let error = ((f64::from(*got) - want).abs() - stored(largest, *want)) / largest;
-            assert!(error <= tolerance, "{name}[{i}]: {got} for {want}, {error:e}");
+            assert!(error <= tolerance, "{class:?}, {name}[{i}]: {got} for {want}, {error:e}");
         }
     }
     let spec = LinearCrossEntropySpec { grad: false, accumulate: false, ..case.spec.clone() };
     let forward = Case { spec, ..case.clone() };
-    assert_eq!(launch(&device, &forward).0, loss, "the loss alone is the same loss");
+    assert_eq!(launch(device, &forward).0, loss, "the loss alone is the same loss");
 }
 
 fn check_all(cases: &[Case], tolerance: f64) {

@@ -44,8 +44,7 @@ fn contractions_multiply_on_tensor_cores() {
                 }
             }
         }
-        paper.device.sync();
-        let kernels = paper.found.kernels().expect("all of them compile");
+        let kernels = paper.kernels().expect("all of them compile");
         let contractions: Vec<_> = kernels.iter().filter(|k| k.name.contains("contract")).collect();
         assert_eq!(contractions.len(), 18, "{:?}", kernels.iter().map(|k| &k.name));
         for kernel in contractions {

@@ -35,7 +35,7 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
         ],
     });
     let row = u64::from(COLUMNS) * 4;
-    let scratch = workspace_bytes(&spec, device.units());
+    let scratch = workspace_bytes(&spec, device.target());
     let arena = device.alloc(8192 + scratch);
     device.write(&arena, 0, bytemuck::bytes_of(&1f32)).expect("inside");
     for (i, values) in operands.iter().enumerate() {
@@ -59,14 +59,17 @@ fn check(op: InstrOp, positive: bool, want: impl Fn(f64, f64, f64) -> f64) {
         |i: u32, step: u32| (i * step % 41) as f32 / 8.0 - if positive { -0.1 } else { 2.5 };
     let values = |step| (0..COLUMNS).map(|i| column(i, step)).collect::<Vec<f32>>();
     let operands = [values(7), values(11), values(23)];
-    let got = launch(&Device::cpu(None), op, &operands);
-    for (i, got) in got.into_iter().enumerate() {
+    let all = Device::all();
+    let results = all.iter().flat_map(|device| {
+        launch(device, op, &operands).into_iter().enumerate().map(|got| (device.class(), got))
+    });
+    for (class, (i, got)) in results {
         let [x, y, z] = [0, 1, 2].map(|o: usize| f64::from(operands[o][i]));
         let want = want(x, y, z);
         let error = (f64::from(got) - want).abs();
         let met =
             error <= TOLERANCE * want.abs().max(1.0) || want.is_infinite() && got.is_infinite();
-        assert!(met, "{op:?}({x}, {y}, {z}) = {got} for {want}");
+        assert!(met, "{class:?}: {op:?}({x}, {y}, {z}) = {got} for {want}");
     }
 }
 

@@ -18,6 +18,7 @@ pub mod model;
 mod overlap;
 pub mod packing;
 pub mod plot;
+pub mod profile;
 pub mod ranks;
 pub mod resident;
 pub mod runner;

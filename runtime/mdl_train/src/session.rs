@@ -239,6 +239,12 @@ impl Session {
 
     /// One optimizer step on a batch of all its sequences, which micro-batches take in order.
     pub fn step(&mut self, batch: &Batch) -> StepReport {
+        self.step_by(batch, &mut Machine::run)
+    }
+
+    /// As `step`, with something else that runs the executable of each machine. A mesh has a thread
+    /// for each rank, and runs its machines by itself.
+    pub fn step_by(&mut self, batch: &Batch, run: &mut dyn FnMut(&Machine)) -> StepReport {
         let lr = self.schedule.at(self.step);
         let k = (self.step + 1) as i32;
         let scalars = StepScalars {
@@ -250,7 +256,7 @@ impl Session {
         };
         let (loss, grad_norm) = match &self.train.ranks {
             Some(ranks) => ranks.step(batch, self.settings.gradient_accumulation, &scalars),
-            None => self.step_alone(batch, &scalars),
+            None => self.step_alone(batch, &scalars, run),
         };
         self.step += 1;
         self.cursor += self.settings.sequences();
@@ -258,21 +264,26 @@ impl Session {
     }
 
     /// A step of one device: loss and gradient norm.
-    fn step_alone(&self, batch: &Batch, scalars: &StepScalars) -> (f64, f64) {
-        let accumulated = self.train.further.is_some().then(|| self.accumulate(batch));
+    fn step_alone(
+        &self,
+        batch: &Batch,
+        scalars: &StepScalars,
+        run: &mut dyn FnMut(&Machine),
+    ) -> (f64, f64) {
+        let accumulated = self.train.further.is_some().then(|| self.accumulate(batch, run));
         let last = self.train.last();
         if accumulated.is_none() {
             write_batch(last, batch);
         }
         scalars.write(last);
-        last.run();
+        run(last);
         let loss = accumulated.unwrap_or_else(|| value(last, "loss"));
         (loss, value(last, "grad_norm"))
     }
 
     /// Adds up the gradients of all micro-batches, and gives the mean loss over their targets. Each
     /// counts by how many of those it has; auxiliary losses count alike.
-    fn accumulate(&self, batch: &Batch) -> f64 {
+    fn accumulate(&self, batch: &Batch, run: &mut dyn FnMut(&Machine)) -> f64 {
         let n = self.settings.gradient_accumulation;
         let targets = batch.n_targets().max(1) as f64;
         let parts = batch.split(n as usize);
@@ -281,7 +292,7 @@ impl Session {
             machine.write_scalar(WEIGHT, (part.n_targets() as f64 / targets) as f32);
             machine.write_scalar(SHARE, (1.0 / n as f64) as f32);
             write_batch(machine, part);
-            machine.run();
+            run(machine);
             value(machine, "loss")
         });
         losses.sum()

@@ -1,6 +1,12 @@
 //! `mdlc bench`: kernels and the training step against this machine's measured limits.
 
 mod decode;
+mod kernels;
+mod page;
+mod report;
+mod roofline;
+mod spec_name;
+mod table;
 
 use super::say;
 use crate::choose::{Chosen, choose};
@@ -12,13 +18,29 @@ use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{
     AttentionSpec, ContractSpec, Dim, Elem, KernelSpec, MaskSpec, workspace_bytes,
 };
-use mdl_kernels::{Device, measure_fma_peak};
+use mdl_kernels::{Device, measure_bf16_peak, measure_fma_peak};
 use mdl_train::packing::Batch;
 use mdl_train::resident;
 use mdl_train::session::Session;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// What the first argument names.
+#[derive(Clone, Debug)]
+enum Subject {
+    Suite(What),
+    /// A model file, or the name of an embedded model.
+    Model(String),
+}
+
+impl Subject {
+    fn of(text: &str) -> Result<Subject, String> {
+        let suite = What::from_str(text, false);
+        Ok(suite.map_or_else(|_| Subject::Model(text.to_string()), Subject::Suite))
+    }
+}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
@@ -32,27 +54,72 @@ enum What {
     Decode,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl Dtype {
+    fn elem(self) -> Elem {
+        match self {
+            Dtype::F32 => Elem::F32,
+            Dtype::Bf16 => Elem::Bf16,
+        }
+    }
+}
+
 #[derive(Debug, Parser)]
+#[command(after_help = EXAMPLE)]
 pub struct Args {
-    what: What,
-    /// Model of `step` and `decode`: a path, or the name of an embedded model
+    /// A model file, or the name of an embedded model: every kernel of its training step. Or a
+    /// suite: gemm, attention, step or decode
+    #[arg(value_name = "FILE|SUITE", value_parser = Subject::of)]
+    what: Option<Subject>,
+    /// Model of the suites `step` and `decode`: a path, or the name of an embedded model
     /// [default: llama_15m of llama]
     #[arg(long)]
     file: Option<String>,
+    /// Operands and results of `gemm`
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// Timed runs; the median counts
     #[arg(long, default_value_t = 10)]
     runs: usize,
-    /// One JSON array on standard output
+    /// Print JSON: one object for a model, one array for a suite
     #[arg(long)]
     json: bool,
+    /// Write a page for a browser with the roofline of a model's kernels; it needs no network
+    #[arg(long, value_name = "REPORT.html")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     flags: StepFlags,
 }
 
+const EXAMPLE: &str = "\
+Which kernels of my model are far from what this machine can do, and what would be won?
+  mdlc bench llama --preset llama_15m --train_batch_size 8 --max_context_width 256
+  mdlc bench my_model.mdl --preset small --bf16 1 --html roofline.html
+Suites, which need no model file of one's own:
+  mdlc bench gemm        contractions of the Llama shapes, forward and both backward forms
+  mdlc bench attention   attention forward and backward
+  mdlc bench step        the whole training step of --file and --preset
+  mdlc bench decode      generation: prompts in chunks, then one token at a time
+A file that is called like a suite is named with its folder, such as ./gemm.";
+
 pub fn run(args: &Args) -> Outcome {
     let device = args.flags.training.device.open(args.flags.training.threads)?;
-    let rows = match args.what {
-        What::Gemm => gemm(&device, args.runs),
+    let suite = match &args.what {
+        Some(Subject::Suite(suite)) => *suite,
+        _ => return model(&device, args),
+    };
+    if args.html.is_some() {
+        let message = "--html is the roofline of a model's kernels; name a model in place of the \
+                       suite, such as `mdlc bench llama --preset llama_15m --html roofline.html`";
+        return Err(Failure::coded("E0941", message));
+    }
+    let rows = match suite {
+        What::Gemm => gemm(&device, args),
         What::Attention => attention(&device, args),
         What::Step => step(&device, args)?,
         What::Decode => decode::rows(&device, args)?,
@@ -62,7 +129,7 @@ pub fn run(args: &Args) -> Outcome {
         return Ok(());
     }
     for row in rows {
-        if let What::Decode = args.what {
+        if let What::Decode = suite {
             say(&decode::line(&row));
             continue;
         }
@@ -76,6 +143,37 @@ pub fn run(args: &Args) -> Outcome {
             number("peak_gflops"),
             row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
         ));
+    }
+    Ok(())
+}
+
+/// Every kernel of a model's training step.
+fn model(device: &Arc<Device>, args: &Args) -> Outcome {
+    let file = match (&args.what, &args.file) {
+        (Some(Subject::Model(name)), Some(file)) => {
+            let message = format!("`{name}` and --file {file} are two models; drop one");
+            return Err(Failure::coded("E0941", message));
+        }
+        (Some(Subject::Model(file)), None) | (_, Some(file)) => Some(file.as_str()),
+        _ => None,
+    };
+    let named = file.is_some() || args.flags.model.preset.is_some();
+    if !named && args.flags.model.model_type.is_none() {
+        let message = "name a model FILE, such as `mdlc bench llama --preset llama_15m`, or a \
+                       suite: gemm, attention, step or decode";
+        return Err(Failure::coded("E0941", message));
+    }
+    let report = kernels::report(device, args, file)?;
+    if let Some(path) = &args.html {
+        std::fs::write(path, page::page(&report)).map_err(|e| {
+            let path = path.display();
+            Failure::coded("E0941", format!("--html `{path}` cannot be written: {e}"))
+        })?;
+        eprintln!("note: the report is in {}", path.display());
+    }
+    match args.json {
+        true => say(&format!("{}\n", serde_json::to_string_pretty(&report.json())?)),
+        false => say(&table::text(&report)),
     }
     Ok(())
 }
@@ -127,7 +225,8 @@ const SHAPES: &[[u64; 3]] = &[
     [2048, 32000, 768],
 ];
 
-fn gemm(device: &Device, runs: usize) -> Vec<Value> {
+fn gemm(device: &Device, args: &Args) -> Vec<Value> {
+    let elem = args.dtype.elem();
     let mut rows = Vec::new();
     for [m, n, k] in SHAPES {
         // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m,
@@ -142,9 +241,9 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
             };
             let spec = KernelSpec::Contract(ContractSpec {
-                a: Elem::F32,
-                b: Elem::F32,
-                outputs: vec![Elem::F32],
+                a: elem,
+                b: elem,
+                outputs: vec![elem],
                 batch: Vec::new(),
                 m: dim(m, a[0], 0),
                 n: dim(n, b[1], 0),
@@ -155,17 +254,26 @@ fn gemm(device: &Device, runs: usize) -> Vec<Value> {
                 epilogue_inputs: Vec::new(),
                 epilogue: Vec::new(),
             });
-            let seconds = time(device, &spec, &[m * k, n * k, m * n], runs);
-            rows.push(row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds));
+            let lengths = [m * k, n * k, m * n];
+            let seconds = time(device, &spec, elem, &lengths, args.runs);
+            let mut row = row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds);
+            if let Dtype::Bf16 = args.dtype {
+                let peak = measure_bf16_peak(device);
+                row["dtype"] = json!("bf16");
+                row["products"] = json!(device.products().to_string());
+                row["peak_gflops"] = json!(peak);
+                row["fraction_of_peak"] = json!(row["gflops"].as_f64().unwrap_or(0.0) / peak);
+            }
+            rows.push(row);
         }
     }
     rows
 }
 
 /// Times one kernel on buffers of these lengths (in elements) and its workspace.
-fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64 {
-    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * 4).collect();
-    let workspace = workspace_bytes(spec, device.units());
+fn time(device: &Device, spec: &KernelSpec, elem: Elem, lengths: &[u64], runs: usize) -> f64 {
+    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * elem.bytes()).collect();
+    let workspace = workspace_bytes(spec, device.target());
     if workspace > 0 {
         bytes.push(workspace);
     }
@@ -182,7 +290,7 @@ fn time(device: &Device, spec: &KernelSpec, lengths: &[u64], runs: usize) -> f64
 
 fn attention(device: &Device, args: &Args) -> Vec<Value> {
     let mut rows = Vec::new();
-    for t in [256u32, 512, 1024, 2048] {
+    for t in [256u32, 512, 1024, 2048, 4096, 8192] {
         for head in [48u32, 64, 128] {
             let spec = AttentionSpec {
                 elem: Elem::F32,
@@ -199,12 +307,12 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
             // Half of the scores are masked: q·k and p·v forward, five such products backward.
             let product = f64::from(t) * f64::from(t) * f64::from(6 * head);
             let forward = KernelSpec::Attention(spec.clone());
-            let seconds = time(device, &forward, &[x, x, x, x, lse], args.runs);
+            let seconds = time(device, &forward, Elem::F32, &[x, x, x, x, lse], args.runs);
             let shape = [1, u64::from(t), 6, u64::from(head)];
             rows.push(row(device, &shape, "forward", 2.0 * product, seconds));
             let backward = KernelSpec::AttentionGrad(spec);
             let lengths = [x, x, x, x, lse, x, x, x, x];
-            let seconds = time(device, &backward, &lengths, args.runs);
+            let seconds = time(device, &backward, Elem::F32, &lengths, args.runs);
             rows.push(row(device, &shape, "backward", 5.0 * product, seconds));
         }
     }
@@ -224,22 +332,28 @@ fn chosen(args: &Args) -> Result<Chosen, Failure> {
     Ok(chosen)
 }
 
-fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
-    let flags = &args.flags;
-    flags.note_without_effect(&RunFlags::names());
-    let chosen = chosen(args)?;
-    let (preset, model) = (chosen.preset, chosen.model);
-    let vocab = model.size("vocab").unwrap_or(256);
-    let mut session = Session::open(model, flags.settings()?, device.clone())?;
+/// A batch of all the sequences of a step, of one document each.
+fn some_batch(session: &Session) -> Batch {
+    let vocab = session.model.size("vocab").unwrap_or(256);
     let (b, t) = (session.settings.sequences() as usize, session.settings.t as usize);
     let ids: Vec<i32> = (0..b * t).map(|i| (i as u64 * 7919 % vocab) as i32).collect();
-    let batch = Batch {
+    Batch {
         targets: ids.iter().map(|i| (i + 1) % vocab as i32).collect(),
         tokens: ids,
         documents: vec![0; b * t],
         batch_size: b,
         t,
-    };
+    }
+}
+
+fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
+    let flags = &args.flags;
+    flags.note_without_effect(&RunFlags::names());
+    let chosen = chosen(args)?;
+    let (preset, model) = (chosen.preset, chosen.model);
+    let mut session = Session::open(model, flags.settings()?, device.clone())?;
+    let batch = some_batch(&session);
+    let (b, t) = (batch.batch_size, batch.t);
     let flops = session.train.flops as f64;
     session.step(&batch);
     // All kernels have been compiled, and what that took is no part of a step.

@@ -5,7 +5,7 @@ mod decided;
 mod sweep;
 mod timeline;
 
-use super::say;
+use super::{STYLE, say};
 use crate::choose::{Chosen, choose};
 use crate::flags::StepFlags;
 use crate::flags::run::RunFlags;
@@ -97,7 +97,8 @@ pub fn run(args: &Args) -> Outcome {
 /// The page that shows this plan. A text within it cannot end the element that it stands in.
 fn page(plan: &Value) -> String {
     let data = plan.to_string().replace('<', "\\u003c");
-    include_str!("plan/report.html").replace("\"the plan\"", &data)
+    let page = include_str!("plan/report.html").replace("/* the style */\n", STYLE);
+    page.replace("\"the plan\"", &data)
 }
 
 impl Report {

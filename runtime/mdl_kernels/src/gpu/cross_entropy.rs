@@ -1,6 +1,7 @@
 //! The parts of `linear_cross_entropy` that are no contractions, on a GPU: a cube for each row of
 //! logits, and one cube for sums over rows.
 
+use super::math::{exp_of, ln_of};
 use super::reduce::across_units;
 use super::{UNITS, cube_pos, cubes};
 use crate::device::{Device, Slice};
@@ -49,14 +50,14 @@ fn softmax_rows(
         let top = across_units(top, &mut scratch, EACH, 1usize, Reduction::Max);
         let mut sum = 0.0f32;
         for v in range_stepped(unit, vocab, EACH) {
-            sum += (logits[at + v] - top).exp();
+            sum += exp_of(logits[at + v] - top);
         }
         let sum = across_units(sum, &mut scratch, EACH, 1usize, Reduction::Sum);
         let target = targets[row];
         if unit == 0 {
             losses[row] = 0.0;
             if target >= 0 {
-                losses[row] = (top - logits[at + target as usize]) + sum.ln();
+                losses[row] = (top - logits[at + target as usize]) + ln_of(sum);
             }
         }
         // The target's logit has been read before it changes.
@@ -69,7 +70,7 @@ fn softmax_rows(
                 own = scale[0];
             }
             for v in range_stepped(unit, vocab, EACH) {
-                let mut value = (logits[at + v] - top).exp() * factor;
+                let mut value = exp_of(logits[at + v] - top) * factor;
                 if v as i32 == target {
                     value -= own;
                 }

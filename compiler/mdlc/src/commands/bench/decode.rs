@@ -69,7 +69,7 @@ fn read_bandwidth(device: &Device, runs: usize) -> f64 {
     // Far beyond what caches hold.
     let len = 1u64 << 26;
     let spec = KernelSpec::SumOfSquares(SumOfSquaresSpec { elem: Elem::F32, len });
-    let workspace = workspace_bytes(&spec, device.units());
+    let workspace = workspace_bytes(&spec, device.target());
     let arena = device.alloc(4 * len + 256 + workspace);
     let args =
         [arena.slice(0, 4 * len), arena.slice(4 * len, 4), arena.slice(4 * len + 256, workspace)];

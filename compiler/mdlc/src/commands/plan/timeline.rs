@@ -1,9 +1,9 @@
 //! Memory over the launches of a step: what is in use at each of them, and as a picture of text.
 
+use crate::source_line::SourceLine;
 use mdl_ir::place::Place;
 use mdl_passes::executable::{BufferPlan, Executable, Launch, Space, Step};
 use mdl_syntax::source::SourceMap;
-use mdl_syntax::span::FileId;
 use serde_json::{Value, json};
 use std::ops::Range;
 
@@ -25,13 +25,6 @@ pub struct Timeline<'a> {
     pub loops: Vec<(Range<usize>, u64)>,
     executable: &'a Executable,
     sources: &'a SourceMap,
-}
-
-/// Where something stands in a file.
-struct Line<'a> {
-    file: &'a str,
-    number: usize,
-    text: &'a str,
 }
 
 /// Columns and rows of the picture.
@@ -65,22 +58,8 @@ impl<'a> Timeline<'a> {
         self.events.push(Event { launch, kernel, count, live });
     }
 
-    /// The line of the model file, or of the module that it imports, where this stands; None for
-    /// what no file says, such as a batch's tokens.
-    fn line(&self, place: Place) -> Option<Line<'a>> {
-        if place.end <= place.start {
-            return None;
-        }
-        let file = FileId(place.file);
-        let (number, _) = self.sources.position(file, place.start);
-        let range = self.sources.line_range(file, number);
-        let text = self.sources.text(file).get(range)?.trim();
-        Some(Line { file: self.sources.name(file), number, text })
-    }
-
     pub fn source(&self, place: Place) -> Value {
-        self.line(place)
-            .map_or(Value::Null, |l| json!({ "file": l.file, "line": l.number, "text": l.text }))
+        SourceLine::of(self.sources, place).map_or(Value::Null, |l| l.json())
     }
 
     pub fn json(&self) -> (Value, Value, Value) {
@@ -161,7 +140,7 @@ impl<'a> Timeline<'a> {
         let shown: Vec<_> = here.iter().take(SHOWN).map(|b| (b, what(b))).collect();
         let width = shown.iter().map(|(_, what)| what.chars().count()).max().unwrap_or(0);
         for (b, what) in shown {
-            let source = self.line(b.place);
+            let source = SourceLine::of(self.sources, b.place);
             let source = source.map_or(String::new(), |l| format!("{}:{}", l.file, l.number));
             let line = format!("{:>14}   {what:<width$}  {source}", mib(b.bytes));
             out += &format!("{}\n", line.trim_end());

@@ -1,0 +1,78 @@
+"""PyTorch's matrix products at the shapes of `mdlc bench gemm`: one JSON array, as it prints.
+
+Needs Python 3.9 and PyTorch 2.4 or later:
+
+    python benches/peers/torch_gemm.py --dtype bf16 --threads 2
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+# m, n, k of the forward form, as compiler/mdlc/src/commands/bench.rs has them.
+SHAPES = [
+    (512, 512, 512),
+    (768, 768, 768),
+    (1024, 1024, 1024),
+    (2048, 2048, 2048),
+    (2048, 288, 288),
+    (2048, 768, 288),
+    (2048, 288, 768),
+    (2048, 32000, 288),
+    (2048, 768, 768),
+    (2048, 2048, 768),
+    (2048, 768, 2048),
+    (2048, 32000, 768),
+]
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def median_seconds(runs, work):
+    """The median of `runs` runs after two that are not counted."""
+    times = []
+    for _ in range(2 + runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def forms(m, n, k, dtype):
+    """Each form with its own m, n and k, and what computes it into a tensor that is there."""
+    x, w, dy = (torch.randn(shape).to(dtype) for shape in ((m, k), (n, k), (m, n)))
+    y, dx, dw = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(w)
+    yield "forward", (m, n, k), lambda: torch.mm(x, w.t(), out=y)
+    yield "backward_x", (m, k, n), lambda: torch.mm(dy, w, out=dx)
+    yield "backward_w", (n, k, m), lambda: torch.mm(dy.t(), x, out=dw)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="f32")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("highest")
+    rows = []
+    for shape in SHAPES:
+        for form, (m, n, k), work in forms(*shape, DTYPES[args.dtype]):
+            seconds = median_seconds(args.runs, work)
+            rows.append(
+                {
+                    "implementation": f"pytorch {torch.__version__}",
+                    "shape": [m, n, k],
+                    "form": form,
+                    "dtype": args.dtype,
+                    "threads": args.threads,
+                    "gflops": 2 * m * n * k / seconds / 1e9,
+                }
+            )
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

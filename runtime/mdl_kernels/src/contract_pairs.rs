@@ -1,0 +1,297 @@
+//! Packing for products of pairs of bf16: words of two that follow each other along k.
+//!
+//! Panels of b have one word of each column after the other. Of a, `Products::Vectors` takes rows
+//! or panels as `contract_pack` makes them of f32, and `Products::Tiles` takes tiles: 16 words of
+//! one row, then of the next. Where k ends, what is missing to a pair or a tile is zero.
+
+use crate::contract_pack::Block;
+use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
+use crate::pairs::transpose;
+use crate::products::Products;
+use crate::tiles::SIDE;
+use crate::vector_io::{load_half, load_words, store, zip_halves};
+use cubecl::prelude::*;
+
+/// Words of four bytes that a block of `depth` steps of k takes.
+#[cube]
+pub(crate) fn words(depth: usize, #[comptime] products: Products) -> usize {
+    if comptime!(products == Products::Widened) {
+        depth
+    } else if comptime!(products == Products::Vectors) {
+        depth.div_ceil(2usize)
+    } else {
+        depth.div_ceil(comptime!(2 * SIDE)) * SIDE
+    }
+}
+
+/// The word of steps k and k + 1 that lie at `at` and `next`, as far as they are below `depth`.
+#[cube]
+fn word(x: &[f32], at: usize, next: usize, k: usize, depth: usize) -> f32 {
+    let mut word = 0.0f32.runtime();
+    if k + 1 < depth {
+        word = zip_halves::<Const<1>>(x, at, next).extract(0usize);
+    } else if k < depth {
+        word = load_half::<Const<1>>(x, at).extract(0usize);
+    }
+    word
+}
+
+/// The same for N elements from `at` and from `next`.
+#[cube]
+fn zipped<N: Size>(x: &[f32], at: usize, next: usize, k: usize, depth: usize) -> Vector<f32, N> {
+    let mut lanes = Vector::<f32, N>::new(0.0);
+    if k + 1 < depth {
+        lanes = zip_halves::<N>(x, at, next);
+    } else if k < depth {
+        lanes = load_half::<N>(x, at);
+    }
+    lanes
+}
+
+/// Where steps k and k + 1 of a block lie; what lies past its end is not to be read.
+#[cube]
+fn steps(
+    block: &Block,
+    k: usize,
+    #[comptime] second: bool,
+    #[comptime] plan: Plan,
+) -> (usize, usize) {
+    (
+        offset_of(block.k + k, comptime!(plan.k.clone()), second),
+        offset_of(block.k + k + 1, comptime!(plan.k.clone()), second),
+    )
+}
+
+/// Packs steps k0..k1 of a block of b; but for the last of a block they are whole tiles.
+#[cube]
+pub(crate) fn pack_b_pairs<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    block: &Block,
+    panel: usize,
+    k0: usize,
+    k1: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let products = comptime!(plan.products);
+    let column = block.column + panel * width;
+    let out = to + panel * width * words(block.depth, products);
+    let first = k0 / 2;
+    let last = first + words(k1 - k0, products);
+    if comptime!(plan.layout_b == LayoutB::Columns) && column + width <= comptime!(plan.columns) {
+        for w in first..last {
+            let k = 2 * w;
+            let (at, next) = steps(block, k, true, comptime!(plan.clone()));
+            #[unroll]
+            for v in 0..comptime!(plan.tile_vectors) {
+                let here = base + column + v * N::value();
+                let lanes = zipped::<N>(b, here + at, here + next, k, block.depth);
+                store::<f32, N>(workspace, out + w * width + v * N::value(), lanes);
+            }
+        }
+    } else {
+        for v in 0..comptime!(plan.tile_vectors) {
+            let (column, out) = (column + v * N::value(), out + v * N::value());
+            let plan = comptime!(plan.clone());
+            let mut begin = first;
+            if comptime!(plan.layout_b == LayoutB::Rows) {
+                begin = first + (k1 / 2 - first) / N::value() * N::value();
+                let plan = comptime!(plan.clone());
+                pack_b_lines::<N>(b, base, workspace, out, block.k, first, begin, column, plan);
+            }
+            gather_b::<N>(b, base, workspace, out, block, begin, last, column, plan);
+        }
+    }
+}
+
+/// One vector of columns for words w0..w1, whole vectors of them, k contiguous.
+#[cube]
+fn pack_b_lines<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    out: usize,
+    block_k: usize,
+    w0: usize,
+    w1: usize,
+    column: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    let mut from = Array::<usize>::new(N::value());
+    #[unroll]
+    for lane in 0..N::value() {
+        let here = min(column + lane, comptime!(plan.columns - 1));
+        from[lane] = base + offset_of(here, comptime!(plan.n.clone()), false) + block_k;
+    }
+    for w in range_stepped(w0, w1, N::value()) {
+        let mut lines = Array::<Vector<f32, N>>::new(N::value());
+        #[unroll]
+        for lane in 0..N::value() {
+            lines[lane] = load_words::<N>(b, from[lane] + 2 * w);
+        }
+        transpose::<N>(&mut lines);
+        #[unroll]
+        for i in 0..N::value() {
+            store::<f32, N>(workspace, out + (w + i) * width, lines[i]);
+        }
+    }
+}
+
+/// One vector of columns for words w0..w1, one by one.
+#[cube]
+fn gather_b<N: Size>(
+    b: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    out: usize,
+    block: &Block,
+    w0: usize,
+    w1: usize,
+    column: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.tile_vectors * plan.width);
+    for w in w0..w1 {
+        let (at, next) = steps(block, 2 * w, true, comptime!(plan.clone()));
+        for lane in 0..N::value() {
+            let here = min(column + lane, comptime!(plan.columns - 1));
+            let from = base + offset_of(here, comptime!(plan.n.clone()), false);
+            workspace[out + w * width + lane] = word(b, from + at, from + next, 2 * w, block.depth);
+        }
+    }
+}
+
+/// Packs `rows` rows of a from `row` for one block of k; N is as long as `contract`'s vectors.
+#[cube]
+pub(crate) fn pack_a_pairs<N: Size, M: Size>(
+    a: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    row: usize,
+    rows: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.layout_a == LayoutA::Direct) {
+        // It is read in place.
+    } else if comptime!(plan.products == Products::Tiles) {
+        for panel in 0..rows.div_ceil(SIDE) {
+            let out = to + panel * SIDE * words(block.depth, comptime!(plan.products));
+            let plan = comptime!(plan.clone());
+            pack_a_tiles::<N>(a, base, workspace, out, row + panel * SIDE, block, plan);
+        }
+    } else if comptime!(plan.layout_a == LayoutA::Rows) {
+        let stride = comptime!(plan.row_words());
+        let pairs = words(block.depth, comptime!(plan.products));
+        for r in 0..rows {
+            let m = min(row + r, comptime!(plan.rows - 1));
+            let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            let out = to + r * stride;
+            let whole = block.depth / 2 / N::value() * N::value();
+            for w in range_stepped(0usize, whole, N::value()) {
+                store::<f32, N>(workspace, out + w, load_words::<N>(a, from + 2 * w));
+            }
+            for w in whole..pairs {
+                workspace[out + w] = word(a, from + 2 * w, from + 2 * w + 1, 2 * w, block.depth);
+            }
+        }
+    } else {
+        pack_a_panels::<M>(a, base, workspace, to, row, rows, block, plan);
+    }
+}
+
+/// Panels of a tile's rows, a word of each row after the other.
+#[cube]
+fn pack_a_panels<M: Size>(
+    a: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    to: usize,
+    row: usize,
+    rows: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let height = comptime!(plan.tile_rows);
+    for panel in 0..rows.div_ceil(height) {
+        let first = row + panel * height;
+        let out = to + panel * height * comptime!(plan.block_depth / 2);
+        let contiguous = comptime!(plan.layout_a == LayoutA::Columns);
+        for w in 0..words(block.depth, comptime!(plan.products)) {
+            let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
+            let out = out + w * height;
+            if contiguous && first + height <= comptime!(plan.rows) {
+                let from = base + offset_of(first, comptime!(plan.m.clone()), false);
+                let lanes = zipped::<M>(a, from + at, from + next, 2 * w, block.depth);
+                store::<f32, M>(workspace, out, lanes);
+            } else {
+                for r in 0..height {
+                    let m = min(first + r, comptime!(plan.rows - 1));
+                    let from = base + offset_of(m, comptime!(plan.m.clone()), false);
+                    workspace[out + r] = word(a, from + at, from + next, 2 * w, block.depth);
+                }
+            }
+        }
+    }
+}
+
+/// 16 rows from `first` as tiles, those of the first words first.
+#[cube]
+fn pack_a_tiles<N: Size>(
+    a: &[f32],
+    base: usize,
+    workspace: &mut [f32],
+    out: usize,
+    first: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
+    let tile = comptime!(SIDE * SIDE);
+    let last = comptime!(plan.rows - 1);
+    let count = block.depth.div_ceil(comptime!(2 * SIDE));
+    let k_contiguous = comptime!(plan.layout_a == LayoutA::Rows);
+    let m_contiguous = comptime!(plan.layout_a == LayoutA::Columns);
+    let whole = block.depth / comptime!(2 * SIDE);
+    let mut begin = 0usize.runtime();
+    if k_contiguous {
+        for r in 0..SIDE {
+            let m = min(first + r, last);
+            let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
+            for t in 0..whole {
+                let lanes = load_words::<N>(a, from + t * comptime!(2 * SIDE));
+                store::<f32, N>(workspace, out + t * tile + r * SIDE, lanes);
+            }
+        }
+        begin = whole;
+    } else if m_contiguous && first + SIDE <= comptime!(plan.rows) {
+        let from = base + offset_of(first, comptime!(plan.m.clone()), false);
+        for t in 0..count {
+            let mut lines = Array::<Vector<f32, N>>::new(SIDE);
+            #[unroll]
+            for i in 0..SIDE {
+                let k = (t * SIDE + i) * 2;
+                let (at, next) = steps(block, k, false, comptime!(plan.clone()));
+                lines[i] = zipped::<N>(a, from + at, from + next, k, block.depth);
+            }
+            transpose::<N>(&mut lines);
+            #[unroll]
+            for r in 0..SIDE {
+                store::<f32, N>(workspace, out + t * tile + r * SIDE, lines[r]);
+            }
+        }
+        begin = count;
+    }
+    for r in 0..SIDE {
+        let from = base + offset_of(min(first + r, last), comptime!(plan.m.clone()), false);
+        for w in begin * SIDE..count * SIDE {
+            let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
+            let here = out + w / SIDE * tile + r * SIDE + w % SIDE;
+            workspace[here] = word(a, from + at, from + next, 2 * w, block.depth);
+        }
+    }
+}
