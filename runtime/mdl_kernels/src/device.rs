@@ -16,7 +16,7 @@ use cubecl::server::Handle;
 use mdl_ir::kernel::{Elem, KernelSpec, Target};
 use std::fmt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Beyond about 48 launches in flight the queue's back-pressure puts the caller to sleep.
 const LAUNCHES_PER_FLUSH: u32 = 32;
@@ -142,6 +142,7 @@ pub struct Device {
     vector_registers: usize,
     products: Products,
     in_flight: AtomicU32,
+    recording: AtomicBool,
     /// Launches are compiled and dropped, and memory has sizes and no bytes.
     paper: Option<OnPaper>,
 }
@@ -172,6 +173,7 @@ impl Device {
             vector_registers: registers,
             products: if width == 16 { Products::fastest() } else { Products::Widened },
             in_flight: AtomicU32::new(0),
+            recording: AtomicBool::new(false),
             paper: None,
             client,
         }
@@ -241,6 +243,7 @@ impl Device {
             vector_registers: 0,
             products: Products::Widened,
             in_flight: AtomicU32::new(0),
+            recording: AtomicBool::new(false),
             paper: None,
             client,
         }
@@ -383,8 +386,18 @@ impl Device {
         }
     }
 
+    /// Issues launches of which none may be flushed, since they are recorded and do not run.
+    pub(crate) fn while_recording(&self, issue: impl Fn()) {
+        self.recording.store(true, Ordering::Relaxed);
+        issue();
+        self.recording.store(false, Ordering::Relaxed);
+    }
+
     /// To be called after each launch into the client; flushes in time.
     pub(crate) fn launched(&self) {
+        if self.recording.load(Ordering::Relaxed) {
+            return;
+        }
         if self.in_flight.fetch_add(1, Ordering::Relaxed) + 1 >= LAUNCHES_PER_FLUSH {
             self.flush();
         }

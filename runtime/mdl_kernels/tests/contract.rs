@@ -470,7 +470,7 @@ fn check_adding(device: &Device, spec: &ContractSpec, kernel: &KernelSpec, order
     let args: Vec<Slice> = order.iter().map(|i| buffers.slice(*i)).collect();
     device.launch(kernel, &args);
     let got = [buffers.read(device, 2, spec.outputs[0])];
-    (0..size(&spec.m)).for_each(|row| compare_row(spec, &operands, row, &got));
+    (0..size(&spec.m)).for_each(|row| compare_row(device, spec, &operands, row, &got));
 }
 
 #[test]

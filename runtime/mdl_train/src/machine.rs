@@ -6,7 +6,7 @@ use mdl_ir::graph::{InputRole, OutputRole, Param};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
 use mdl_ir::tensor_type::DType;
-use mdl_kernels::{Arena, Copier, Device, Exchange, Job, Seat, Side, Slice};
+use mdl_kernels::{Arena, Copier, Device, Exchange, Job, Repeated, Seat, Side, Slice};
 use mdl_kernels::{StateFileError, StateFiles, Together, Transfer};
 use mdl_passes::executable::{Arg, Executable, Launch, Slot, Space, Step};
 use std::borrow::Cow;
@@ -25,6 +25,7 @@ pub struct Machine {
     copier: Option<Arc<Copier>>,
     /// Which rank of a mesh this is.
     rank: u64,
+    repeated: Repeated,
 }
 
 /// Values as memory has them.
@@ -105,7 +106,15 @@ impl Machine {
         let (state, work) = arenas.pop().unwrap_or_default();
         let work = work.expect("a step has some work space");
         let copier = (room.host > 0).then(|| Copier::new(&device, &work, room.host, files));
-        Machine { device, executable, state, work, copier: copier.map(Arc::new), rank: 0 }
+        Machine {
+            device,
+            executable,
+            state,
+            work,
+            copier: copier.map(Arc::new),
+            rank: 0,
+            repeated: Repeated::default(),
+        }
     }
 
     /// One for each rank of a mesh, with this room and a seat at the exchange.
@@ -124,7 +133,7 @@ impl Machine {
             let copier = Copier::of_rank(device, &work, &state, room.host, seat);
             let (device, executable) = (device.clone(), executable.clone());
             let (state, copier) = (Some(state), Some(Arc::new(copier)));
-            Machine { device, executable, state, work, copier, rank }
+            Machine { device, executable, state, work, copier, rank, repeated: Repeated::default() }
         };
         (0..).zip(arenas).map(machine).collect()
     }
@@ -144,7 +153,15 @@ impl Machine {
         };
         let (device, state) = (self.device.clone(), self.state.clone());
         let copier = self.copier.clone();
-        Machine { device, executable, state, work, copier, rank: self.rank }
+        Machine {
+            device,
+            executable,
+            state,
+            work,
+            copier,
+            rank: self.rank,
+            repeated: Repeated::default(),
+        }
     }
 
     fn arena(&self, space: Space) -> &Arena {
@@ -177,6 +194,10 @@ impl Machine {
 
     /// Issues every launch of one run.
     pub fn run(&self) {
+        self.repeated.run(&self.device, || self.issue());
+    }
+
+    fn issue(&self) {
         for step in &self.executable.steps {
             match step {
                 Step::Launch(launch) if self.is_transfer(launch) => {
@@ -195,7 +216,6 @@ impl Machine {
                 }
             }
         }
-        self.device.flush();
     }
 
     /// Issues every launch once, whatever loops it is in, for a device that only compiles.
