@@ -121,14 +121,14 @@ def measure(variant, shape, args):
     model = Llama(shape, args.width)
     optimizer = optimizer_of(model)
     loss_of = torch.compile(model) if variant == "compile" else model
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device=args.device).manual_seed(1)
     tokens = torch.randint(shape.vocab, (args.batch, args.width + 1), generator=generator)
     ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     times, losses = [], []
     for _ in range(args.warmup + args.steps):
         start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
             loss = loss_of(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -166,10 +166,12 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--warmup", type=int, default=3, help="steps that are not counted")
     parser.add_argument("--steps", type=int, default=10, help="steps whose median counts")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     torch.set_float32_matmul_precision("highest")
 
     failed = False

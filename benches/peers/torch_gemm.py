@@ -36,6 +36,8 @@ def median_seconds(runs, work):
     for _ in range(2 + runs):
         start = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
@@ -54,8 +56,10 @@ def main():
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="f32")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     torch.set_float32_matmul_precision("highest")
     rows = []
     for shape in SHAPES:

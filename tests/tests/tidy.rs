@@ -15,7 +15,7 @@ const MAX_COLUMNS: usize = 100;
 const MAX_FILE_LINES: usize = 700;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_MODEL_LINES: usize = 200;
-const MAX_TREE_LINES: usize = 50_000;
+const MAX_TREE_LINES: usize = 55_000;
 const MAX_DEPENDENCIES: usize = 25;
 
 /// Put before a function that is a table in the form of code.

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use crate::gpu_tools;
 use crate::process::{cargo, in_words, run};
 use crate::setup::{self, Prefer};
 
@@ -27,6 +28,7 @@ pub fn test(args: &[String]) -> Result<(), String> {
     let bless = args.iter().any(|arg| arg == "--bless");
     let args: Vec<&String> = args.iter().filter(|arg| *arg != "--bless").collect();
     setup::setup(Prefer::Download)?;
+    gpu_tools::install()?;
 
     let mut stages = vec![format_stage()?, lint_stage()?];
     // Building first tells a build that fails, which ends the run, from tests that fail.
@@ -62,6 +64,10 @@ fn lint_stage() -> Result<Stage, String> {
 fn test_command() -> Command {
     let mut command = cargo();
     command.args(["test", "--release", "--workspace"]);
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Vulkan's loader complains for each device that it looks for displays of.
+        command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    }
     command
 }
 

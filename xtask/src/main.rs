@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod gpu_tools;
 mod process;
 mod setup;
 mod system_llvm;
@@ -11,12 +12,14 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask: the commands of this repository.
 
-  cargo xtask setup [--system-llvm]
+  cargo xtask setup [--system-llvm | --gpu]
       Makes this machine able to build: a C++ compiler, and the LLVM that the CPU
       runtime compiles kernels with. That LLVM is normally downloaded by a build script;
       where the download is out of reach, setup installs the distribution's LLVM and
       puts it in its place. Running it again changes nothing.
       --system-llvm takes the distribution's LLVM without trying the download.
+      --gpu brings what the tests of GPU kernels need besides, on a machine without a GPU:
+      a Vulkan in software, and NVIDIA's assembler.
 
   cargo xtask demo
       Builds mdlc, trains a small Llama on this repository's own sources, evaluates it
@@ -61,7 +64,8 @@ fn setup_command(args: &[String]) -> Result<(), String> {
     match args {
         [] => setup::setup(setup::Prefer::Download),
         [flag] if flag == "--system-llvm" => setup::setup(setup::Prefer::System),
-        _ => Err("`cargo xtask setup` knows one flag, --system-llvm".to_string()),
+        [flag] if flag == "--gpu" => gpu_tools::install(),
+        _ => Err("`cargo xtask setup` knows the flags --system-llvm and --gpu".to_string()),
     }
 }
 

@@ -106,7 +106,7 @@ fn missing_packages() -> Vec<&'static str> {
     PACKAGES.into_iter().filter(|package| !is_installed(package)).collect()
 }
 
-fn apt_install(packages: &[&str]) -> Result<(), String> {
+pub fn apt_install(packages: &[&str]) -> Result<(), String> {
     let list = packages.join(" ");
     if !exists("apt-get") {
         return Err(format!(

@@ -3,6 +3,7 @@
 use crate::Failure;
 use clap::ValueEnum;
 use mdl_ir::kernel::Target;
+use mdl_kernels::{Device, measure_bf16_peak, measure_fma_peak};
 use mdl_passes::executable::Speed;
 use mdl_passes::request::{Budget, Precision};
 
@@ -105,6 +106,14 @@ impl Hardware {
 /// The host's memory is the same: copying reads and writes it, beside the kernels.
 pub fn speed_of_cpu(threads: u32) -> Speed {
     Speed { flops: f64::from(threads) * 1.9e11, bytes: 2e10, host: 5e9 }
+}
+
+/// GFLOP/s that a device does at most with numbers of a precision, measured now.
+pub fn measured_peak(device: &Device, precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => measure_fma_peak(device),
+        Precision::Bf16 => measure_bf16_peak(device),
+    }
 }
 
 /// Cores of this machine that a process may use.

@@ -6,6 +6,7 @@
 // Kernel bodies are written in CubeCL's language, which has no iterators over buffers, no division
 // rounded up on runtime values and no structs for argument lists.
 #![allow(
+    clippy::assign_op_pattern,
     clippy::needless_range_loop,
     clippy::manual_div_ceil,
     clippy::too_many_arguments,

@@ -218,6 +218,7 @@ impl Server for PaperServer {
         Ok(())
     }
 
+    // SAFETY: nothing is run.
     unsafe fn launch(
         &mut self,
         kernel: Box<dyn CubeKernel>,

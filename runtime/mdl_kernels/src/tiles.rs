@@ -78,9 +78,9 @@ macro_rules! tile_op {
     };
 }
 
-tile_op!("tiles.configure", ConfigureOp { from }, |op, ctx, rewriter| {
-    let from = op.from(ctx);
-    call(ctx, rewriter, "llvm.x86.ldtilecfg", vec![from]);
+tile_op!("tiles.configure", ConfigureOp { form }, |op, ctx, rewriter| {
+    let form = op.form(ctx);
+    call(ctx, rewriter, "llvm.x86.ldtilecfg", vec![form]);
 });
 
 tile_op!("tiles.release", ReleaseOp {}, |_, ctx, rewriter| {

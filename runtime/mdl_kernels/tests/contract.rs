@@ -298,9 +298,12 @@ fn check(spec: &ContractSpec) {
 
 /// A CPU with every instruction for such elements, and the GPUs that take them.
 fn devices(elems: [Elem; 3]) -> Vec<Device> {
-    let cpus = ways(elems).into_iter().map(|way| Device::cpu(None).with_products(way));
+    let cpus = ways(elems).map(|way| Device::cpu(None).with_products(way));
     let gpus = Device::all().into_iter().skip(1);
-    cpus.chain(gpus.filter(|gpu| elems.iter().all(|&elem| gpu.takes(elem)))).collect()
+    let alone = std::env::var_os("MDL_GPUS_ALONE").is_some();
+    cpus.filter(|_| !alone)
+        .chain(gpus.filter(|gpu| elems.iter().all(|&elem| gpu.takes(elem))))
+        .collect()
 }
 
 #[test]
@@ -462,7 +465,7 @@ fn check_adding(device: &Device, spec: &ContractSpec, kernel: &KernelSpec, order
     let data = [&operands.a, &operands.b, &operands.epilogues[0]].into_iter().zip(elems);
     let data: Vec<Vec<u8>> = data.map(|(values, elem)| to_bytes(elem, values)).collect();
     let mut sizes: Vec<u64> = data.iter().map(|bytes| bytes.len() as u64).collect();
-    sizes.push(workspace_bytes(kernel, device.units()));
+    sizes.push(workspace_bytes(kernel, device.target()));
     let buffers = Buffers::new(device, &sizes);
     for (i, bytes) in data.iter().enumerate() {
         buffers.write(device, i, bytes);

@@ -3,7 +3,7 @@
 use mdl_ir::kernel::{
     Elem, KernelSpec, LinearCrossEntropyParts, LinearCrossEntropySpec, workspace_bytes,
 };
-use mdl_kernels::Device;
+use mdl_kernels::{Class, Device};
 use std::sync::OnceLock;
 
 mod elements;
@@ -152,7 +152,11 @@ fn storing_error_of_blocks(case: &Case, device: &Device, largest: f64, want: f64
 
 fn check(case: &Case, tolerance: f64) {
     static ALL: OnceLock<Vec<Device>> = OnceLock::new();
-    let takes = |device: &&Device| device.takes(case.spec.elem) && device.takes(case.spec.dw);
+    let alone = std::env::var_os("MDL_GPUS_ALONE").is_some();
+    let takes = |device: &&Device| {
+        let wanted = !alone || device.class() != Class::Cpu;
+        wanted && device.takes(case.spec.elem) && device.takes(case.spec.dw)
+    };
     for device in ALL.get_or_init(Device::all).iter().filter(takes) {
         check_on(device, case, tolerance);
     }

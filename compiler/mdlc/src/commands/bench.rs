@@ -12,13 +12,14 @@ use super::say;
 use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
 use crate::flags::{ModelFlags, StepFlags};
-use crate::hardware::speed_of_cpu;
+use crate::hardware::{measured_peak, speed_of_cpu};
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{
     AttentionSpec, ContractSpec, Dim, Elem, KernelSpec, MaskSpec, workspace_bytes,
 };
-use mdl_kernels::{Device, measure_bf16_peak, measure_fma_peak};
+use mdl_kernels::Device;
+use mdl_passes::request::Precision;
 use mdl_train::packing::Batch;
 use mdl_train::resident;
 use mdl_train::session::Session;
@@ -65,6 +66,13 @@ impl Dtype {
         match self {
             Dtype::F32 => Elem::F32,
             Dtype::Bf16 => Elem::Bf16,
+        }
+    }
+
+    fn precision(self) -> Precision {
+        match self {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
         }
     }
 }
@@ -198,11 +206,18 @@ fn median(device: &Device, runs: usize, mut f: impl FnMut()) -> f64 {
 
 /// A row of the report. The peak is measured right beside the run, since other work shares the
 /// machine.
-fn row(device: &Device, shape: &[u64], form: &str, flops: f64, seconds: f64) -> Value {
-    let peak = measure_fma_peak(device);
+fn row(
+    device: &Device,
+    (shape, form): (&[u64], &str),
+    precision: Precision,
+    flops: f64,
+    seconds: f64,
+) -> Value {
+    let peak = measured_peak(device, precision);
+    let dtype = if precision == Precision::Bf16 { "bf16" } else { "f32" };
     let gflops = flops / seconds / 1e9;
     json!({
-        "implementation": "mdl", "shape": shape, "form": form, "dtype": "f32",
+        "implementation": "mdl", "shape": shape, "form": form, "dtype": dtype,
         "threads": device.units(), "gflops": gflops, "peak_gflops": peak,
         "fraction_of_peak": gflops / peak,
     })
@@ -256,13 +271,10 @@ fn gemm(device: &Device, args: &Args) -> Vec<Value> {
             });
             let lengths = [m * k, n * k, m * n];
             let seconds = time(device, &spec, elem, &lengths, args.runs);
-            let mut row = row(device, &[m, n, k], form, 2.0 * (m * n * k) as f64, seconds);
+            let (shape, flops) = ([m, n, k], 2.0 * (m * n * k) as f64);
+            let mut row = row(device, (&shape, form), args.dtype.precision(), flops, seconds);
             if let Dtype::Bf16 = args.dtype {
-                let peak = measure_bf16_peak(device);
-                row["dtype"] = json!("bf16");
                 row["products"] = json!(device.products().to_string());
-                row["peak_gflops"] = json!(peak);
-                row["fraction_of_peak"] = json!(row["gflops"].as_f64().unwrap_or(0.0) / peak);
             }
             rows.push(row);
         }
@@ -309,11 +321,11 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
             let forward = KernelSpec::Attention(spec.clone());
             let seconds = time(device, &forward, Elem::F32, &[x, x, x, x, lse], args.runs);
             let shape = [1, u64::from(t), 6, u64::from(head)];
-            rows.push(row(device, &shape, "forward", 2.0 * product, seconds));
+            rows.push(row(device, (&shape, "forward"), Precision::F32, 2.0 * product, seconds));
             let backward = KernelSpec::AttentionGrad(spec);
             let lengths = [x, x, x, x, lse, x, x, x, x];
             let seconds = time(device, &backward, Elem::F32, &lengths, args.runs);
-            rows.push(row(device, &shape, "backward", 5.0 * product, seconds));
+            rows.push(row(device, (&shape, "backward"), Precision::F32, 5.0 * product, seconds));
         }
     }
     rows
@@ -361,7 +373,8 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     let seconds = median(device, args.runs, || {
         session.step(&batch);
     });
-    let mut row = row(device, &[b as u64, t as u64], "step", flops, seconds);
+    let precision = session.settings.precision;
+    let mut row = row(device, (&[b as u64, t as u64], "step"), precision, flops, seconds);
     row["preset"] = json!(preset);
     row["tokens_per_s"] = json!((b * t) as f64 / seconds);
     row["step_ms"] = json!(seconds * 1e3);

@@ -5,10 +5,10 @@ use crate::choose::choose;
 use crate::flags::config_values::flag_name;
 use crate::flags::run::RunFlags;
 use crate::flags::{ModelFlags, StepFlags};
+use crate::hardware::measured_peak;
 use crate::{Failure, Outcome};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use mdl_kernels::measure_fma_peak;
 use mdl_train::checkpoint::{self, Checkpoint};
 use mdl_train::dataset::{self, DataError, Split};
 use mdl_train::log::{JsonLog, Line, Record};
@@ -198,7 +198,8 @@ impl Run<'_> {
         let bar = progress(max, self.session.step);
         let flops = self.session.train.flops as f64;
         let began = self.session.step;
-        let peak = measure_fma_peak(&self.session.train.first.device) * 1e9;
+        let device = self.session.train.first.device.clone();
+        let peak = measured_peak(&device, self.session.settings.precision) * 1e9;
         while self.session.step < max && !self.stop.load(Ordering::Relaxed) {
             let start = Instant::now();
             let cursor = self.session.cursor;

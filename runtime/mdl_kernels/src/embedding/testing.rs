@@ -17,6 +17,11 @@ const GUARD_ELEMENTS: usize = 64;
 /// Element types of what a kernel takes as a whole.
 pub(crate) const ELEMS: [Elem; 2] = [Elem::F32, Elem::Bf16];
 
+/// Compiling for a CPU too would take most of the time on a machine that is there for its GPU.
+pub(crate) fn gpus_alone() -> bool {
+    std::env::var_os("MDL_GPUS_ALONE").is_some()
+}
+
 /// The values, which are bf16 where `elem` is; integers are bits.
 struct Buffer {
     values: Vec<f32>,
@@ -127,7 +132,10 @@ impl Buffers {
         spec: &KernelSpec,
         args: &[usize],
     ) -> Vec<(Class, Vec<Vec<f32>>)> {
-        let mut all = vec![(Class::Cpu, self.run_on_units(spec, args))];
+        let mut all = Vec::new();
+        if !gpus_alone() {
+            all.push((Class::Cpu, self.run_on_units(spec, args)));
+        }
         let halves = self.data.iter().any(|buffer| buffer.elem == Elem::Bf16);
         for device in [Device::wgpu(), Device::cuda()].into_iter().flatten() {
             if device.class() == Class::Wgpu && halves {

@@ -45,7 +45,7 @@ fn attention_deltas(
     }
     parts[unit] = sum;
     sync_cube();
-    if row < rows && unit % SHARERS == 0 {
+    if row < rows && unit.is_multiple_of(SHARERS) {
         #[unroll]
         for i in 1..SHARERS {
             sum += parts[unit + i];

@@ -1,8 +1,11 @@
 //! Functions from multiply-adds and the bits of numbers: neither the compiler for PTX nor WGSL has
 //! them with a known error, and the former would need a library of NVIDIA's.
 //!
-//! Polynomials are those of S. L. Moshier, "Methods and Programs for Mathematical Functions" (1989);
+//! Polynomials are those of S. L. Moshier, "Methods and Programs for Mathematical Functions", 1989;
 //! results are within 2e-7 of themselves, those of sine and cosine within 2e-7 of one.
+
+// Coefficients of approximations are near constants, and are written as they were computed.
+#![allow(clippy::approx_constant, clippy::excessive_precision)]
 
 use cubecl::prelude::*;
 

@@ -1,8 +1,8 @@
 //! Regions on a GPU: a unit for each element, a cube for each row that is reduced, or a cube for a
 //! strip of columns.
 //!
-//! What they compute is `region`'s, by the same plan and the same instructions; only who walks where
-//! differs. Bytes are each view's, once for each phase that names it.
+//! What they compute is `region`'s, by the same plan and the same instructions; only who walks
+//! where differs. Bytes are each view's, once for each phase that names it.
 
 // The vector's width is used where code is emitted, which the attribute's output hides.
 #![allow(clippy::extra_unused_type_parameters)]

@@ -10,14 +10,14 @@ use super::{Args, Batch, What, some_batch, time};
 use crate::Failure;
 use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
-use crate::hardware::speed_of_cpu;
+use crate::hardware::{measured_peak, speed_of_cpu};
 use crate::source_line::SourceLine;
 use clap::ValueEnum;
 use mdl_check::nearest::nearest;
 use mdl_ir::kernel::cost::{Work, work};
 use mdl_ir::kernel::{Elem, KernelSpec, SumOfSquaresSpec};
 use mdl_ir::place::Place;
-use mdl_kernels::{Device, measure_fma_peak, measure_triad};
+use mdl_kernels::{Device, measure_triad};
 use mdl_passes::executable::Launch;
 use mdl_passes::request::Precision;
 use mdl_syntax::source::SourceMap;
@@ -100,7 +100,7 @@ impl Runs {
                 self.add(&specs[launch.spec], launch, time.as_secs_f64(), device.units());
             });
         });
-        self.peaks.push(measure_fma_peak(device));
+        self.peaks.push(measured_peak(device, session.settings.precision));
         self.triads.push(measure_triad(device));
     }
 

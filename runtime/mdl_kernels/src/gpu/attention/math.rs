@@ -1,6 +1,9 @@
 //! Powers of two and logarithms with a known error, which WGSL does not give and the compiler for
 //! PTX takes from a library that not every machine has.
 
+// Coefficients of approximations are near constants, and are written as they were computed.
+#![allow(clippy::approx_constant, clippy::excessive_precision)]
+
 use super::power::power_of_two;
 use super::shape::Product;
 use cubecl::prelude::*;
