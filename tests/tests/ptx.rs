@@ -1,4 +1,4 @@
-//! Every kernel of every preset's training step, assembled for NVIDIA's GPUs on a machine without
+//! Every kernel of a preset's training step, assembled for NVIDIA's GPUs on a machine without
 //! one: none keeps registers in memory, and every product of matrices is a tensor core's.
 //!
 //! The assembler comes with `cargo xtask test`; without it this test fails and says so.
@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-/// Presets that differ from another one in the number of their layers alone, or in sizes that no
-/// kernel is compiled for.
 const TOKENS: u64 = 512;
+/// All presets take a quarter of an hour; where this variable is set they are walked, and otherwise
+/// the smallest and the largest of each file.
+const ALL: &str = "MDL_ALL_PRESETS";
 /// PTX for the first is assembled for the second as well; that for the second is `mdlc build`'s.
 const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 /// Kernels whose main loop is a product of matrices.
@@ -61,29 +62,42 @@ fn assemble(assembler: &Path, kernel: &Ptx, target: &str) -> String {
     said
 }
 
-fn check(assembler: &Path, kernel: &Ptx) -> u64 {
-    let mut most = 0;
+/// The most registers of the two, and what is wrong.
+fn check(assembler: &Path, kernel: &Ptx) -> (u64, Vec<String>) {
+    let (mut most, mut wrong) = (0, Vec::new());
     for target in TARGETS {
         let said = assemble(assembler, kernel, target);
-        let whole = said.contains("0 bytes spill stores, 0 bytes spill loads");
-        assert!(whole, "{} for {target} spills: {said}", kernel.name);
+        if !said.contains("0 bytes spill stores, 0 bytes spill loads") {
+            wrong.push(format!("{} for {target} spills: {said}", kernel.name));
+        }
         let registers = said.split("Used ").nth(1).and_then(|rest| rest.split(' ').next());
         most = most.max(registers.and_then(|n| n.parse().ok()).unwrap_or(0));
     }
     if PRODUCTS.iter().any(|name| kernel.name.starts_with(name)) {
-        let multiplies = kernel.text.contains("mma.sync");
-        assert!(multiplies, "{} has no tensor-core instruction", kernel.name);
+        if !kernel.text.contains("mma.sync") {
+            wrong.push(format!("{} has no tensor-core instruction", kernel.name));
+        }
     }
-    most
+    (most, wrong)
+}
+
+/// The presets of a file that are walked.
+fn presets(file: &str, text: &str) -> Vec<String> {
+    let presets = Front::load(file, text, &|_| None).presets();
+    let ends = [0, presets.len() - 1].map(|i| presets[i].clone());
+    if std::env::var_os(ALL).is_some() || presets.len() < 3 { presets } else { ends.to_vec() }
 }
 
 #[test]
-fn every_kernel_of_every_preset_assembles_without_spills() {
+fn every_kernel_of_a_step_assembles_without_spills() {
+    if let Ok(reason) = std::env::var("MDL_WITHOUT_PTXAS") {
+        eprintln!("SKIPPED: no kernel was assembled, since ptxas is missing: {reason}");
+        return;
+    }
     let assembler = assembler();
-    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    let mut seen: BTreeMap<String, (u64, Vec<String>)> = BTreeMap::new();
     for (file, text) in embedded::MODELS {
-        let front = Front::load(file, text, &|_| None);
-        for preset in front.presets() {
+        for preset in presets(file, text) {
             for precision in [Precision::F32, Precision::Bf16] {
                 for kernel in kernels(file, &preset, precision) {
                     // The name has a hash of everything that the kernel is compiled for.
@@ -92,7 +106,10 @@ fn every_kernel_of_every_preset_assembles_without_spills() {
             }
         }
     }
-    let (count, most) = (seen.len(), seen.values().max().copied().unwrap_or(0));
-    println!("{count} kernels of all presets, each for {TARGETS:?}: {most} registers at most");
-    assert!(count > 100, "{count} kernels are too few to be all");
+    let count = seen.len();
+    let most = seen.values().map(|(registers, _)| *registers).max().unwrap_or(0);
+    let wrong: Vec<&String> = seen.values().flat_map(|(_, wrong)| wrong).collect();
+    println!("{count} kernels, each for {TARGETS:?}: {most} registers at most");
+    assert!(count > 200, "{count} kernels are too few to be all");
+    assert!(wrong.is_empty(), "{} kernels: {wrong:#?}", wrong.len());
 }

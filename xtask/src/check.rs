@@ -9,6 +9,8 @@ use crate::setup::{self, Prefer};
 
 /// The tests rewrite their golden files where this variable is set.
 const BLESS: &str = "MDL_BLESS";
+/// The test of PTX says that it was skipped where this variable is set, and why.
+const WITHOUT_ASSEMBLER: &str = "MDL_WITHOUT_PTXAS";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -28,7 +30,11 @@ pub fn test(args: &[String]) -> Result<(), String> {
     let bless = args.iter().any(|arg| arg == "--bless");
     let args: Vec<&String> = args.iter().filter(|arg| *arg != "--bless").collect();
     setup::setup(Prefer::Download)?;
-    gpu_tools::install()?;
+    gpu_tools::install_vulkan()?;
+    let without = gpu_tools::install_assembler().err();
+    if let Some(reason) = &without {
+        println!("WARNING: NVIDIA's assembler is not here ({reason}), so its test is SKIPPED");
+    }
 
     let mut stages = vec![format_stage()?, lint_stage()?];
     // Building first tells a build that fails, which ends the run, from tests that fail.
@@ -38,6 +44,9 @@ pub fn test(args: &[String]) -> Result<(), String> {
     if builds {
         let mut command = test_command();
         command.arg("--no-fail-fast").args(args);
+        if let Some(reason) = without {
+            command.env(WITHOUT_ASSEMBLER, reason);
+        }
         if bless {
             command.env(BLESS, "1");
         }

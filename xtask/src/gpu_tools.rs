@@ -18,7 +18,7 @@ pub fn install() -> Result<(), String> {
     install_assembler()
 }
 
-fn install_vulkan() -> Result<(), String> {
+pub fn install_vulkan() -> Result<(), String> {
     let drivers = fs::read_dir(DRIVERS).into_iter().flatten().flatten();
     let is_software = |name: &str| name.starts_with("lvp");
     if drivers.into_iter().any(|file| is_software(&file.file_name().to_string_lossy())) {
@@ -29,7 +29,7 @@ fn install_vulkan() -> Result<(), String> {
 }
 
 /// Puts the path of `ptxas` into target/tools/ptxas, where the tests look.
-fn install_assembler() -> Result<(), String> {
+pub fn install_assembler() -> Result<(), String> {
     let tools = root().join("target/tools");
     let place = tools.join("ptxas");
     let known = fs::read_to_string(&place).map(|path| PathBuf::from(path.trim()));

@@ -513,16 +513,14 @@ pub struct LinearCrossEntropyParts {
 impl LinearCrossEntropyParts {
     const LOGITS: u32 = 1 << 24;
     const MAX_ROWS: u32 = 2048;
-    /// The same for a GPU, which wants more work in a launch.
-    const LOGITS_OF_GPU: u32 = 1 << 27;
 
     pub fn of(spec: &LinearCrossEntropySpec, target: impl Into<Target>) -> Self {
         let target = target.into();
-        let (logits, most) = match target {
-            Target::Threads(_) => (Self::LOGITS, Self::MAX_ROWS),
-            Target::Gpu => (Self::LOGITS_OF_GPU, u32::MAX),
+        let most = match target {
+            Target::Threads(_) => Self::MAX_ROWS,
+            Target::Gpu => u32::MAX,
         };
-        let fitting = (logits / spec.vocab.max(1)).clamp(16, most);
+        let fitting = (Self::LOGITS / spec.vocab.max(1)).clamp(16, most);
         let block_rows = (fitting / 16 * 16).min(spec.rows).max(1);
         let align = |bytes: u64| bytes.next_multiple_of(256);
         let losses = align(u64::from(block_rows) * u64::from(spec.vocab) * 4);

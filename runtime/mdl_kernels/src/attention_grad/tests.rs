@@ -45,7 +45,7 @@ fn gradients_match_the_formula() {
         let kernel = KernelSpec::AttentionGrad(spec.clone());
         for (class, results) in buffers.run_on_devices(&kernel, &args) {
             // Probabilities are rounded, and so are differences that are multiplied by them.
-            let tolerance = TOLERANCE + 2.0 * narrowing(class, spec.elem);
+            let tolerance = TOLERANCE + 2.0 * narrowing(class, &spec);
             for (i, (&output, expected)) in outputs.iter().zip(&expected).enumerate() {
                 let error = relative_error(spec.elem, &results[output], expected);
                 assert!(error < tolerance, "{class:?}, {spec:?} gradient {i}: {error}");

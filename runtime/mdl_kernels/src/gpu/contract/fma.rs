@@ -8,6 +8,11 @@ use cubecl::prelude::*;
 /// Units along each side of a tile, and sums of a unit along each side.
 const ACROSS: usize = 16;
 const SUMS: usize = 4;
+/// Steps of k that are added up before they join the total, so that no rounding grows with k.
+const BLOCK: usize = 512;
+/// Steps of k without a branch. A Vulkan in software ends whatever loops a unit is in after 65,535
+/// rounds of all of them together.
+const AT_ONCE: usize = 4;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn contract_fma(
@@ -28,20 +33,34 @@ pub(crate) fn contract_fma(
         let side_b = comptime!(plan.b.clone());
         let mut held_a = Array::<Vector<f32, Const<1>>>::new(comptime!(plan.a.held()));
         let mut held_b = Array::<Vector<f32, Const<1>>>::new(comptime!(plan.b.held()));
-        let mut sums = Array::<f32>::new(comptime!(SUMS * SUMS));
+        let mut totals = Array::<f32>::new(comptime!(SUMS * SUMS));
         #[unroll]
         for i in 0..comptime!(SUMS * SUMS) {
-            sums[i] = 0.0f32;
+            totals[i] = 0.0f32;
         }
         let extra = prologue_inputs;
-        for k in range_stepped(0, place.depth, comptime!(plan.tile.depth)) {
-            fetch::<Const<1>>(a, extra, order, &place, &mut held_a, k, comptime!(side_a.clone()));
-            fetch::<Const<1>>(b, extra, order, &place, &mut held_b, k, comptime!(side_b.clone()));
-            sync_cube();
-            put::<f32, Const<1>>(&held_a, &mut stage_a, comptime!(side_a.clone()));
-            put::<f32, Const<1>>(&held_b, &mut stage_b, comptime!(side_b.clone()));
-            sync_cube();
-            multiply(&stage_a, &stage_b, &mut sums, comptime!(plan.clone()));
+        for block in range_stepped(0, place.depth, BLOCK) {
+            let mut sums = Array::<f32>::new(comptime!(SUMS * SUMS));
+            #[unroll]
+            for i in 0..comptime!(SUMS * SUMS) {
+                sums[i] = 0.0f32;
+            }
+            let end = min(block + BLOCK, place.depth);
+            for k in range_stepped(block, end, comptime!(plan.tile.depth)) {
+                let (side_a, side_b) = comptime!((side_a.clone(), side_b.clone()));
+                fetch::<Const<1>>(a, extra, order, &place, &mut held_a, k, side_a);
+                fetch::<Const<1>>(b, extra, order, &place, &mut held_b, k, side_b);
+                let (side_a, side_b) = comptime!((plan.a.clone(), plan.b.clone()));
+                sync_cube();
+                put::<f32, Const<1>>(&held_a, &mut stage_a, side_a);
+                put::<f32, Const<1>>(&held_b, &mut stage_b, side_b);
+                sync_cube();
+                multiply(&stage_a, &stage_b, &mut sums, comptime!(plan.clone()));
+            }
+            #[unroll]
+            for i in 0..comptime!(SUMS * SUMS) {
+                totals[i] += sums[i];
+            }
         }
         let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
         #[unroll]
@@ -49,7 +68,7 @@ pub(crate) fn contract_fma(
             #[unroll]
             for j in 0..SUMS {
                 let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
-                let sum = sums[comptime!(i * SUMS + j)];
+                let sum = totals[comptime!(i * SUMS + j)];
                 finish(epilogue_inputs, outputs, order, &place, r, c, sum, comptime!(plan.clone()));
             }
         }
@@ -61,21 +80,25 @@ fn multiply(stage_a: &[f32], stage_b: &[f32], sums: &mut Array<f32>, #[comptime]
     let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
     let strides_a = comptime!(strides(plan.a.along_k, plan.a.line()));
     let strides_b = comptime!(strides(plan.b.along_k, plan.b.line()));
-    for k in 0..comptime!(plan.tile.depth) {
-        let mut from_b = Array::<f32>::new(SUMS);
+    for first in range_stepped(0, comptime!(plan.tile.depth), AT_ONCE) {
         #[unroll]
-        for j in 0..SUMS {
-            let c = x + comptime!(j * ACROSS);
-            from_b[j] = stage_b[c * comptime!(strides_b.0) + k * comptime!(strides_b.1)];
-        }
-        #[unroll]
-        for i in 0..SUMS {
-            let r = y + comptime!(i * ACROSS);
-            let x = stage_a[r * comptime!(strides_a.0) + k * comptime!(strides_a.1)];
+        for i in 0..AT_ONCE {
+            let k = first + i;
+            let mut from_b = Array::<f32>::new(SUMS);
             #[unroll]
             for j in 0..SUMS {
-                let at = comptime!(i * SUMS + j);
-                sums[at] = fma(x, from_b[j], sums[at]);
+                let c = x + comptime!(j * ACROSS);
+                from_b[j] = stage_b[c * comptime!(strides_b.0) + k * comptime!(strides_b.1)];
+            }
+            #[unroll]
+            for i in 0..SUMS {
+                let r = y + comptime!(i * ACROSS);
+                let x = stage_a[r * comptime!(strides_a.0) + k * comptime!(strides_a.1)];
+                #[unroll]
+                for j in 0..SUMS {
+                    let at = comptime!(i * SUMS + j);
+                    sums[at] = fma(x, from_b[j], sums[at]);
+                }
             }
         }
     }
