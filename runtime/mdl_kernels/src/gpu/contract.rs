@@ -36,7 +36,7 @@ const LARGE: Tile = Tile { rows: 128, columns: 128, depth: 32, units: 256, plane
 const SMALL: Tile = Tile { rows: 64, columns: 64, depth: 32, units: 128, planes: (2, 2) };
 /// f32 takes twice the shared memory, and each product three times the work.
 const LARGE_F32: Tile = Tile { depth: 16, ..LARGE };
-const SMALL_F32: Tile = Tile { depth: 16, units: 256, planes: (2, 4), ..SMALL };
+const SMALL_F32: Tile = Tile { depth: 16, ..SMALL };
 /// Without tensor cores units have four by four sums each.
 const PLAIN: Tile = Tile { rows: 64, columns: 64, depth: 16, units: 256, planes: (1, 1) };
 /// Large tiles from so many on.
