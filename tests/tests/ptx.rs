@@ -1,5 +1,6 @@
-//! Every kernel of a preset's training step, assembled for NVIDIA's GPUs on a machine without
-//! one: registers do not spill beyond what the assembler trades for occupancy, and every product of matrices is a tensor core's.
+//! Every kernel of a preset's training step, assembled for NVIDIA's GPUs on a machine without one:
+//! registers do not spill beyond what the assembler trades for occupancy, and every product of
+//! matrices is a tensor core's.
 //!
 //! The assembler comes with `cargo xtask test`; without it this test fails and says so.
 
@@ -17,9 +18,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 const TOKENS: u64 = 512;
-/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, so that one
-/// more cube fits a multiprocessor; the gradient of keys in f32 with heads of 128 has 60 beside its
-/// 255 registers. More than that is a kernel that asks for too much.
+/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, so that
+/// one more cube fits a multiprocessor; the gradient of keys in f32 with heads of 128 has 60 beside
+/// its 255 registers. More than that is a kernel that asks for too much.
 const TRADED: u64 = 64;
 /// All presets take a quarter of an hour; where this variable is set they are walked, and otherwise
 /// the smallest and the largest of each file.
