@@ -260,6 +260,14 @@ impl Device {
         elem != Elem::Bf16 || self.has_pointer_casts()
     }
 
+    /// Bytes of the largest arena that this device gives.
+    pub fn largest_arena(&self) -> u64 {
+        match self.class {
+            Class::Cpu => u64::MAX,
+            _ => self.client.properties().memory.max_page_size,
+        }
+    }
+
     pub fn class(&self) -> Class {
         self.class
     }

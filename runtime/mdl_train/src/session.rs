@@ -14,6 +14,7 @@ use crate::weights::Weights;
 use mdl_check::entry::function;
 use mdl_ir::graph::{Body, Graph, InputRole, Param, ValueId};
 use mdl_ir::interp::{Env, mix, run};
+use mdl_ir::kernel::Elem;
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
@@ -164,8 +165,23 @@ impl Session {
         settings: Settings,
         device: Arc<Device>,
     ) -> Result<Session, ModelError> {
+        let narrow = [settings.precision, settings.optimizer_state].contains(&Precision::Bf16);
+        if narrow && !device.takes(Elem::Bf16) {
+            let message = "this device has no elements of 16 bits; leave out --bf16, or take \
+                           --device cuda or cpu";
+            return Err(ModelError::Asked(message.into()));
+        }
         let schedule = Schedule::new(&model, &settings)?;
         let (graph, train, validate) = executables(&mut model, &settings, device.target())?;
+        let needed = train.state_bytes().max(train.work_bytes());
+        if needed > device.largest_arena() {
+            let message = format!(
+                "the step needs {needed} bytes in one piece, and this device gives {} at most; \
+                 lower --train_batch_size or give --memory, or take another --device",
+                device.largest_arena()
+            );
+            return Err(ModelError::Asked(message));
+        }
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let resident_before = resident::now();
