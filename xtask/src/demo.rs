@@ -33,7 +33,8 @@ const GENERATE: &str =
 pub fn demo() -> Result<(), String> {
     let start = Instant::now();
     setup::setup(Prefer::Download)?;
-    run_or_stop(cargo().args(["build", "--release", "-p", "mdlc"]))?;
+    // One package alone would resolve other features, and `cargo xtask test` would build all again.
+    run_or_stop(cargo().args(["build", "--release", "--workspace", "--bin", "mdlc"]))?;
 
     let place = root().join("target/demo");
     collect_text(&place)?;
