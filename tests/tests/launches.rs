@@ -1,4 +1,5 @@
-//! Launch counts and peak memory of training steps, and whether the memory plan keeps its promise.
+//! Launch counts, traffic and peak memory of training steps, and whether the memory plan keeps its
+//! promise.
 //!
 //! The numbers are exact and stand in `golden/launches.txt`: a change of a pass shows there in the
 //! same commit. `cargo xtask test --bless` writes the file.
@@ -6,8 +7,10 @@
 use mdl_check::entry::EntryOptions;
 use mdl_driver::embedded;
 use mdl_driver::front::Front;
-use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
-use mdl_ir::graph::OutputRole;
+use mdl_driver::pipeline::{Purpose, Trace, finish, run, state_layout};
+use mdl_ir::graph::{Body, Node, OutputRole, Stage};
+use mdl_ir::kernel::cost::work;
+use mdl_ir::op::{Class, Op};
 use mdl_passes::executable::{Arg, BufferPlan, Executable, Launch, Space, Step};
 use mdl_passes::optimise::Optimizer;
 use mdl_passes::request::Precision;
@@ -30,6 +33,11 @@ const UNITS: u32 = 2;
 
 /// A training step, planned.
 fn planned(model: &str, preset: &str) -> Executable {
+    traced(model, preset).1
+}
+
+/// The passes of a training step, and its plan.
+fn traced(model: &str, preset: &str) -> (Trace, Executable) {
     let text = embedded::model(model).expect("the model is part of the compiler");
     let mut front = Front::load(&format!("models/{model}.mdl"), text, &|_| None);
     let config = front.preset(preset).expect("the preset binds");
@@ -50,7 +58,27 @@ fn planned(model: &str, preset: &str) -> Executable {
     });
     let trace = run(graph, &mut front, &purpose).expect("the passes have no bug");
     let state = state_layout(trace.last(), &purpose);
-    finish(trace.last(), &state, UNITS).expect("the plan has no bug")
+    let executable = finish(trace.last(), &state, UNITS).expect("the plan has no bug");
+    (trace, executable)
+}
+
+/// Bytes that the kernels of a step read and write.
+fn moved(executable: &Executable) -> u64 {
+    let bytes = |launch: &Launch| {
+        let spec = &executable.specs[launch.spec];
+        work(spec).map_or_else(|| launch.args.iter().map(|a| a.bytes).sum(), |work| work.bytes)
+    };
+    clocked(executable).into_iter().map(|(count, launch)| count * bytes(launch)).sum()
+}
+
+/// The same if each operation read its arguments from memory and wrote its results there.
+fn moved_one_by_one(body: &Body) -> u64 {
+    let of_node = |node: &Node| match &node.op {
+        Op::Repeat { count, body, .. } => count * moved_one_by_one(body),
+        op if matches!(op.class(), Class::View | Class::Source) => 0,
+        _ => node.args.iter().chain(&node.results).map(|id| body.ty(*id).bytes()).sum(),
+    };
+    body.nodes.iter().map(of_node).sum()
 }
 
 /// Every preset with its model.
@@ -72,7 +100,8 @@ fn loops(executable: &Executable) -> Vec<(u64, &[Launch])> {
     loops.collect()
 }
 
-fn summary(model: &str, preset: &str, executable: &Executable) -> String {
+fn summary(model: &str, preset: &str, (trace, executable): &(Trace, Executable)) -> String {
+    let placed = trace.at(Stage::Placed).expect("the stage before fusion");
     let loops = loops(executable);
     let [(layers, forward), (_, backward)] = loops[..] else {
         panic!("{preset}: a training step has two loops, not {}", loops.len());
@@ -96,6 +125,8 @@ fn summary(model: &str, preset: &str, executable: &Executable) -> String {
     line("bytes of weights and moments", executable.state_bytes.to_string());
     line("bytes of work, at the peak", executable.work_bytes.to_string());
     line("FLOPs of a step", executable.work().0.to_string());
+    line("bytes that kernels move", moved(executable).to_string());
+    line("bytes, one operation at a time", moved_one_by_one(&placed.body).to_string());
     format!("{model} {preset}\n{out}")
 }
 
@@ -103,7 +134,7 @@ fn summary(model: &str, preset: &str, executable: &Executable) -> String {
 fn launches_and_peaks_are_those_of_the_golden_file() {
     let mut text = format!("A training step with B={B} T={T} for {UNITS} threads.\n");
     for (model, preset) in presets() {
-        let _ = write!(text, "\n{}", summary(model, &preset, &planned(model, &preset)));
+        let _ = write!(text, "\n{}", summary(model, &preset, &traced(model, &preset)));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/launches.txt");
     if std::env::var_os("MDL_BLESS").is_some() {
