@@ -4,8 +4,9 @@ Needs Python 3.9 and PyTorch 2.4 or later. Prints one JSON line per variant, eag
 
     python benches/peers/llama_step.py --shape llama_110m --batch 2 --width 1024 --threads 2
 
-With `--dtype bf16` the step runs under autocast, with weights and moments in f32. The model is the plain Llama that transformers computes (RMSNorm, rotate-half RoPE, SwiGLU, causal
-attention, tied head), with PyTorch's fastest stock parts: fused attention and fused AdamW.
+With `--dtype bf16` the step runs under autocast, with weights and moments in f32. The model is the
+plain Llama that transformers computes (RMSNorm, rotate-half RoPE, SwiGLU, causal attention, tied
+head), with PyTorch's fastest stock parts: fused attention and fused AdamW.
 `peak_bytes` is the most that the process had resident, `before_bytes` what it had before the model.
 """
 
@@ -36,6 +37,8 @@ class Shape:
 SHAPES = {
     "llama_15m": Shape(hidden=288, layers=6, heads=6, ffn=768, vocab=32000),
     "llama_110m": Shape(hidden=768, layers=12, heads=12, ffn=2048, vocab=32000),
+    # Llama 2 7B cut to two layers, for the time that compiling takes.
+    "llama2_7b_cut": Shape(hidden=4096, layers=2, heads=32, ffn=11008, vocab=32000),
 }
 
 
@@ -136,13 +139,15 @@ def measure(variant, shape, args):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         times.append(time.perf_counter() - start)
-    times = times[args.warmup :]
+    first, times = times[0], times[args.warmup :]
     step_s = statistics.median(times)
     return {
         "implementation": f"pytorch {torch.__version__} {variant}",
         "tokens_per_s": round(args.batch * args.width / step_s, 1),
         "step_ms": round(step_s * 1e3, 2),
         "step_ms_fastest": round(min(times) * 1e3, 2),
+        # The first step compiles, if anything does.
+        "first_step_s": round(first, 2),
         "steps": len(times),
         "first_loss": round(losses[0], 4),
         "last_loss": round(losses[-1], 4),

@@ -30,16 +30,25 @@ SHAPES = [
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def median_seconds(runs, work):
-    """The median of `runs` runs after two that are not counted."""
-    times = []
-    for _ in range(2 + runs):
-        start = time.perf_counter()
+# Runs of a small kernel follow each other until so many seconds have passed, as in `mdlc bench`.
+TOGETHER = 0.01
+
+
+def timed(work, times):
+    """Seconds of a run, of several that are waited for together."""
+    start = time.perf_counter()
+    for _ in range(times):
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def median_seconds(runs, work):
+    """The median of `runs` timed ones, after a warm-up."""
+    timed(work, 1)
+    times = min(max(int(TOGETHER / timed(work, 1)), 1), 1000)
+    return statistics.median(timed(work, times) for _ in range(runs))
 
 
 def forms(m, n, k, dtype):

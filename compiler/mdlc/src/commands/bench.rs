@@ -186,22 +186,25 @@ fn model(device: &Arc<Device>, args: &Args) -> Outcome {
     Ok(())
 }
 
-/// Median seconds of `runs` launches after a warm-up.
+/// Runs of a small kernel follow each other, as launches of a step do, until so many seconds have
+/// passed; only then is waited for them.
+const TOGETHER: f64 = 0.01;
+
+/// Median seconds of a run, of `runs` that are timed after a warm-up.
 fn median(device: &Device, runs: usize, mut f: impl FnMut()) -> f64 {
-    for _ in 0..2 {
-        f();
-    }
-    device.sync();
-    let mut times: Vec<f64> = (0..runs.max(1))
-        .map(|_| {
-            let start = Instant::now();
+    let mut timed = |times: usize| {
+        let start = Instant::now();
+        for _ in 0..times {
             f();
-            device.sync();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+        }
+        device.sync();
+        start.elapsed().as_secs_f64() / times as f64
+    };
+    timed(1);
+    let times = (TOGETHER / timed(1)).clamp(1.0, 1000.0) as usize;
+    let mut seconds: Vec<f64> = (0..runs.max(1)).map(|_| timed(times)).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
 /// A row of the report. The peak is measured right beside the run, since other work shares the
