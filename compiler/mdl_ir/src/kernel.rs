@@ -195,14 +195,11 @@ pub struct Dim {
     pub stride_b: u32,
 }
 
-/// c[batch, m, n] = epilogue(Σ_k prologue(a[batch, m, k]) · b[batch, k, n]); c is dense in the
-/// order batch, m, n.
-///
-/// The prologue maps register 0 (the loaded `a`) to register `prologue_result`; its `Load`s read
-/// `prologue_inputs`, views over the two dims (m, k) of a problem whose m and k groups each have
-/// been flattened (batch must be empty). The epilogue maps register 0 (the sum) and its `Load`s of
-/// `epilogue_inputs` (views over flattened batch·m, n) to `Store`s, one per output; without an
-/// epilogue there is one output, the sum. Outputs are dense [batch·m, n].
+/// c[batch, m, n] = epilogue(Σ_k a[batch, m, k] · b[batch, k, n]); c is dense in the order batch,
+/// m, n. A prologue stands between one of the operands and its product. The epilogue maps register
+/// 0 (the sum) and its `Load`s of `epilogue_inputs` (views over flattened batch·m, n) to `Store`s,
+/// one per output; without an epilogue there is one output, the sum. Outputs are dense [batch·m,
+/// n].
 ///
 /// An epilogue's input may be the memory of an output, read where it is then stored: that is how a
 /// product is added to bf16. `ContractAdd` adds to f32 alone.
@@ -217,14 +214,34 @@ pub struct ContractSpec {
     pub m: Vec<Dim>,
     pub n: Vec<Dim>,
     pub k: Vec<Dim>,
-    pub prologue_inputs: Vec<View>,
-    pub prologue: Vec<Instr>,
-    pub prologue_result: u16,
+    pub prologue: Option<Prologue>,
     pub epilogue_inputs: Vec<View>,
     pub epilogue: Vec<Instr>,
 }
 
+/// What happens to an element of an operand before it is multiplied: from register 0, the loaded
+/// element, to register `result`. `Load`s read `inputs`, views over two dims, the rows of the
+/// operand (the flattened m of `a`, or n of `b`) and the flattened k; there is no batch. Where both
+/// operands are bf16, so is the result: its last instruction rounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prologue {
+    pub operand: Operand,
+    pub inputs: Vec<View>,
+    pub program: Vec<Instr>,
+    pub result: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Operand {
+    A,
+    B,
+}
+
 impl ContractSpec {
+    pub fn prologue_inputs(&self) -> &[View] {
+        self.prologue.as_ref().map_or(&[], |prologue| &prologue.inputs)
+    }
+
     /// The output is the sum in f32, so partial sums may wait there.
     pub fn is_plain_sum(&self) -> bool {
         self.epilogue.is_empty() && self.outputs == [Elem::F32]
@@ -401,12 +418,13 @@ impl ContractBlocks {
         let size = |dims: &[Dim]| dims.iter().map(|dim| u64::from(dim.size)).product::<u64>();
         let (batch, m, n, k) = (size(&spec.batch), size(&spec.m), size(&spec.n), size(&spec.k));
         let blocks = k.div_ceil(Self::DEPTH).max(1);
+        let prepares_b = spec.prologue.as_ref().is_some_and(|p| p.operand == Operand::B);
         ContractBlocks {
             // Blocks of nearly the same depth, in whole vectors.
             depth: k.div_ceil(blocks).next_multiple_of(16).min(Self::DEPTH),
             columns: n.next_multiple_of(Self::TILE_COLUMNS).min(Self::COLUMNS),
             rows: m.next_multiple_of(Self::TILE_ROWS).min(Self::ROWS),
-            skinny: m <= Self::SKINNY_ROWS && batch == 1,
+            skinny: m <= Self::SKINNY_ROWS && batch == 1 && !prepares_b,
             split_batch: batch >= u64::from(units) * 2,
             partial: blocks > 1 && !spec.is_plain_sum(),
         }
@@ -558,9 +576,7 @@ impl LinearCrossEntropySpec {
             m: vec![m],
             n: vec![n],
             k: vec![k],
-            prologue_inputs: vec![],
-            prologue: vec![],
-            prologue_result: 0,
+            prologue: None,
             epilogue_inputs: vec![],
             epilogue: vec![],
         };

@@ -11,6 +11,7 @@
 //! of the forward graph are those of its gradients.
 
 use crate::adjoint::{Primal, accumulated, adjoint, rounded, typed};
+use crate::prologue::prologues;
 use mdl_ir::build::{Builder, remove_dead};
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Class, Kernel, Op};
@@ -346,15 +347,18 @@ fn reversed(
 }
 
 /// Elementwise values that are in memory whatever happens: operands of contractions and calls, sums
-/// that end a contraction, and what is rounded, since that is done for memory.
+/// that end a contraction, and what is rounded, since that is done for memory. Of an operand that
+/// contractions prepare for themselves it is what they make it from.
 fn stored_anyway(body: &Body) -> HashSet<ValueId> {
     let producers = body.producers();
-    let mut stored = HashSet::new();
+    let prologues = prologues(body);
+    let prepared: HashSet<ValueId> = prologues.values().map(|p| p.operand).collect();
+    let mut stored: HashSet<ValueId> = prologues.values().flat_map(|p| &p.small).copied().collect();
     for node in &body.nodes {
         if node.op.class() == Class::Kernel {
-            stored.extend(&node.args);
+            stored.extend(node.args.iter().filter(|a| !prepared.contains(a)));
         }
-        if node.op == Op::Cast(DType::Bf16) {
+        if node.op == Op::Cast(DType::Bf16) && !prepared.contains(&node.results[0]) {
             stored.extend(&node.results);
         }
         let ends = |a: &ValueId| {

@@ -4,6 +4,7 @@
 //! are walked). Values of the whole space and of its rows live in registers; only what leaves the
 //! region is stored. A contraction takes elementwise work on its result as an epilogue: where its
 //! result has that one use, and where a whole elementwise region is the only reader of the result.
+//! What it does to an operand on its way in is its prologue.
 //! Sums over outer axes walk columns; they compute their elementwise input again instead of storing
 //! it.
 //!
@@ -12,6 +13,7 @@
 
 use crate::group::{Group, Groups, Kind};
 use crate::offload::{around, between};
+use crate::prologue::own_operands;
 use mdl_ir::build::{Builder, axis_names};
 use mdl_ir::graph::{Body, Graph, Node, Stage, ValueId};
 use mdl_ir::op::{Class, Kernel, Op};
@@ -23,7 +25,7 @@ pub fn fuse(graph: &Graph) -> Result<Graph, String> {
 }
 
 fn fuse_body(body: &Body) -> Result<Body, String> {
-    let body = own_columns(body)?;
+    let body = own_operands(&own_columns(body)?)?;
     let groups = Groups::of(&body);
     let mut b = Builder::default();
     let mut map: HashMap<ValueId, ValueId> = HashMap::new();

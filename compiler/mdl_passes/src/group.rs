@@ -2,6 +2,7 @@
 
 use crate::fuse::Unit;
 use crate::layout::collapsed;
+use crate::prologue::{Prepared, prologues};
 use mdl_ir::build::axis_names;
 use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Class, Op};
@@ -16,7 +17,7 @@ pub enum Kind {
     Rows,
     /// With reductions over outer axes.
     Columns,
-    /// A contraction with an epilogue.
+    /// A contraction with its prologue and epilogue.
     Contraction,
 }
 
@@ -44,16 +45,23 @@ pub struct Groups {
     groups: Vec<Option<Group>>,
     /// Group of each node.
     of: Vec<Option<usize>>,
+    /// Nodes of prologues, which no other rule looks at.
+    before: HashSet<usize>,
 }
 
 impl Groups {
     pub fn of(body: &Body) -> Groups {
         let n = body.nodes.len();
-        let mut groups = Groups { groups: Vec::new(), of: vec![None; n] };
+        let prologues = prologues(body);
+        let before = prologues.values().flat_map(|p| &p.nodes).copied().collect();
+        let mut groups = Groups { groups: Vec::new(), of: vec![None; n], before };
         let users = body.users();
-        for i in 0..n {
+        for i in (0..n).filter(|i| !groups.before.contains(i)).collect::<Vec<usize>>() {
             match &body.nodes[i].op {
-                Op::Contract { .. } => groups.start(body, i, Kind::Contraction, Vec::new()),
+                Op::Contract { .. } => {
+                    groups.start(body, i, Kind::Contraction, Vec::new());
+                    groups.prepare(prologues.get(&i));
+                }
                 Op::Reduce { axes, .. } => groups.reduction(body, i, axes),
                 op if op.class() == Class::Elementwise => groups.elementwise(body, &users, i),
                 _ => {}
@@ -69,6 +77,16 @@ impl Groups {
         let space = body.ty(of).axes.clone();
         self.of[i] = Some(self.groups.len());
         self.groups.push(Some(Group { kind, space, walked, nodes: vec![i] }));
+    }
+
+    /// The nodes of a prologue go into the group that was started last.
+    fn prepare(&mut self, prologue: Option<&Prepared>) {
+        let g = self.groups.len() - 1;
+        for n in prologue.iter().flat_map(|p| &p.nodes) {
+            self.of[*n] = Some(g);
+            self.groups[g].as_mut().expect("started last").nodes.push(*n);
+        }
+        self.groups[g].as_mut().expect("started last").nodes.sort_unstable();
     }
 
     fn group(&self, g: usize) -> &Group {
@@ -305,8 +323,8 @@ impl Groups {
             Kind::Rows => walks_as_one(body, &nodes, &merged.space, &merged.walked, *n),
             Kind::Elementwise | Kind::Columns => true,
         };
-        if !nodes.iter().all(|n| level(n) && along(n)) || self.would_cycle(body, &nodes, &[into, g])
-        {
+        let fits = |n: &usize| self.before.contains(n) || level(n) && along(n);
+        if !nodes.iter().all(fits) || self.would_cycle(body, &nodes, &[into, g]) {
             return false;
         }
         let mut nodes = nodes;

@@ -25,6 +25,7 @@ pub mod narrow;
 pub mod offload;
 pub mod optimise;
 pub mod plan;
+mod prologue;
 pub mod recompute;
 pub mod region;
 pub mod request;

@@ -4,6 +4,7 @@ use crate::executable::Space;
 use crate::layout::{Loc, aligned};
 use crate::lower::{Access, Done, Lowering, Places, access, extent, is_region};
 use crate::region::{elem, region_spec};
+use crate::specs::{parts, whole_input};
 use mdl_ir::cost::node_flops;
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::cost::kernel_flops;
@@ -277,27 +278,32 @@ pub(crate) fn adamw_args(state: &[Access], numbers: &[Access]) -> Vec<Access> {
 /// A contraction whose result is added to something and nothing else: the contraction alone, and
 /// which input it is added to.
 fn added(body: &Body) -> Option<(Body, usize)> {
-    let [product, sum] = &body.nodes[..] else { return None };
+    let [before @ .., product, sum] = &body.nodes[..] else { return None };
     let adds = matches!(product.op, Op::Contract { .. }) && sum.op == Op::Binary(Binary::Add);
     let old = *sum.args.iter().find(|a| !product.results.contains(a))?;
     let input = body.inputs.iter().position(|i| *i == old)?;
-    let same = body.ty(old) == body.ty(product.results[0]) && !product.args.contains(&old);
+    let multiplied = |n: &Node| n.args.contains(&old);
+    let same = body.ty(old) == body.ty(product.results[0])
+        && !multiplied(product)
+        && !before.iter().any(multiplied);
     if !adds || !same || body.outputs != sum.results || !sum.args.contains(&product.results[0]) {
         return None;
     }
     let mut alone = body.clone();
     alone.inputs.remove(input);
     alone.nodes.pop();
-    alone.outputs = alone.nodes[0].results.clone();
+    alone.outputs = product.results.clone();
     Some((alone, input))
 }
 
-/// Is argument `n` of a contraction call multiplied, or read by the epilogue?
+/// Is argument `n` of a contraction call multiplied, be it behind a prologue, and not read by the
+/// epilogue or beside what is prepared?
 fn is_operand(node: &Node, n: usize) -> bool {
     let Op::Call { body, .. } = &node.op else { return false };
-    let operand =
-        |m: &Node| matches!(m.op, Op::Contract { .. }) && m.args.contains(&body.inputs[n]);
-    body.nodes.iter().any(operand)
+    let Some((_, contract, after)) = parts(body) else { return false };
+    let mut operands = contract.args.iter();
+    operands.any(|a| whole_input(body, *a) == Some(n))
+        && !after.iter().any(|m| m.args.contains(&body.inputs[n]))
 }
 
 fn source_region(node: &Node, body: &Body, results: &[Loc]) -> Done<RegionSpec> {

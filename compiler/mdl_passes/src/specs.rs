@@ -6,7 +6,8 @@ use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{
-    AttentionSpec, ContractSpec, Dim, Instr, InstrOp, LinearCrossEntropySpec, View,
+    AttentionSpec, ContractSpec, Dim, Instr, InstrOp, LinearCrossEntropySpec, Operand, Prologue,
+    View,
 };
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, Type};
@@ -18,111 +19,156 @@ fn product<'a>(axes: impl IntoIterator<Item = &'a Axis>) -> u32 {
     axes.into_iter().map(|a| a.size).product::<u64>() as u32
 }
 
-/// The contraction with its epilogue; `locs` are the places of the call's arguments. The result has
-/// the order of the call's arguments as the kernel wants them: a, b, then the epilogue's inputs
-/// (numbers of the body's inputs).
+/// The contraction with its prologue and epilogue; `locs` are the places of the call's arguments.
+/// The result has the order of the call's arguments as the kernel wants them: a, b, then the inputs
+/// of prologue and epilogue (numbers of the body's inputs).
 pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)> {
-    let node = body.nodes.iter().find(|n| matches!(n.op, Op::Contract { .. }));
-    let node = node.ok_or("a contraction call holds a contraction")?;
+    let (before, node, after) = parts(body).ok_or("a contraction call holds a contraction")?;
     let Op::Contract { axes } = &node.op else {
         return Err("a contraction".into());
     };
-    let input = |id: ValueId| {
-        let found = body.inputs.iter().position(|i| *i == id);
-        found.ok_or("a contraction reads memory")
-    };
-    let (ia, ib) = (input(node.args[0])?, input(node.args[1])?);
-    let (ta, tb) = (body.ty(node.args[0]), body.ty(node.args[1]));
+    let whole = |n: usize| whole_input(body, node.args[n]).ok_or("a contraction reads memory");
+    let (ia, ib) = (whole(0)?, whole(1)?);
+    let (ta, tb) = (body.ty(body.inputs[ia]), body.ty(body.inputs[ib]));
     let result = body.ty(node.results[0]);
     let dim = |axis: &Axis| Dim {
         size: axis.size as u32,
         stride: locs[ia].stride(ta, &axis.name) as u32,
         stride_b: locs[ib].stride(tb, &axis.name) as u32,
     };
-    let group = |in_a: bool, in_b: bool| -> Vec<Dim> {
+    let along = |in_a: bool, in_b: bool| -> Vec<&Axis> {
         let here = |x: &&Axis| ta.has(&x.name) == in_a && tb.has(&x.name) == in_b;
-        result.axes.iter().filter(here).map(dim).collect()
+        result.axes.iter().filter(here).collect()
     };
-    let n = group(false, true).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect();
-    let k = ta.axes.iter().filter(|x| axes.contains(&x.name)).map(dim).collect();
+    let group = |axes: Vec<&Axis>| -> Vec<Dim> { axes.into_iter().map(dim).collect() };
+    let (m, n) = (along(true, false), along(false, true));
+    let k: Vec<&Axis> = ta.axes.iter().filter(|x| axes.contains(&x.name)).collect();
+    let mut order = vec![ia, ib];
+    let mut program = ProgramWriter { body, locs, order: &mut order, inputs: vec![], code: vec![] };
+    let prepared = before.last().map(|n| n.results[0]);
+    let prologue = match prepared.and_then(|made| node.args.iter().position(|a| *a == made)) {
+        Some(operand) => {
+            let (operand, rows, input) =
+                if operand == 0 { (Operand::A, &m, ia) } else { (Operand::B, &n, ib) };
+            let of = [rows, &k].map(|axes| axes.iter().map(|a| (*a).clone()).collect());
+            let regs = program.write(body.inputs[input], &before, &of)?;
+            let result = prepared.map_or(0, |made| regs[&made]);
+            Some(Prologue { operand, inputs: program.inputs, program: program.code, result })
+        }
+        None => None,
+    };
     let mut spec = ContractSpec {
-        batch: group(true, true),
-        m: group(true, false),
-        n,
-        k,
-        prologue_inputs: Vec::new(),
-        prologue: Vec::new(),
-        prologue_result: 0,
+        batch: group(along(true, true)),
+        n: group(n).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect(),
+        m: group(m),
+        k: group(k),
+        prologue,
         epilogue_inputs: Vec::new(),
         epilogue: Vec::new(),
         a: elem(ta.dtype),
         b: elem(tb.dtype),
         outputs: body.outputs.iter().map(|o| elem(body.ty(*o).dtype)).collect(),
     };
-    let mut order = vec![ia, ib];
     // A sum that is only rounded is rounded by being stored.
-    let bare = body.nodes.iter().all(|n| n.op == node.op || same_value(body, n));
+    let bare = after.iter().all(|n| same_value(body, n));
     if !bare || body.outputs.len() > 1 {
-        epilogue(body, node, (ta, result), locs, &mut spec, &mut order)?;
+        let split = result.axes.iter().take_while(|a| ta.has(&a.name)).count();
+        let of = [result.axes[..split].to_vec(), result.axes[split..].to_vec()];
+        let mut w = ProgramWriter { body, locs, order: &mut order, inputs: vec![], code: vec![] };
+        let regs = w.write(node.results[0], &after, &of)?;
+        let stores = body.outputs.iter().enumerate();
+        w.code.extend(stores.map(|(i, o)| instr(InstrOp::Store(i as u16), 0, [regs[o], 0, 0])));
+        (spec.epilogue_inputs, spec.epilogue) = (w.inputs, w.code);
     }
     Ok((spec, order))
 }
 
-/// Writes the elementwise nodes after the contraction as its epilogue.
-fn epilogue(
-    body: &Body,
-    contract: &Node,
-    (ta, result): (&Type, &Type),
-    locs: &[Loc],
-    spec: &mut ContractSpec,
-    order: &mut Vec<usize>,
-) -> Spec<()> {
-    let split = result.axes.iter().take_while(|a| ta.has(&a.name)).count();
-    let mut regs: HashMap<ValueId, u16> = HashMap::from([(contract.results[0], 0)]);
-    let mut next = 1;
-    let load = |id: ValueId, spec: &mut ContractSpec, order: &mut Vec<usize>| -> Spec<Instr> {
-        let i = body.inputs.iter().position(|x| *x == id).ok_or("made or taken in")?;
-        let (ty, loc) = (body.ty(id), &locs[i]);
+/// A contraction call's nodes in order: its prologue, the contraction, and its epilogue.
+pub fn parts(body: &Body) -> Option<(Vec<&Node>, &Node, Vec<&Node>)> {
+    let node = body.nodes.iter().find(|n| matches!(n.op, Op::Contract { .. }))?;
+    let mut needed: Vec<ValueId> = node.args.clone();
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for other in body.nodes.iter().rev().filter(|n| n.results != node.results) {
+        if other.results.iter().any(|r| needed.contains(r)) {
+            needed.extend(&other.args);
+            before.insert(0, other);
+        } else {
+            after.insert(0, other);
+        }
+    }
+    Some((before, node, after))
+}
+
+/// The input of a contraction call that this operand is, or is made from: the one of its size.
+pub fn whole_input(body: &Body, operand: ValueId) -> Option<usize> {
+    if let Some(i) = body.inputs.iter().position(|id| *id == operand) {
+        return Some(i);
+    }
+    let node = body.nodes.iter().find(|n| n.results.contains(&operand))?;
+    let size = |id: &ValueId| &body.ty(*id).axes;
+    let same = node.args.iter().filter(|a| size(a) == size(&operand));
+    same.filter_map(|a| whole_input(body, *a)).next()
+}
+
+/// Elementwise nodes as a program of a prologue or an epilogue.
+struct ProgramWriter<'a> {
+    body: &'a Body,
+    locs: &'a [Loc],
+    order: &'a mut Vec<usize>,
+    inputs: Vec<View>,
+    code: Vec<Instr>,
+}
+
+impl ProgramWriter<'_> {
+    /// Writes the nodes, with `first` in register 0; what else they read lies along these axes.
+    /// Gives the registers of their results.
+    fn write(
+        &mut self,
+        first: ValueId,
+        nodes: &[&Node],
+        along: &[Vec<Axis>; 2],
+    ) -> Spec<HashMap<ValueId, u16>> {
+        let mut regs: HashMap<ValueId, u16> = HashMap::from([(first, 0)]);
+        let mut next = 1;
+        for node in nodes {
+            let mut args = [0; 3];
+            for (slot, a) in args.iter_mut().zip(&node.args) {
+                if !regs.contains_key(a) {
+                    let read = self.read(*a, along)?;
+                    self.code.push(Instr { dst: next, ..read });
+                    regs.insert(*a, next);
+                    next += 1;
+                }
+                *slot = regs[a];
+            }
+            if same_value(self.body, node) {
+                regs.insert(node.results[0], args[0]);
+                continue;
+            }
+            self.code.push(instr(operation(&node.op)?, next, args));
+            regs.insert(node.results[0], next);
+            next += 1;
+        }
+        Ok(regs)
+    }
+
+    /// A constant that was made before these nodes, or an input.
+    fn read(&mut self, id: ValueId, along: &[Vec<Axis>; 2]) -> Spec<Instr> {
+        let constant = self.body.nodes.iter().find(|n| n.results.contains(&id));
+        if let Some(Op::Const(c)) = constant.map(|n| &n.op) {
+            return Ok(instr(InstrOp::Const(*c as f32), 0, [0; 3]));
+        }
+        let i = self.body.inputs.iter().position(|x| *x == id).ok_or("made or taken in")?;
+        let (ty, loc) = (self.body.ty(id), &self.locs[i]);
         let part = |axes: &[Axis]| {
             let strides: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
             collapsed(axes, &strides).ok_or_else(|| format!("{ty} does not lie along the result"))
         };
-        let strides =
-            vec![part(&result.axes[..split])? as u32, part(&result.axes[split..])? as u32];
-        spec.epilogue_inputs.push(View {
-            elem: elem(ty.dtype),
-            offset: loc.offset as u32,
-            strides,
-        });
-        order.push(i);
-        Ok(instr(InstrOp::Load(spec.epilogue_inputs.len() as u16 - 1), 0, [0; 3]))
-    };
-    for node in &body.nodes {
-        if matches!(node.op, Op::Contract { .. }) {
-            continue;
-        }
-        let mut args = [0; 3];
-        for (slot, a) in args.iter_mut().zip(&node.args) {
-            if !regs.contains_key(a) {
-                let load = load(*a, spec, order)?;
-                spec.epilogue.push(Instr { dst: next, ..load });
-                regs.insert(*a, next);
-                next += 1;
-            }
-            *slot = regs[a];
-        }
-        if same_value(body, node) {
-            regs.insert(node.results[0], args[0]);
-            continue;
-        }
-        spec.epilogue.push(instr(operation(&node.op)?, next, args));
-        regs.insert(node.results[0], next);
-        next += 1;
+        let strides = vec![part(&along[0])? as u32, part(&along[1])? as u32];
+        self.inputs.push(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides });
+        self.order.push(i);
+        Ok(instr(InstrOp::Load(self.inputs.len() as u16 - 1), 0, [0; 3]))
     }
-    for (i, out) in body.outputs.iter().enumerate() {
-        spec.epilogue.push(instr(InstrOp::Store(i as u16), 0, [regs[out], 0, 0]));
-    }
-    Ok(())
 }
 
 /// Attention from the types of q and k and from the mask in the body; the same for its adjoint.

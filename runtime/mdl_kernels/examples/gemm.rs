@@ -43,9 +43,7 @@ fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
         m: vec![dim(m, am, 0)],
         n: vec![dim(n, bn, 0)],
         k: vec![dim(k, ak, bk)],
-        prologue_inputs: vec![],
-        prologue: vec![],
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }

@@ -2,8 +2,8 @@
 //!
 //! # What it computes
 //!
-//! c[batch, m, n] = epilogue(Σ_k prologue(a[batch, m, k]) · b[batch, k, n]): 2·batch·m·n·k
-//! operations; it reads a once per `block_columns` columns and b once, and writes c once per
+//! c[batch, m, n] = epilogue(Σ_k a[batch, m, k] · b[batch, k, n]), with a prologue on a or b:
+//! 2·batch·m·n·k operations; it reads a once per `block_columns` columns and b once, and writes c once per
 //! `block_depth` steps of k. The order of summation is k within a block, then block by block.
 
 use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
@@ -112,7 +112,7 @@ fn contract_batch<N: Size, M: Size>(
                 columns: min(comptime!(plan.block_columns), comptime!(plan.columns) - column),
             };
             let plan_b = comptime!(plan.clone());
-            pack_block::<N>(b, counters, workspace, place, &block, plan_b);
+            pack_block::<N>(b, prologue_inputs, counters, workspace, place, &block, plan_b);
             multiply_block::<N, M>(
                 a,
                 prologue_inputs,
@@ -139,6 +139,7 @@ pub(crate) fn take(counters: &[Atomic<u32>], #[comptime] which: usize) -> usize 
 #[cube]
 fn pack_block<N: Size>(
     b: &[f32],
+    inputs: &Sequence<Box<[f32]>>,
     counters: &[Atomic<u32>],
     workspace: &mut [f32],
     place: &Place,
@@ -149,7 +150,7 @@ fn pack_block<N: Size>(
     if comptime!(plan.split_batch) {
         for piece in 0..pieces {
             let plan = comptime!(plan.clone());
-            pack_b::<N>(b, place.base_b, workspace, place.packed_b, block, piece, plan);
+            pack_b::<N>(b, place.base_b, inputs, workspace, place.packed_b, block, piece, plan);
         }
     } else {
         // No unit may still read the block before, or take from the counter that is reset here.
@@ -160,7 +161,7 @@ fn pack_block<N: Size>(
         let mut piece = take(counters, PACKED);
         while piece < pieces {
             let plan = comptime!(plan.clone());
-            pack_b::<N>(b, place.base_b, workspace, place.packed_b, block, piece, plan);
+            pack_b::<N>(b, place.base_b, inputs, workspace, place.packed_b, block, piece, plan);
             piece = take(counters, PACKED);
         }
         sync_cube();
@@ -401,7 +402,7 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
     if plan.rows * plan.columns * plan.batches == 0 {
         return;
     }
-    let (prologues, epilogues) = (plan.prologue_views.len(), plan.epilogue_views.len());
+    let (prologues, epilogues) = (plan.prologue_inputs(), plan.epilogue_views.len());
     assert!(args.len() >= 4 + prologues + epilogues, "one slice per buffer of the spec");
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()

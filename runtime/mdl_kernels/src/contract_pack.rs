@@ -3,11 +3,12 @@
 //! Rows and columns past the edge repeat the last one: their sums are never stored.
 
 use crate::contract_pairs::{pack_a_pairs, pack_b_pairs};
-use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
+use crate::contract_plan::{LayoutA, LayoutB, Plan, Preparation, offset_of};
 use crate::contract_tile::run_prologue;
 use crate::products::Products;
-use crate::vector_io::{load_as, load_one, store};
+use crate::vector_io::{load_as, store};
 use cubecl::prelude::*;
+use mdl_ir::kernel::Operand;
 
 /// Steps of k in one piece, so that few columns still give work to all units.
 const CHUNK: usize = 64;
@@ -33,6 +34,7 @@ pub(crate) fn pack_b_pieces(block: &Block, #[comptime] plan: Plan) -> usize {
 pub(crate) fn pack_b<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     to: usize,
     block: &Block,
@@ -44,9 +46,9 @@ pub(crate) fn pack_b<N: Size>(
     let k0 = piece % chunks * CHUNK;
     let k1 = min(k0 + CHUNK, block.depth);
     if comptime!(plan.products == Products::Widened) {
-        pack_b_panel::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+        pack_b_panel::<N>(b, base, inputs, workspace, to, block, panel, k0, k1, plan);
     } else {
-        pack_b_pairs::<N>(b, base, workspace, to, block, panel, k0, k1, plan);
+        pack_b_pairs::<N>(b, base, inputs, workspace, to, block, panel, k0, k1, plan);
     }
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn pack_b<N: Size>(
 pub(crate) fn pack_b_panel<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     to: usize,
     block: &Block,
@@ -73,8 +76,10 @@ pub(crate) fn pack_b_panel<N: Size>(
             let k_offset = offset_of(block.k + k, comptime!(plan.k.clone()), true);
             #[unroll]
             for v in 0..comptime!(plan.tile_vectors) {
-                let from = base + k_offset + column + v * N::value();
-                let lanes = load_as::<N>(b, from, comptime!(plan.b));
+                let column = column + v * N::value();
+                let lanes = load_as::<N>(b, base + k_offset + column, comptime!(plan.b));
+                let preparation = comptime!(plan.preparation(Operand::B));
+                let lanes = prepare_across::<N>(inputs, column, block.k + k, lanes, preparation);
                 store::<f32, N>(workspace, out + k * width + v * N::value(), lanes);
             }
         }
@@ -86,9 +91,9 @@ pub(crate) fn pack_b_panel<N: Size>(
             if comptime!(matches!(plan.layout_b, LayoutB::Rows)) {
                 k = k0 + (k1 - k0) / N::value() * N::value();
                 let plan = comptime!(plan.clone());
-                pack_b_rows::<N>(b, base, workspace, out, block.k, k0, k, column, plan);
+                pack_b_rows::<N>(b, base, inputs, workspace, out, block.k, k0, k, column, plan);
             }
-            pack_b_gathered::<N>(b, base, workspace, out, block.k, k, k1, column, plan);
+            pack_b_gathered::<N>(b, base, inputs, workspace, out, block.k, k, k1, column, plan);
         }
     }
 }
@@ -99,6 +104,7 @@ pub(crate) fn pack_b_panel<N: Size>(
 fn pack_b_rows<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     out: usize,
     block_k: usize,
@@ -118,7 +124,10 @@ fn pack_b_rows<N: Size>(
         let mut lines = Array::<Vector<f32, N>>::new(N::value());
         #[unroll]
         for lane in 0..N::value() {
-            lines[lane] = load_as::<N>(b, from[lane] + k, comptime!(plan.b));
+            let line = load_as::<N>(b, from[lane] + k, comptime!(plan.b));
+            let here = min(column + lane, comptime!(plan.columns - 1));
+            let preparation = comptime!(plan.preparation(Operand::B));
+            lines[lane] = prepare::<N>(inputs, here, block_k + k, line, preparation);
         }
         #[unroll]
         for i in 0..N::value() {
@@ -137,6 +146,7 @@ fn pack_b_rows<N: Size>(
 fn pack_b_gathered<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     out: usize,
     block_k: usize,
@@ -156,8 +166,11 @@ fn pack_b_gathered<N: Size>(
         let k_offset = offset_of(block_k + k, comptime!(plan.k.clone()), true);
         #[unroll]
         for lane in 0..N::value() {
-            let value = load_one(b, from[lane] + k_offset, comptime!(plan.b));
-            workspace[out + k * width + lane] = value;
+            let value = load_as::<Const<1>>(b, from[lane] + k_offset, comptime!(plan.b));
+            let here = min(column + lane, comptime!(plan.columns - 1));
+            let preparation = comptime!(plan.preparation(Operand::B));
+            let value = prepare::<Const<1>>(inputs, here, block_k + k, value, preparation);
+            store::<f32, Const<1>>(workspace, out + k * width + lane, value);
         }
     }
 }
@@ -176,7 +189,7 @@ pub(crate) fn pack_a<N: Size, M: Size>(
     #[comptime] plan: Plan,
 ) {
     if comptime!(plan.products != Products::Widened) {
-        pack_a_pairs::<N, M>(a, base, workspace, to, row, rows, block, plan);
+        pack_a_pairs::<N, M>(a, base, inputs, workspace, to, row, rows, block, plan);
     } else if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
         pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
     } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
@@ -211,7 +224,7 @@ fn pack_a_rows<N: Size>(
                 m,
                 block.k + k,
                 load_as::<N>(a, from + k, comptime!(plan.a)),
-                comptime!(plan.clone()),
+                comptime!(plan.preparation(Operand::A)),
             );
             store::<f32, N>(workspace, out + k, value);
         }
@@ -221,7 +234,7 @@ fn pack_a_rows<N: Size>(
                 m,
                 block.k + k,
                 load_as::<Const<1>>(a, from + k, comptime!(plan.a)),
-                comptime!(plan.clone()),
+                comptime!(plan.preparation(Operand::A)),
             );
             store::<f32, Const<1>>(workspace, out + k, value);
         }
@@ -245,17 +258,19 @@ fn pack_a_columns<M: Size>(
     for panel in 0..rows.div_ceil(height) {
         let first = row + panel * height;
         let out = to + panel * height * comptime!(plan.block_depth);
-        let plain = comptime!(plan.prologue.0.is_empty() && plan.layout_a == LayoutA::Columns);
+        let contiguous = comptime!(plan.layout_a == LayoutA::Columns);
         let mut from = Array::<usize>::new(height);
         #[unroll]
         for r in 0..height {
             let m = min(first + r, comptime!(plan.rows - 1));
             from[r] = base + offset_of(m, comptime!(plan.m.clone()), false);
         }
-        if plain && first + height <= comptime!(plan.rows) {
+        if contiguous && first + height <= comptime!(plan.rows) {
             for k in 0..block.depth {
                 let at = from[0] + offset_of(block.k + k, comptime!(plan.k.clone()), false);
                 let lanes = load_as::<M>(a, at, comptime!(plan.a));
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let lanes = prepare_across::<M>(inputs, first, block.k + k, lanes, preparation);
                 store::<f32, M>(workspace, out + k * height, lanes);
             }
         } else {
@@ -268,7 +283,7 @@ fn pack_a_columns<M: Size>(
                         min(first + r, comptime!(plan.rows - 1)),
                         block.k + k,
                         load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
-                        comptime!(plan.clone()),
+                        comptime!(plan.preparation(Operand::A)),
                     );
                     store::<f32, Const<1>>(workspace, out + k * height + r, value);
                 }
@@ -277,26 +292,39 @@ fn pack_a_columns<M: Size>(
     }
 }
 
-/// The prologue on lanes that run along k.
+/// The prologue on lanes that run along k from one row of the operand.
 #[cube]
 pub(crate) fn prepare<N: Size>(
     inputs: &Sequence<Box<[f32]>>,
-    m: usize,
+    row: usize,
     k: usize,
     value: Vector<f32, N>,
-    #[comptime] plan: Plan,
+    #[comptime] preparation: Option<Preparation>,
 ) -> Vector<f32, N> {
-    if comptime!(plan.prologue.0.is_empty()) {
+    if comptime!(preparation.is_none()) {
         value
     } else {
+        let preparation = comptime!(preparation.clone().expect("invariant: it was looked at"));
         run_prologue::<N>(
             inputs,
-            m,
+            row,
             k,
             value,
-            comptime!(plan.prologue.clone()),
-            comptime!(plan.prologue_views.clone()),
-            comptime!(plan.prologue_result),
+            comptime!(preparation.program.clone()),
+            comptime!(preparation.views.clone()),
+            comptime!(preparation.result),
         )
     }
+}
+
+/// The same on lanes that run along the operand's rows, at one step of k.
+#[cube]
+pub(crate) fn prepare_across<N: Size>(
+    inputs: &Sequence<Box<[f32]>>,
+    row: usize,
+    k: usize,
+    value: Vector<f32, N>,
+    #[comptime] preparation: Option<Preparation>,
+) -> Vector<f32, N> {
+    prepare::<N>(inputs, k, row, value, comptime!(preparation.map(Preparation::across)))
 }

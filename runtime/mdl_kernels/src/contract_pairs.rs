@@ -4,13 +4,14 @@
 //! or panels as `contract_pack` makes them of f32, and `Products::Tiles` takes tiles: 16 words of
 //! one row, then of the next. Where k ends, what is missing to a pair or a tile is zero.
 
-use crate::contract_pack::Block;
-use crate::contract_plan::{LayoutA, LayoutB, Plan, offset_of};
-use crate::pairs::transpose;
+use crate::contract_pack::{Block, prepare, prepare_across};
+use crate::contract_plan::{LayoutA, LayoutB, Plan, Preparation, offset_of};
+use crate::pairs::{narrow, transpose};
 use crate::products::Products;
 use crate::tiles::SIDE;
-use crate::vector_io::{load_half, load_words, store, zip_halves};
+use crate::vector_io::{load_as, load_half, load_words, store, zip_halves, zip_rounded};
 use cubecl::prelude::*;
+use mdl_ir::kernel::{Elem, Operand};
 
 /// Words of four bytes that a block of `depth` steps of k takes.
 #[cube]
@@ -24,28 +25,80 @@ pub(crate) fn words(depth: usize, #[comptime] products: Products) -> usize {
     }
 }
 
-/// The word of steps k and k + 1 that lie at `at` and `next`, as far as they are below `depth`.
-#[cube]
-fn word(x: &[f32], at: usize, next: usize, k: usize, depth: usize) -> f32 {
-    let mut word = 0.0f32.runtime();
-    if k + 1 < depth {
-        word = zip_halves::<Const<1>>(x, at, next).extract(0usize);
-    } else if k < depth {
-        word = load_half::<Const<1>>(x, at).extract(0usize);
-    }
-    word
+/// The operand that is packed, and where: a row of it and the first step of its block.
+#[derive(CubeType, Clone, Copy)]
+struct Spot {
+    row: usize,
+    k: usize,
+    depth: usize,
 }
 
-/// The same for N elements from `at` and from `next`.
+/// The word of steps k and k + 1 of a block that lie at `at` and `next`, as far as there are such.
 #[cube]
-fn zipped<N: Size>(x: &[f32], at: usize, next: usize, k: usize, depth: usize) -> Vector<f32, N> {
+fn word(
+    x: &[f32],
+    inputs: &Sequence<Box<[f32]>>,
+    spot: &Spot,
+    at: usize,
+    next: usize,
+    k: usize,
+    #[comptime] preparation: Option<Preparation>,
+) -> f32 {
+    zipped::<Const<1>>(x, inputs, spot, at, next, k, preparation).extract(0usize)
+}
+
+/// The same for N rows of the operand from `at` and from `next`.
+#[cube]
+fn zipped<N: Size>(
+    x: &[f32],
+    inputs: &Sequence<Box<[f32]>>,
+    spot: &Spot,
+    at: usize,
+    next: usize,
+    k: usize,
+    #[comptime] preparation: Option<Preparation>,
+) -> Vector<f32, N> {
     let mut lanes = Vector::<f32, N>::new(0.0);
-    if k + 1 < depth {
-        lanes = zip_halves::<N>(x, at, next);
-    } else if k < depth {
-        lanes = load_half::<N>(x, at);
+    if comptime!(preparation.is_none()) {
+        if k + 1 < spot.depth {
+            lanes = zip_halves::<N>(x, at, next);
+        } else if k < spot.depth {
+            lanes = load_half::<N>(x, at);
+        }
+    } else if k < spot.depth {
+        let (row, first) = (spot.row, spot.k + k);
+        let low = load_as::<N>(x, at, Elem::Bf16);
+        let low = prepare_across::<N>(inputs, row, first, low, comptime!(preparation.clone()));
+        lanes = zip_rounded::<N>(low, Vector::new(0.0));
+        if k + 1 < spot.depth {
+            let high = load_as::<N>(x, next, Elem::Bf16);
+            let high = prepare_across::<N>(inputs, row, first + 1, high, preparation);
+            lanes = zip_rounded::<N>(low, high);
+        }
     }
     lanes
+}
+
+/// N words of one row from step `k` of a block, which is contiguous at `at`.
+#[cube]
+fn words_along<N: Size>(
+    x: &[f32],
+    inputs: &Sequence<Box<[f32]>>,
+    spot: &Spot,
+    at: usize,
+    k: usize,
+    #[comptime] preparation: Option<Preparation>,
+) -> Vector<f32, N> {
+    if comptime!(preparation.is_none()) {
+        load_words::<N>(x, at)
+    } else {
+        let (row, first) = (spot.row, spot.k + k);
+        let low = load_as::<N>(x, at, Elem::Bf16);
+        let low = prepare::<N>(inputs, row, first, low, comptime!(preparation.clone()));
+        let high = load_as::<N>(x, at + N::value(), Elem::Bf16);
+        let high = prepare::<N>(inputs, row, first + N::value(), high, preparation);
+        narrow::<N>(low, high)
+    }
 }
 
 /// Where steps k and k + 1 of a block lie; what lies past its end is not to be read.
@@ -67,6 +120,7 @@ fn steps(
 pub(crate) fn pack_b_pairs<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     to: usize,
     block: &Block,
@@ -87,8 +141,12 @@ pub(crate) fn pack_b_pairs<N: Size>(
             let (at, next) = steps(block, k, true, comptime!(plan.clone()));
             #[unroll]
             for v in 0..comptime!(plan.tile_vectors) {
-                let here = base + column + v * N::value();
-                let lanes = zipped::<N>(b, here + at, here + next, k, block.depth);
+                let column = column + v * N::value();
+                let here = base + column;
+                let spot = Spot { row: column, k: block.k, depth: block.depth };
+                let preparation = comptime!(plan.preparation(Operand::B));
+                let (at, next) = (here + at, here + next);
+                let lanes = zipped::<N>(b, inputs, &spot, at, next, k, preparation);
                 store::<f32, N>(workspace, out + w * width + v * N::value(), lanes);
             }
         }
@@ -100,9 +158,11 @@ pub(crate) fn pack_b_pairs<N: Size>(
             if comptime!(plan.layout_b == LayoutB::Rows) {
                 begin = first + (k1 / 2 - first) / N::value() * N::value();
                 let plan = comptime!(plan.clone());
-                pack_b_lines::<N>(b, base, workspace, out, block.k, first, begin, column, plan);
+                pack_b_lines::<N>(
+                    b, base, inputs, workspace, out, block, first, begin, column, plan,
+                );
             }
-            gather_b::<N>(b, base, workspace, out, block, begin, last, column, plan);
+            gather_b::<N>(b, base, inputs, workspace, out, block, begin, last, column, plan);
         }
     }
 }
@@ -112,9 +172,10 @@ pub(crate) fn pack_b_pairs<N: Size>(
 fn pack_b_lines<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     out: usize,
-    block_k: usize,
+    block: &Block,
     w0: usize,
     w1: usize,
     column: usize,
@@ -125,13 +186,17 @@ fn pack_b_lines<N: Size>(
     #[unroll]
     for lane in 0..N::value() {
         let here = min(column + lane, comptime!(plan.columns - 1));
-        from[lane] = base + offset_of(here, comptime!(plan.n.clone()), false) + block_k;
+        from[lane] = base + offset_of(here, comptime!(plan.n.clone()), false) + block.k;
     }
     for w in range_stepped(w0, w1, N::value()) {
         let mut lines = Array::<Vector<f32, N>>::new(N::value());
         #[unroll]
         for lane in 0..N::value() {
-            lines[lane] = load_words::<N>(b, from[lane] + 2 * w);
+            let row = min(column + lane, comptime!(plan.columns - 1));
+            let spot = Spot { row, k: block.k, depth: block.depth };
+            let preparation = comptime!(plan.preparation(Operand::B));
+            lines[lane] =
+                words_along::<N>(b, inputs, &spot, from[lane] + 2 * w, 2 * w, preparation);
         }
         transpose::<N>(&mut lines);
         #[unroll]
@@ -146,6 +211,7 @@ fn pack_b_lines<N: Size>(
 fn gather_b<N: Size>(
     b: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     out: usize,
     block: &Block,
@@ -160,7 +226,10 @@ fn gather_b<N: Size>(
         for lane in 0..N::value() {
             let here = min(column + lane, comptime!(plan.columns - 1));
             let from = base + offset_of(here, comptime!(plan.n.clone()), false);
-            workspace[out + w * width + lane] = word(b, from + at, from + next, 2 * w, block.depth);
+            let spot = Spot { row: here, k: block.k, depth: block.depth };
+            let preparation = comptime!(plan.preparation(Operand::B));
+            workspace[out + w * width + lane] =
+                word(b, inputs, &spot, from + at, from + next, 2 * w, preparation);
         }
     }
 }
@@ -170,6 +239,7 @@ fn gather_b<N: Size>(
 pub(crate) fn pack_a_pairs<N: Size, M: Size>(
     a: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     to: usize,
     row: usize,
@@ -183,7 +253,7 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
         for panel in 0..rows.div_ceil(SIDE) {
             let out = to + panel * SIDE * words(block.depth, comptime!(plan.products));
             let plan = comptime!(plan.clone());
-            pack_a_tiles::<N>(a, base, workspace, out, row + panel * SIDE, block, plan);
+            pack_a_tiles::<N>(a, base, inputs, workspace, out, row + panel * SIDE, block, plan);
         }
     } else if comptime!(plan.layout_a == LayoutA::Rows) {
         let stride = comptime!(plan.row_words());
@@ -193,15 +263,21 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
             let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
             let out = to + r * stride;
             let whole = block.depth / 2 / N::value() * N::value();
+            let spot = Spot { row: m, k: block.k, depth: block.depth };
             for w in range_stepped(0usize, whole, N::value()) {
-                store::<f32, N>(workspace, out + w, load_words::<N>(a, from + 2 * w));
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let at = from + 2 * w;
+                let lanes = words_along::<N>(a, inputs, &spot, at, 2 * w, preparation);
+                store::<f32, N>(workspace, out + w, lanes);
             }
             for w in whole..pairs {
-                workspace[out + w] = word(a, from + 2 * w, from + 2 * w + 1, 2 * w, block.depth);
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let at = from + 2 * w;
+                workspace[out + w] = word(a, inputs, &spot, at, at + 1, 2 * w, preparation);
             }
         }
     } else {
-        pack_a_panels::<M>(a, base, workspace, to, row, rows, block, plan);
+        pack_a_panels::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
     }
 }
 
@@ -210,6 +286,7 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
 fn pack_a_panels<M: Size>(
     a: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     to: usize,
     row: usize,
@@ -227,13 +304,19 @@ fn pack_a_panels<M: Size>(
             let out = out + w * height;
             if contiguous && first + height <= comptime!(plan.rows) {
                 let from = base + offset_of(first, comptime!(plan.m.clone()), false);
-                let lanes = zipped::<M>(a, from + at, from + next, 2 * w, block.depth);
+                let spot = Spot { row: first, k: block.k, depth: block.depth };
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let (at, next) = (from + at, from + next);
+                let lanes = zipped::<M>(a, inputs, &spot, at, next, 2 * w, preparation);
                 store::<f32, M>(workspace, out, lanes);
             } else {
                 for r in 0..height {
                     let m = min(first + r, comptime!(plan.rows - 1));
                     let from = base + offset_of(m, comptime!(plan.m.clone()), false);
-                    workspace[out + r] = word(a, from + at, from + next, 2 * w, block.depth);
+                    let spot = Spot { row: m, k: block.k, depth: block.depth };
+                    let preparation = comptime!(plan.preparation(Operand::A));
+                    let (at, next) = (from + at, from + next);
+                    workspace[out + r] = word(a, inputs, &spot, at, next, 2 * w, preparation);
                 }
             }
         }
@@ -245,6 +328,7 @@ fn pack_a_panels<M: Size>(
 fn pack_a_tiles<N: Size>(
     a: &[f32],
     base: usize,
+    inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
     out: usize,
     first: usize,
@@ -263,7 +347,10 @@ fn pack_a_tiles<N: Size>(
             let m = min(first + r, last);
             let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
             for t in 0..whole {
-                let lanes = load_words::<N>(a, from + t * comptime!(2 * SIDE));
+                let k = t * comptime!(2 * SIDE);
+                let spot = Spot { row: m, k: block.k, depth: block.depth };
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let lanes = words_along::<N>(a, inputs, &spot, from + k, k, preparation);
                 store::<f32, N>(workspace, out + t * tile + r * SIDE, lanes);
             }
         }
@@ -276,7 +363,10 @@ fn pack_a_tiles<N: Size>(
             for i in 0..SIDE {
                 let k = (t * SIDE + i) * 2;
                 let (at, next) = steps(block, k, false, comptime!(plan.clone()));
-                lines[i] = zipped::<N>(a, from + at, from + next, k, block.depth);
+                let spot = Spot { row: first, k: block.k, depth: block.depth };
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let (at, next) = (from + at, from + next);
+                lines[i] = zipped::<N>(a, inputs, &spot, at, next, k, preparation);
             }
             transpose::<N>(&mut lines);
             #[unroll]
@@ -287,11 +377,15 @@ fn pack_a_tiles<N: Size>(
         begin = count;
     }
     for r in 0..SIDE {
-        let from = base + offset_of(min(first + r, last), comptime!(plan.m.clone()), false);
+        let m = min(first + r, last);
+        let from = base + offset_of(m, comptime!(plan.m.clone()), false);
         for w in begin * SIDE..count * SIDE {
             let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
             let here = out + w / SIDE * tile + r * SIDE + w % SIDE;
-            workspace[here] = word(a, from + at, from + next, 2 * w, block.depth);
+            let spot = Spot { row: m, k: block.k, depth: block.depth };
+            let preparation = comptime!(plan.preparation(Operand::A));
+            let (at, next) = (from + at, from + next);
+            workspace[here] = word(a, inputs, &spot, at, next, 2 * w, preparation);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::program::Program;
 use crate::tiles::SIDE;
 use cubecl::intrinsic;
 use cubecl::prelude::*;
-use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, View};
+use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, Operand, View};
 
 /// One axis of a group with its strides in the two tensors that carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +63,35 @@ impl View2 {
     }
 }
 
+/// A prologue in a kernel's identity: what an operand goes through when it is packed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Preparation {
+    pub operand: Operand,
+    pub program: Program,
+    pub views: Vec<View2>,
+    pub result: u16,
+}
+
+impl Preparation {
+    pub(crate) fn of(spec: &ContractSpec) -> Option<Preparation> {
+        let prologue = spec.prologue.as_ref()?;
+        Some(Preparation {
+            operand: prologue.operand,
+            program: Program(prologue.program.clone()),
+            views: prologue.inputs.iter().map(View2::of).collect(),
+            result: prologue.result,
+        })
+    }
+
+    /// The same for lanes along the operand's rows instead of k.
+    pub(crate) fn across(mut self) -> Preparation {
+        for view in &mut self.views {
+            std::mem::swap(&mut view.row, &mut view.column);
+        }
+        self
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
     pub products: Products,
@@ -101,9 +130,7 @@ pub(crate) struct Plan {
     pub tile_elements: usize,
     pub packed_a_elements: usize,
     pub packed_b_elements: usize,
-    pub prologue: Program,
-    pub prologue_result: u16,
-    pub prologue_views: Vec<View2>,
+    pub prologue: Option<Preparation>,
     pub epilogue: Program,
     pub epilogue_views: Vec<View2>,
 }
@@ -118,11 +145,7 @@ impl Plan {
     pub(crate) fn fastest(spec: &ContractSpec, device: &Device) -> Plan {
         let halves = spec.a == Elem::Bf16 && spec.b == Elem::Bf16;
         let plan = Plan::of(spec, device);
-        if halves && spec.prologue.is_empty() && !plan.skinny {
-            Plan::with(spec, device, device.products())
-        } else {
-            plan
-        }
+        if halves && !plan.skinny { Plan::with(spec, device, device.products()) } else { plan }
     }
 
     fn with(spec: &ContractSpec, device: &Device, products: Products) -> Plan {
@@ -163,9 +186,7 @@ impl Plan {
             tile_elements: blocks.tile() as usize,
             packed_a_elements: fit.packed_a,
             packed_b_elements: fit.packed_b,
-            prologue: Program(spec.prologue.clone()),
-            prologue_result: spec.prologue_result,
-            prologue_views: spec.prologue_inputs.iter().map(View2::of).collect(),
+            prologue: Preparation::of(spec),
             epilogue: Program(epilogue),
             epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
             batch,
@@ -183,6 +204,15 @@ impl Plan {
         }
     }
 
+    pub(crate) fn prologue_inputs(&self) -> usize {
+        self.prologue.as_ref().map_or(0, |prologue| prologue.views.len())
+    }
+
+    /// What this operand goes through.
+    pub(crate) fn preparation(&self, operand: Operand) -> Option<Preparation> {
+        self.prologue.clone().filter(|prologue| prologue.operand == operand)
+    }
+
     /// Steps of k in one word of four bytes.
     pub(crate) fn steps_per_word(&self) -> usize {
         match self.products {
@@ -198,7 +228,8 @@ impl Plan {
 
     /// Of all buffers but the workspace.
     pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
-        let views = self.prologue_views.iter().chain(&self.epilogue_views).map(|view| view.elem);
+        let before = self.prologue.iter().flat_map(|prologue| &prologue.views);
+        let views = before.chain(&self.epilogue_views).map(|view| view.elem);
         [self.a, self.b].into_iter().chain(self.outputs.iter().copied()).chain(views)
     }
 
@@ -288,8 +319,11 @@ fn in_place(spec: &ContractSpec, products: Products, groups: [&[Axis]; 3]) -> bo
     let [batch, m, k] = groups;
     let even = |axes: &[Axis]| axes.iter().all(|axis| axis.stride.is_multiple_of(2));
     let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
+    if spec.prologue.as_ref().is_some_and(|prologue| prologue.operand == Operand::A) {
+        return false;
+    }
     match products {
-        Products::Widened => spec.prologue.is_empty() && spec.a == Elem::F32,
+        Products::Widened => spec.a == Elem::F32,
         Products::Vectors => even(batch) && even(m) && size(k).is_multiple_of(2),
         Products::Tiles => {
             let whole = size(k).is_multiple_of(2 * SIDE) && size(m).is_multiple_of(2 * SIDE);

@@ -12,7 +12,7 @@ use crate::contract_tile::{Finish, dense_rows, finish_tile};
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, load_as, load_one, store};
 use cubecl::prelude::*;
-use mdl_ir::kernel::Elem;
+use mdl_ir::kernel::{Elem, Operand};
 
 /// Steps of k for which a sum stays in a register while b is contiguous along n.
 const STEPS: usize = 4;
@@ -85,7 +85,8 @@ fn pack_rows(
         for k in 0..comptime!(plan.depth) {
             let at = from + offset_of(k, comptime!(plan.k.clone()), false);
             let value = load_as::<Const<1>>(a, at, comptime!(plan.a));
-            let value = prepare::<Const<1>>(inputs, m, k, value, comptime!(plan.clone()));
+            let preparation = comptime!(plan.preparation(Operand::A));
+            let value = prepare::<Const<1>>(inputs, m, k, value, preparation);
             let here = to + m * comptime!(plan.depth + plan.width) + k;
             store::<f32, Const<1>>(workspace, here, value);
         }
@@ -308,7 +309,7 @@ pub(crate) fn launch(device: &Device, plan: Plan, args: &[Slice]) {
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()
     };
-    let (inputs, rest) = args[2..].split_at(plan.prologue_views.len());
+    let (inputs, rest) = args[2..].split_at(plan.prologue_inputs());
     let (extra, rest) = rest.split_at(plan.epilogue_views.len());
     let (workspace, outputs) = rest.split_last().expect("invariant: the workspace comes last");
     let chunk = chunk_columns(&plan);

@@ -207,6 +207,13 @@ pub(crate) fn zip_halves<N: Size>(buffer: &[f32], at: usize, next: usize) -> Vec
     Vector::<f32, N>::reinterpret(low | (high << Vector::new(16u32)))
 }
 
+/// The same of lanes that are bf16 in value.
+#[cube]
+pub(crate) fn zip_rounded<N: Size>(low: Vector<f32, N>, high: Vector<f32, N>) -> Vector<f32, N> {
+    let low = Vector::<u32, N>::reinterpret(low) >> Vector::new(16u32);
+    Vector::<f32, N>::reinterpret(low | Vector::<u32, N>::reinterpret(high))
+}
+
 /// Words of the bf16 `at..at + N` and of zeros.
 #[cube]
 pub(crate) fn load_half<N: Size>(buffer: &[f32], at: usize) -> Vector<f32, N> {

@@ -1,6 +1,8 @@
 //! Contractions against a plain loop in f64: every layout, ragged edges, batches, programs.
 
-use mdl_ir::kernel::{ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, View, workspace_bytes};
+use mdl_ir::kernel::{
+    ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec, Operand, Prologue, View, workspace_bytes,
+};
 use mdl_kernels::{Arena, Class, Device, Products, Slice};
 
 mod elements;
@@ -105,9 +107,7 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
         m,
         n,
         k,
-        prologue_inputs: vec![],
-        prologue: vec![],
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }
@@ -165,11 +165,35 @@ fn run(
     (registers, stores)
 }
 
+/// A prologue's program in f32, whose sums and products a kernel rounds as this does.
+fn prepared(prologue: &Prologue, value: f32, load: impl Fn(usize) -> f64) -> f32 {
+    let mut registers = [value; 32];
+    for i in &prologue.program {
+        let (a, b) = (registers[i.a as usize], registers[i.b as usize]);
+        registers[i.dst as usize] = match i.op {
+            InstrOp::Load(input) => load(input as usize) as f32,
+            InstrOp::Add => a + b,
+            InstrOp::Mul => a * b,
+            InstrOp::Round => nearest(Elem::Bf16, vec![a])[0],
+            _ => panic!("not used by these tests"),
+        };
+    }
+    registers[prologue.result as usize]
+}
+
 struct Operands {
     a: Vec<f32>,
     b: Vec<f32>,
     prologues: Vec<Vec<f32>>,
     epilogues: Vec<Vec<f32>>,
+}
+
+/// Rows of the operand that a prologue prepares.
+fn prepared_rows(spec: &ContractSpec) -> usize {
+    match spec.prologue {
+        Some(Prologue { operand: Operand::B, .. }) => size(&spec.n),
+        _ => size(&spec.m),
+    }
 }
 
 fn operands(spec: &ContractSpec) -> Operands {
@@ -191,7 +215,7 @@ fn operands(spec: &ContractSpec) -> Operands {
     Operands {
         a: nearest(spec.a, numbers(a, 1)),
         b: nearest(spec.b, numbers(b, 2)),
-        prologues: inputs(&spec.prologue_inputs, size(&spec.m), size(&spec.k), 10),
+        prologues: inputs(spec.prologue_inputs(), prepared_rows(spec), size(&spec.k), 10),
         epilogues: inputs(&spec.epilogue_inputs, rows, size(&spec.n), 20),
     }
 }
@@ -201,7 +225,7 @@ fn check_on(device: &Device, spec: &ContractSpec) -> Vec<Vec<f32>> {
     let operands = operands(spec);
     let elements = size(&spec.batch) * size(&spec.m) * size(&spec.n);
     let whole = KernelSpec::Contract(spec.clone());
-    let views = spec.prologue_inputs.iter().chain(&spec.epilogue_inputs).map(|view| view.elem);
+    let views = spec.prologue_inputs().iter().chain(&spec.epilogue_inputs).map(|view| view.elem);
     let elems: Vec<Elem> = [spec.a, spec.b].into_iter().chain(views).collect();
     let mut data = vec![&operands.a, &operands.b];
     data.extend(operands.prologues.iter().chain(&operands.epilogues));
@@ -236,19 +260,19 @@ fn compare_row(
     let (batch, i) = (row / m, row % m);
     let a0 = offset(&spec.batch, batch, false) + offset(&spec.m, i, false);
     let b0 = offset(&spec.batch, batch, true);
-    let result = if spec.prologue.is_empty() { 0 } else { spec.prologue_result as usize };
-    let prepare = |p: usize| -> f64 {
-        let load = |v: usize| view_at(&spec.prologue_inputs[v], &operands.prologues[v], i, p);
-        let value = operands.a[a0 + offset(&spec.k, p, false)];
-        run(&spec.prologue, f64::from(value), load).0[result]
+    let prepare = |operand: Operand, row: usize, p: usize, value: f32| -> f64 {
+        let load = |v: usize| view_at(&spec.prologue_inputs()[v], &operands.prologues[v], row, p);
+        let prologue = spec.prologue.as_ref().filter(|prologue| prologue.operand == operand);
+        f64::from(prologue.map_or(value, |prologue| prepared(prologue, value, load)))
     };
-    let a_row: Vec<f64> = (0..k).map(prepare).collect();
+    let of_a = |p: usize| operands.a[a0 + offset(&spec.k, p, false)];
+    let a_row: Vec<f64> = (0..k).map(|p| prepare(Operand::A, i, p, of_a(p))).collect();
     let b_offsets: Vec<usize> = (0..k).map(|p| b0 + offset(&spec.k, p, true)).collect();
     for j in 0..n {
         let (mut sum, mut scale) = (0.0, 0.0);
         let from = offset(&spec.n, j, false);
-        for (a, at) in a_row.iter().zip(&b_offsets) {
-            let product = a * f64::from(operands.b[at + from]);
+        for (p, (a, at)) in a_row.iter().zip(&b_offsets).enumerate() {
+            let product = a * prepare(Operand::B, j, p, operands.b[at + from]);
             sum += product;
             scale += product.abs();
         }
@@ -274,8 +298,13 @@ fn compare_row(
 /// The spec with these elements for a, b and the outputs; views in f32 become those of outputs.
 fn with(spec: &ContractSpec, [a, b, out]: [Elem; 3]) -> ContractSpec {
     let mut spec = ContractSpec { a, b, outputs: vec![out; spec.outputs.len()], ..spec.clone() };
-    let views = spec.prologue_inputs.iter_mut().chain(&mut spec.epilogue_inputs);
+    let before = spec.prologue.iter_mut().flat_map(|prologue| &mut prologue.inputs);
+    let views = before.chain(&mut spec.epilogue_inputs);
     views.filter(|view| view.elem == Elem::F32).for_each(|view| view.elem = out);
+    if let (Some(prologue), [Bf16, Bf16]) = (&mut spec.prologue, [a, b]) {
+        prologue.program.push(instr(InstrOp::Round, 5, prologue.result, 0, 0));
+        prologue.result = 5;
+    }
     spec
 }
 
@@ -382,22 +411,26 @@ fn view(elem: Elem, offset: u32, strides: [u32; 2]) -> View {
 }
 
 #[test]
-fn prologue() {
-    // silu(a)·scale[k] + shift[m], in each layout of a.
-    for (m, n, k) in [(70, 50, 90), (3, 40, 50), (21, 33, 600)] {
-        for a_transposed in [false, true] {
-            let mut spec = matrices(m, n, k, a_transposed, true);
-            spec.prologue_inputs = vec![view(Elem::F32, 3, [0, 1]), view(Elem::I32, 0, [2, 0])];
-            spec.prologue = vec![
-                instr(InstrOp::Sigmoid, 1, 0, 0, 0),
-                instr(InstrOp::Mul, 1, 1, 0, 0),
-                instr(InstrOp::Load(0), 2, 0, 0, 0),
-                instr(InstrOp::Mul, 1, 1, 2, 0),
-                instr(InstrOp::Load(1), 2, 0, 0, 0),
-                instr(InstrOp::Add, 3, 1, 2, 0),
-            ];
-            spec.prologue_result = 3;
-            check(&spec);
+fn prologues() {
+    // x·scale[k] + shift[row], in each layout of either operand.
+    for (m, n, k) in [(70, 50, 90), (3, 40, 50), (21, 33, 600), (96, 192, 64)] {
+        for (operand, transposed) in
+            [(Operand::A, false), (Operand::A, true), (Operand::B, false), (Operand::B, true)]
+        {
+            let (a, b) =
+                if operand == Operand::A { (transposed, true) } else { (true, transposed) };
+            let prologue = Prologue {
+                operand,
+                inputs: vec![view(Elem::F32, 4, [0, 1]), view(Elem::I32, 0, [2, 0])],
+                program: vec![
+                    instr(InstrOp::Load(0), 1, 0, 0, 0),
+                    instr(InstrOp::Mul, 2, 0, 1, 0),
+                    instr(InstrOp::Load(1), 3, 0, 0, 0),
+                    instr(InstrOp::Add, 4, 2, 3, 0),
+                ],
+                result: 4,
+            };
+            check(&ContractSpec { prologue: Some(prologue), ..matrices(m, n, k, a, b) });
         }
     }
 }

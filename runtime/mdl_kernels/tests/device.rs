@@ -17,9 +17,7 @@ fn column_times_row(m: u32, n: u32) -> KernelSpec {
         m: dim(m),
         n: dim(n),
         k: dim(1),
-        prologue_inputs: vec![],
-        prologue: vec![],
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     })

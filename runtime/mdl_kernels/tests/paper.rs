@@ -17,9 +17,7 @@ fn forms(elem: Elem, [m, n, k]: [u32; 3]) -> Vec<KernelSpec> {
             m,
             n,
             k,
-            prologue_inputs: vec![],
-            prologue: vec![],
-            prologue_result: 0,
+            prologue: None,
             epilogue_inputs: vec![],
             epilogue: vec![],
         })

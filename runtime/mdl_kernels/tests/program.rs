@@ -23,9 +23,7 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
         m: dim(2, 0),
         n: dim(COLUMNS, 1),
         k: vec![],
-        prologue_inputs: vec![],
-        prologue: vec![],
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![view(), view()],
         epilogue: vec![
             instr(InstrOp::Load(0), 1, 0),

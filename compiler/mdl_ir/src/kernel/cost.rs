@@ -7,7 +7,7 @@
 
 use super::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use super::{AdamWSpec, AttentionSpec, ContractSpec, Dim, Elem, Instr, InstrOp, KernelSpec};
-use super::{LinearCrossEntropySpec, MaskSpec, RegionSpec, ScatterAddSpec, View, Walk};
+use super::{LinearCrossEntropySpec, MaskSpec, Operand, RegionSpec, ScatterAddSpec, View, Walk};
 use crate::op::Collective;
 
 /// FLOPs and bytes of one launch.
@@ -136,18 +136,20 @@ fn outer_size(spec: &ContractSpec) -> u64 {
     size(&spec.batch) * size(&spec.m) * size(&spec.n)
 }
 
-/// 2 · batch · m · n · k, what the prologue does to each element of a and the epilogue to each
-/// result; a, b, their inputs and the results once.
+/// 2 · batch · m · n · k, what the prologue does to each element of its operand and the epilogue to
+/// each result; a, b, their inputs and the results once.
 fn contract(spec: &ContractSpec) -> Work {
     let [batch, m, n, k] = [&spec.batch, &spec.m, &spec.n, &spec.k].map(|dims| size(dims));
     let out = outer_size(spec);
-    let flops =
-        2 * out * k + batch * m * k * arithmetic(&spec.prologue) + out * arithmetic(&spec.epilogue);
+    let rows = |operand| if operand == Operand::A { m } else { n };
+    let prepared = spec.prologue.iter().map(|p| rows(p.operand) * k * arithmetic(&p.program));
+    let flops = 2 * out * k + prepared.sum::<u64>() + out * arithmetic(&spec.epilogue);
     let first = |dims: &[Dim]| product(dims.iter().filter(|d| d.stride > 0).map(|d| d.size));
     let second = |dims: &[Dim]| product(dims.iter().filter(|d| d.stride_b > 0).map(|d| d.size));
     let a = first(&spec.batch) * first(&spec.m) * first(&spec.k) * spec.a.bytes();
     let b = second(&spec.batch) * first(&spec.n) * second(&spec.k) * spec.b.bytes();
-    let before = spec.prologue_inputs.iter().map(|view| reached(view, &[m, k]));
+    let before = spec.prologue.iter().flat_map(|p| p.inputs.iter().map(move |v| (p.operand, v)));
+    let before = before.map(|(operand, view)| reached(view, &[rows(operand), k]));
     let after = spec.epilogue_inputs.iter().map(|view| reached(view, &[batch * m, n]));
     let outputs = spec.outputs.iter().map(|elem| out * elem.bytes());
     Work { flops, bytes: a + b + before.sum::<u64>() + after.sum::<u64>() + outputs.sum::<u64>() }

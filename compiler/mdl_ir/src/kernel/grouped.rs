@@ -99,9 +99,7 @@ fn contraction((elem, out): (Elem, Elem), [m, n, k]: [Dim; 3]) -> ContractSpec {
         m: vec![m],
         n: vec![n],
         k: vec![k],
-        prologue_inputs: vec![],
-        prologue: vec![],
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }

@@ -266,9 +266,7 @@ fn gemm(device: &Device, args: &Args) -> Vec<Value> {
                 m: dim(m, a[0], 0),
                 n: dim(n, b[1], 0),
                 k: dim(k, a[1], b[0]),
-                prologue_inputs: Vec::new(),
-                prologue: Vec::new(),
-                prologue_result: 0,
+                prologue: None,
                 epilogue_inputs: Vec::new(),
                 epilogue: Vec::new(),
             });

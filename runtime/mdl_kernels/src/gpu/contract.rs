@@ -11,14 +11,14 @@ mod stage;
 mod tensor;
 
 use super::cubes;
-use crate::contract_plan::{Axis, View2, merge, offset_of};
+use crate::contract_plan::{Axis, Preparation, View2, merge, offset_of};
 use crate::contract_tile::run_epilogue;
 use crate::device::{Device, Slice};
 use crate::program::Program;
 use crate::vector_io::load_one;
 use cubecl::prelude::*;
-use mdl_ir::kernel::{ContractSpec, Elem, Instr, InstrOp};
-use stage::{Picked, Prologue, Side};
+use mdl_ir::kernel::{ContractSpec, Elem, Instr, InstrOp, Operand};
+use stage::{Picked, Side};
 
 /// A tile of the result, and how far along k its operands are staged at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,20 +81,16 @@ impl Plan {
         let (rows, columns, depth, batches) = (size(&m), size(&n), size(&k), size(&batch));
         let halves = halves(spec);
         let tile = tile_of(rows, columns, batches, halves, device.tensor_cores());
-        let prologue = (!spec.prologue.is_empty()).then(|| Prologue {
-            program: Program(spec.prologue.clone()),
-            views: spec.prologue_inputs.iter().map(View2::of).collect(),
-            result: spec.prologue_result,
-        });
+        let prologue =
+            |operand| Preparation::of(spec).filter(|prologue| prologue.operand == operand);
         let casts = device.has_pointer_casts();
         let mut epilogue = spec.epilogue.clone();
         if epilogue.is_empty() {
             epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
         }
-        let side = |elem, rows: &[Axis], second, tile_rows, prologue: Option<Prologue>| {
+        let side = |elem, rows: &[Axis], second, tile_rows, prologue: Option<Preparation>| {
             let parts = if halves || !device.tensor_cores() { 1 } else { 2 };
             let k = k.clone();
-            let plain = prologue.is_none() && casts;
             let side = Side {
                 elem,
                 rows: rows.to_vec(),
@@ -112,11 +108,11 @@ impl Plan {
                 prologue,
                 picked: Picked::None,
             };
-            side.arranged(plain, &batch)
+            side.arranged(casts, &batch)
         };
         Plan {
-            a: side(spec.a, &m, false, tile.rows, prologue),
-            b: side(spec.b, &n, true, tile.columns, None),
+            a: side(spec.a, &m, false, tile.rows, prologue(Operand::A)),
+            b: side(spec.b, &n, true, tile.columns, prologue(Operand::B)),
             batches,
             rows,
             columns,
@@ -171,9 +167,10 @@ impl Plan {
     }
 }
 
-/// Both operands are bf16 as they lie, so tensor cores take them as they are.
+/// Both operands are bf16, be it behind a prologue that rounds, so tensor cores take them as they
+/// are.
 fn halves(spec: &ContractSpec) -> bool {
-    spec.a == Elem::Bf16 && spec.b == Elem::Bf16 && spec.prologue.is_empty()
+    spec.a == Elem::Bf16 && spec.b == Elem::Bf16
 }
 
 fn tile_of(rows: usize, columns: usize, batches: usize, halves: bool, tensor: bool) -> Tile {
@@ -301,7 +298,7 @@ pub(crate) fn launch(device: &Device, spec: &ContractSpec, accumulate: bool, arg
     if plan.rows * plan.columns * plan.batches == 0 {
         return;
     }
-    let (inputs, rest) = args[2..].split_at(spec.prologue_inputs.len());
+    let (inputs, rest) = args[2..].split_at(spec.prologue_inputs().len());
     let (extra, rest) = rest.split_at(spec.epilogue_inputs.len());
     let outputs = &rest[..spec.outputs.len()];
     launch_plan(device, plan, &args[..2], (inputs, extra), outputs, &args[0]);

@@ -139,11 +139,13 @@ fn pack_block<N: Size>(
         LayoutB::Columns => STEPS,
         LayoutB::Rows | LayoutB::Gathered => plan.block_depth,
     });
+    // Operands of groups have no prologue.
+    let nothing = Sequence::<Box<[f32]>>::new();
     for k0 in range_stepped(0, block.depth, step) {
         let k1 = min(k0 + step, block.depth);
         for panel in 0..panels {
             let plan = comptime!(plan.clone());
-            pack_b_panel::<N>(w, base, workspace, to, block, panel, k0, k1, plan);
+            pack_b_panel::<N>(w, base, &nothing, workspace, to, block, panel, k0, k1, plan);
         }
     }
 }

@@ -27,9 +27,7 @@ fn contraction() -> ContractSpec {
         m: dim(4, 5, 0),
         n: dim(6, 1, 0),
         k: dim(5, 1, 6),
-        prologue_inputs: Vec::new(),
-        prologue: Vec::new(),
-        prologue_result: 0,
+        prologue: None,
         epilogue_inputs: vec![view(Elem::F32, &[0, 1])],
         epilogue: vec![instr(InstrOp::Load(0)), instr(InstrOp::Mul), instr(InstrOp::Store(0))],
     }

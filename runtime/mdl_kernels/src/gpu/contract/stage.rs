@@ -4,20 +4,11 @@
 //! What lies past the edge is zero.
 
 use super::Place;
-use crate::contract_plan::{Axis, View2, offset_of};
-use crate::contract_tile::run_prologue;
-use crate::program::Program;
+use crate::contract_pack::prepare;
+use crate::contract_plan::{Axis, Preparation, offset_of};
 use crate::vector_io::load_as;
 use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
-
-/// What happens to an element of a before it is multiplied.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Prologue {
-    pub program: Program,
-    pub views: Vec<View2>,
-    pub result: u16,
-}
 
 /// One operand: its rows (m of a, n of b) by steps of k.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,7 +32,8 @@ pub(crate) struct Side {
     pub parts: usize,
     /// Every stage is full.
     pub whole: bool,
-    pub prologue: Option<Prologue>,
+    /// For lanes in the direction of the walk.
+    pub prologue: Option<Preparation>,
     pub picked: Picked,
 }
 
@@ -92,7 +84,16 @@ impl Side {
         let others = steps(&self.rows, false, !along_k)
             && steps(&self.k, self.second, along_k)
             && steps(batch, self.second, false);
-        self.width = if may_be_wide && contiguous && line_fits && others { WIDE } else { 1 };
+        if !along_k {
+            self.prologue = self.prologue.map(Preparation::across);
+        }
+        // Lanes of a prologue's input are one number, or they are read as those of the operand are.
+        let mut views = self.prologue.iter().flat_map(|prologue| &prologue.views);
+        let beside = views.all(|view| {
+            view.column == 0 || view.column == 1 && aligned(view.offset) && aligned(view.row)
+        });
+        let wide = may_be_wide && contiguous && line_fits && others && beside;
+        self.width = if wide { WIDE } else { 1 };
         self.along_k = along_k;
         self
     }
@@ -163,39 +164,12 @@ pub(crate) fn fetch<N: Size>(
             let at = base
                 + offset_of(row, comptime!(side.rows.clone()), false)
                 + offset_of(k, comptime!(side.k.clone()), side.second);
-            value = prepared::<N>(
-                inputs,
-                row,
-                k,
-                load_as::<N>(source, at, comptime!(side.elem)),
-                comptime!(side.prologue.clone()),
-            );
+            value = load_as::<N>(source, at, comptime!(side.elem));
+            let (line, lane) = if comptime!(side.along_k) { (row, k) } else { (k, row) };
+            let prologue = comptime!(side.prologue.clone());
+            value = prepare::<N>(inputs, line, lane, value, prologue);
         }
         held[i] = value;
-    }
-}
-
-#[cube]
-fn prepared<N: Size>(
-    inputs: &Sequence<Box<[f32]>>,
-    row: usize,
-    k: usize,
-    value: Vector<f32, N>,
-    #[comptime] prologue: Option<Prologue>,
-) -> Vector<f32, N> {
-    if comptime!(prologue.is_none()) {
-        value
-    } else {
-        let prologue = comptime!(prologue.clone().expect("invariant: it was looked at"));
-        run_prologue::<N>(
-            inputs,
-            row,
-            k,
-            value,
-            comptime!(prologue.program.clone()),
-            comptime!(prologue.views.clone()),
-            comptime!(prologue.result),
-        )
     }
 }
 
