@@ -289,7 +289,8 @@ pub struct AttentionSpec {
 /// `accumulate`, the latter is added to what dw holds.
 ///
 /// Rows come in blocks, and all but the first add to dw: where that is bf16, it is rounded once for
-/// each block.
+/// each block. Where x and w are bf16, so are the gradients of the logits, rounded once when they
+/// are complete, so that dx and dw are sums of products of two bf16.
 ///
 /// Buffers: x, w, targets i32 [rows], (weight f32 [1] if weighted), loss f32 [1], (dx [rows,
 /// width], dw [vocab, width] if grad), workspace.
@@ -563,10 +564,12 @@ impl LinearCrossEntropyParts {
 }
 
 impl LinearCrossEntropySpec {
-    /// The contractions of one block of rows: logits = x·wᵀ, dx = dlogits·w, dw += dlogitsᵀ·x.
+    /// The contractions of one block of rows: logits = x·wᵀ, dx = dlogits·w, dw += dlogitsᵀ·x. The
+    /// gradients of a row of logits begin where the row did, whatever their elements are.
     pub fn contractions(&self, rows: u32) -> [ContractSpec; 3] {
         use Elem::F32;
         let (vocab, width, elem) = (self.vocab, self.width, self.elem);
+        let row = vocab * (F32.bytes() / elem.bytes()) as u32;
         let dim = |size, stride, stride_b| Dim { size, stride, stride_b };
         let contraction = |(a, out), [m, n, k]: [Dim; 3]| ContractSpec {
             a,
@@ -582,10 +585,10 @@ impl LinearCrossEntropySpec {
         };
         [
             contraction((elem, F32), [dim(rows, width, 0), dim(vocab, width, 0), dim(width, 1, 1)]),
-            contraction((F32, elem), [dim(rows, vocab, 0), dim(width, 1, 0), dim(vocab, 1, width)]),
+            contraction((elem, elem), [dim(rows, row, 0), dim(width, 1, 0), dim(vocab, 1, width)]),
             contraction(
-                (F32, self.dw),
-                [dim(vocab, 1, 0), dim(width, 1, 0), dim(rows, vocab, width)],
+                (elem, self.dw),
+                [dim(vocab, 1, 0), dim(width, 1, 0), dim(rows, row, width)],
             ),
         ]
     }

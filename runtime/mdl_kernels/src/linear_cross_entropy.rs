@@ -6,12 +6,13 @@
 //! x [rows, width], w [vocab, width]. Rows are visited in blocks: logits, then in their place
 //! (softmax − onehot)/valid, times the weight where there is one, then that block's dx and its part
 //! of dw. 2·rows·vocab·width operations, three times as many with gradients; besides x and w about
-//! 24 bytes per logit move.
+//! 24 bytes per logit move. What takes the logits' place has the elements of x: where those are
+//! bf16, it fills the first half of each row.
 //! The loss of each row is stored, and one unit sums them in order with compensation.
 
 use crate::device::{Class, Device, Slice};
 use crate::gpu::cross_entropy as gpu;
-use crate::vector_io::{load, store};
+use crate::vector_io::{load, store, store_as, store_one};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{
     ContractSpec, Elem, Instr, InstrOp, KernelSpec, LinearCrossEntropyParts,
@@ -54,6 +55,7 @@ fn softmax_rows<N: Size>(
     losses: &mut [f32],
     _unaligned: &[f32],
     #[comptime] vocab: usize,
+    #[comptime] elem: Elem,
     #[comptime] grad: bool,
 ) {
     let rows = targets.len();
@@ -70,8 +72,9 @@ fn softmax_rows<N: Size>(
             losses[row] = (top - own) + sum.ln();
             if comptime!(grad) {
                 let factor = scale[0] / sum;
-                row_scale::<N>(logits, at, factor, vocab);
-                logits[index] -= scale[0];
+                let own = logits[index] * factor - scale[0];
+                let to = row_scale::<N>(logits, at, factor, vocab, elem);
+                store_one(logits, to + usize::cast_from(target), own, elem);
             }
         } else {
             losses[row] = 0.0;
@@ -157,18 +160,30 @@ fn row_exp_sum<N: Size>(
     sum
 }
 
+/// Puts a row of gradients, the logits' exponentials times `factor`, in their place, and gives the
+/// element where it begins: each vector goes where those before it have been read.
 #[cube]
-fn row_scale<N: Size>(logits: &mut [f32], at: usize, factor: f32, #[comptime] vocab: usize) {
+fn row_scale<N: Size>(
+    logits: &mut [f32],
+    at: usize,
+    factor: f32,
+    #[comptime] vocab: usize,
+    #[comptime] elem: Elem,
+) -> usize {
+    let to = at * comptime!((Elem::F32.bytes() / elem.bytes()) as usize);
     for v in 0..vocab / N::value() {
-        let here = at + v * N::value();
-        let value = load::<f32, N>(&*logits, here) * Vector::new(factor);
-        store::<f32, N>(logits, here, value);
+        let c = v * N::value();
+        let value = load::<f32, N>(&*logits, at + c) * Vector::new(factor);
+        store_as::<N>(logits, to + c, value, elem);
     }
-    for v in vocab / N::value() * N::value()..vocab {
-        logits[at + v] *= factor;
+    for c in vocab / N::value() * N::value()..vocab {
+        let value = logits[at + c] * factor;
+        store_one(logits, to + c, value, elem);
     }
+    to
 }
 
+/// Zeros are the same bits whatever the elements are.
 #[cube]
 fn row_clear<N: Size>(logits: &mut [f32], at: usize, #[comptime] vocab: usize) {
     for v in 0..vocab / N::value() {
@@ -307,8 +322,9 @@ fn softmax(device: &Device, buffers: &[Slice; 4], spec: &LinearCrossEntropySpec)
             device.buffer(&buffers[1]),
             device.buffer(&buffers[2]),
             device.buffer(&buffers[3]),
-            device.unaligned(&buffers[0], [Elem::F32]),
+            device.unaligned(&buffers[0], [Elem::F32, spec.elem]),
             spec.vocab as usize,
+            spec.elem,
             spec.grad,
         );
     }

@@ -113,12 +113,28 @@ fn launch(device: &Device, case: &Case) -> (f32, Vec<f32>, Vec<f32>) {
     if case.spec.grad { (read(3)[0], read(4), read(5)) } else { (read(3)[0], vec![], vec![]) }
 }
 
+/// What a result should be, and how far rounding of the logits' gradients may move it.
+#[derive(Clone, Copy, Default)]
+struct Want {
+    value: f64,
+    rounding: f64,
+}
+
+impl Want {
+    /// Adds d·factor, where d is stored in an element of x before it is multiplied.
+    fn add(&mut self, elem: Elem, d: f64, factor: f32) {
+        self.value += d * f64::from(factor);
+        self.rounding += storing_error(elem, d) * f64::from(factor.abs());
+    }
+}
+
 /// loss, dx, dw in f64.
-fn reference(case: &Case) -> (f64, Vec<f64>, Vec<f64>) {
+fn reference(case: &Case) -> (f64, Vec<Want>, Vec<Want>) {
     let (vocab, width) = (case.spec.vocab as usize, case.spec.width as usize);
     let valid = case.targets.iter().filter(|target| **target >= 0).count().max(1) as f64;
-    let (mut loss, mut dx) = (0.0, vec![0.0; case.x.len()]);
-    let mut dw = vec![0.0; case.w.len()];
+    let weight = if case.spec.weighted { f64::from(WEIGHT) } else { 1.0 };
+    let (mut loss, mut dx) = (0.0, vec![Want::default(); case.x.len()]);
+    let mut dw = vec![Want::default(); case.w.len()];
     for (i, target) in case.targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
         let x = &case.x[i * width..(i + 1) * width];
         let rows = || case.w.chunks_exact(width);
@@ -129,17 +145,15 @@ fn reference(case: &Case) -> (f64, Vec<f64>, Vec<f64>) {
         loss += top + sum.ln() - logits[*target as usize];
         for v in 0..vocab {
             let own = if v == *target as usize { 1.0 } else { 0.0 };
-            let d = ((logits[v] - top).exp() / sum - own) / valid;
+            let d = ((logits[v] - top).exp() / sum - own) / valid * weight;
             for c in 0..width {
-                dx[i * width + c] += d * f64::from(case.w[v * width + c]);
-                dw[v * width + c] += d * f64::from(x[c]);
+                dx[i * width + c].add(case.spec.elem, d, case.w[v * width + c]);
+                dw[v * width + c].add(case.spec.elem, d, x[c]);
             }
         }
     }
-    let weight = if case.spec.weighted { f64::from(WEIGHT) } else { 1.0 };
     let old = if case.spec.accumulate { f64::from(OLD) } else { 0.0 };
-    dx.iter_mut().for_each(|x| *x *= weight);
-    dw.iter_mut().for_each(|x| *x = *x * weight + old);
+    dw.iter_mut().for_each(|want| want.value += old);
     (loss / valid * weight, dx, dw)
 }
 
@@ -194,9 +208,11 @@ fn check_on(device: &Device, case: &Case, tolerance: f64) {
     let stored: [&dyn Fn(f64, f64) -> f64; 2] = [&stored_dx, &stored_dw];
     let both = [("dx", &dx, &want_dx), ("dw", &dw, &want_dw)];
     for ((name, got, want), stored) in both.into_iter().zip(stored) {
-        let largest = want.iter().fold(0.0f64, |most, x| most.max(x.abs())).max(1e-30);
-        for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            let error = ((f64::from(*got) - want).abs() - stored(largest, *want)) / largest;
+        let largest = want.iter().fold(0.0f64, |most, x| most.max(x.value.abs())).max(1e-30);
+        for (i, (got, Want { value: want, rounding })) in got.iter().zip(want).enumerate() {
+            // Rounding the result acts on what rounding the logits' gradients has made of it.
+            let off = rounding + stored(largest, want.abs() + rounding);
+            let error = ((f64::from(*got) - want).abs() - off) / largest;
             assert!(error <= tolerance, "{class:?}, {name}[{i}]: {got} for {want}, {error:e}");
         }
     }

@@ -6,8 +6,9 @@ use super::reduce::across_units;
 use super::{UNITS, cube_pos, cubes};
 use crate::device::{Device, Slice};
 use crate::region::plan::Reduction;
+use crate::vector_io::store_one;
 use cubecl::prelude::*;
-use mdl_ir::kernel::LinearCrossEntropySpec;
+use mdl_ir::kernel::{Elem, LinearCrossEntropySpec};
 
 const EACH: usize = UNITS as usize;
 
@@ -36,6 +37,7 @@ fn softmax_rows(
     scale: &[f32],
     losses: &mut [f32],
     #[comptime] vocab: usize,
+    #[comptime] elem: Elem,
     #[comptime] grad: bool,
 ) {
     let mut scratch = Shared::<[f32]>::new_slice(EACH);
@@ -69,12 +71,23 @@ fn softmax_rows(
                 factor = scale[0] / sum;
                 own = scale[0];
             }
-            for v in range_stepped(unit, vocab, EACH) {
-                let mut value = exp_of(logits[at + v] - top) * factor;
-                if v as i32 == target {
-                    value -= own;
+            let to = at * comptime!((Elem::F32.bytes() / elem.bytes()) as usize);
+            for step in 0..comptime!(vocab.div_ceil(EACH)) {
+                let v = step * EACH + unit;
+                let mut value = 0.0f32;
+                if v < vocab {
+                    value = exp_of(logits[at + v] - top) * factor;
+                    if v as i32 == target {
+                        value -= own;
+                    }
                 }
-                logits[at + v] = value;
+                if comptime!(elem != Elem::F32) {
+                    // Halves go over logits of this step and of those before it.
+                    sync_cube();
+                }
+                if v < vocab {
+                    store_one(logits, to + v, value, elem);
+                }
             }
         }
     }
@@ -123,6 +136,7 @@ pub(crate) fn softmax(device: &Device, buffers: &[Slice; 4], spec: &LinearCrossE
             device.buffer(scale),
             device.buffer(losses),
             spec.vocab as usize,
+            spec.elem,
             spec.grad,
         );
     }
