@@ -368,12 +368,24 @@ const PIECES_PER_UNIT: usize = 4;
 /// Panels of columns that are worth packing or fetching rows of a for again.
 const COLUMN_PANELS: usize = 4;
 
-/// Panels of rows of a piece, at most `most`, and into how many pieces the columns are cut.
+/// Panels of rows of a piece, at most `most`, and into how many pieces the columns are cut. Of the
+/// sizes that make about as many pieces as are wanted, it is one with which units end together.
 fn pieces(units: usize, panels_m: usize, panels_n: usize, most: usize) -> (usize, usize) {
     let wanted = if units == 1 { 1 } else { units * PIECES_PER_UNIT };
-    let panels = panels_m.div_ceil(wanted).clamp(most.min(4), most);
-    let missing = wanted.div_ceil(panels_m.div_ceil(panels));
-    (panels, missing.min(panels_n.div_ceil(COLUMN_PANELS)).max(1))
+    let around = panels_m.div_ceil(wanted).clamp(most.min(4), most);
+    let cut = |panels: usize| {
+        let missing = wanted.div_ceil(panels_m.div_ceil(panels));
+        missing.min(panels_n.div_ceil(COLUMN_PANELS)).max(1)
+    };
+    // Tiles of the unit that has the most to do.
+    let longest = |panels: usize| {
+        let parts = cut(panels);
+        let pieces = panels_m.div_ceil(panels) * parts;
+        pieces.div_ceil(units) * panels * panels_n.div_ceil(parts)
+    };
+    let near = around..=most.min(2 * around);
+    let panels = near.min_by_key(|panels| longest(*panels)).unwrap_or(around);
+    (panels, cut(panels))
 }
 
 /// Where element `index` of a group lies, by the strides of its first tensor, or of its second.
