@@ -3,8 +3,9 @@
 //! # What it computes
 //!
 //! c[batch, m, n] = epilogue(Σ_k a[batch, m, k] · b[batch, k, n]), with a prologue on a or b:
-//! 2·batch·m·n·k operations; it reads a once per `block_columns` columns and b once, and writes c once per
-//! `block_depth` steps of k. The order of summation is k within a block, then block by block.
+//! 2·batch·m·n·k operations; it reads a once per `block_columns` columns and b once, and writes c
+//! once per `block_depth` steps of k. The order of summation is k within a block, then block by
+//! block.
 
 use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
 use crate::contract_pairs::words;
