@@ -4,6 +4,7 @@
     python3 benches/compare.py gemm --pairs 3
     python3 benches/compare.py attention --dtypes f32,bf16 --pairs 3
     python3 benches/compare.py step --presets llama_15m,llama_110m --pairs 3
+    python3 benches/compare.py step --peers candle --presets llama_15m
 
 A pair is one run of `mdlc` and one of each peer, in a process of its own each; every other pair
 goes the other way round. A figure is the median of the ratios within pairs. Prints a table in
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,28 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benches" / "peers"
 # Sequences and tokens of a step.
 STEPS = {"llama_15m": (8, 256), "llama_110m": (2, 1024)}
+# Peers in Rust: the crate whose version counts, and the suites and element types that they have.
+FRAMEWORK = [("gemm", "f32"), ("gemm", "bf16"), ("attention", "f32"), ("step", "f32")]
+BUILT = {
+    "gemm": ("gemm", [("gemm", "f32")]),
+    "candle": ("candle-core", FRAMEWORK),
+}
+
+
+def binary(peer):
+    target = os.environ.get("CARGO_TARGET_DIR", PEERS / peer / "target")
+    return Path(target) / "release" / f"{peer}_peer"
+
+
+def peers_of(text):
+    """The peers asked for, all of them known and built."""
+    for peer in text.split(","):
+        if peer != "torch" and peer not in BUILT:
+            sys.exit(f"there is no peer `{peer}`: torch, {', '.join(BUILT)}")
+        if peer in BUILT and not binary(peer).exists():
+            build = f"cargo build --release --manifest-path benches/peers/{peer}/Cargo.toml"
+            sys.exit(f"there is no {binary(peer)}\nRUSTFLAGS='-C target-cpu=native' {build}")
+    return text.split(",")
 
 
 def called(command):
@@ -58,6 +82,15 @@ class Suite:
         out, peak = called([self.args.python, PEERS / script, *words])
         return out, peak
 
+    def built(self):
+        """The peers in Rust that were asked for and have this."""
+        asked = (self.args.suite, self.dtype)
+        for peer in [peer for peer in self.args.peers if peer in BUILT]:
+            if asked in BUILT[peer][1]:
+                yield peer
+            else:
+                print(f"{peer} has no {asked[0]} in {asked[1]}", file=sys.stderr)
+
 
 class Rates(Suite):
     """GFLOP/s of kernels, by shape and form."""
@@ -66,8 +99,8 @@ class Rates(Suite):
         yield "mdl", self.ours
         if "torch" in self.args.peers:
             yield "PyTorch", self.torch
-        if "gemm" in self.args.peers and (self.args.suite, self.dtype) == ("gemm", "f32"):
-            yield "gemm crate", self.crate
+        for peer in self.built():
+            yield peer, lambda peer=peer: self.rust(peer)
 
     def ours(self):
         dtype = [] if self.dtype == "f32" else ["--dtype", self.dtype]
@@ -79,8 +112,8 @@ class Rates(Suite):
         out, _ = self.python(script, "--dtype", self.dtype, *self.flags)
         return by_shape(json.loads(out))
 
-    def crate(self):
-        out, _ = called([PEERS / "gemm/target/release/gemm_peer", *self.flags])
+    def rust(self, peer):
+        out, _ = called([binary(peer), self.args.suite, "--dtype", self.dtype, *self.flags])
         return by_shape(json.loads(out))
 
 
@@ -99,8 +132,10 @@ class Step(Suite):
 
     def implementations(self):
         yield "mdl", self.ours
-        for variant in ("eager", "compile"):
+        for variant in ("eager", "compile") if "torch" in self.args.peers else ():
             yield f"PyTorch {variant}", lambda variant=variant: self.torch(variant)
+        for peer in self.built():
+            yield peer, lambda peer=peer: self.rust(peer)
 
     def ours(self):
         sizes = ["--train_batch_size", str(self.batch), "--max_context_width", str(self.width)]
@@ -108,11 +143,17 @@ class Step(Suite):
         rows, peak = self.mdlc("step", "--preset", self.preset, *sizes, *self.flags, *bf16)
         return {"tokens/s": rows[0]["tokens_per_s"], "peak": peak}
 
+    def flags_of_peers(self):
+        sizes = ["--shape", self.preset, "--batch", str(self.batch), "--width", str(self.width)]
+        return [*sizes, "--threads", str(self.args.threads), "--steps", str(self.args.runs)]
+
     def torch(self, variant):
-        sizes = ["--batch", str(self.batch), "--width", str(self.width)]
-        which = ["--shape", self.preset, "--variant", variant, "--dtype", self.dtype]
-        counts = ["--threads", str(self.args.threads), "--steps", str(self.args.runs)]
-        out, peak = self.python("llama_step.py", *which, *sizes, *counts)
+        which = ["--variant", variant, "--dtype", self.dtype]
+        out, peak = self.python("llama_step.py", *which, *self.flags_of_peers())
+        return {"tokens/s": json.loads(out)["tokens_per_s"], "peak": peak}
+
+    def rust(self, peer):
+        out, peak = called([binary(peer), "step", *self.flags_of_peers()])
         return {"tokens/s": json.loads(out)["tokens_per_s"], "peak": peak}
 
 
@@ -142,9 +183,10 @@ def median_of(found, name, key):
 def rates_table(found):
     """Three or two forms in a row: GFLOP/s of ours and of the peer, and the median ratio."""
     out = []
-    keys = list(found["mdl"][0])
-    forms = list(dict.fromkeys(key[-1] for key in keys))
     for peer in [name for name in found if name != "mdl"]:
+        # The longest sequences are not everyone's.
+        keys = [key for key in found["mdl"][0] if key in found[peer][0]]
+        forms = list(dict.fromkeys(key[-1] for key in keys))
         out.append(f"| shape of the first form | {' | '.join(forms)} |")
         out.append("|---" * (1 + len(forms)) + "|")
         for first in range(0, len(keys), len(forms)):
@@ -181,6 +223,11 @@ def step_table(tables):
     return out
 
 
+def version(peer):
+    lock = (PEERS / peer / "Cargo.lock").read_text()
+    return re.search(f'name = "{BUILT[peer][0]}"\nversion = "(.*)"', lock)[1]
+
+
 def machine(args):
     """A line about where and with what this was measured."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -191,10 +238,11 @@ def machine(args):
     commit = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     today = datetime.date.today().isoformat()
+    crates = "".join(f"{peer} {version(peer)}, " for peer in args.peers if peer in BUILT)
     return (
         f"{today}, {cpu[0] if cpu else platform.processor()}, {os.cpu_count()} cores, "
-        f"{args.threads} threads each, PyTorch {torch} on Python {python}, mdl {commit or 'none'}, "
-        f"{args.pairs} pairs"
+        f"{args.threads} threads each, PyTorch {torch} on Python {python}, {crates}"
+        f"mdl {commit or 'none'}, {args.pairs} pairs"
     )
 
 
@@ -206,7 +254,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", default="f32", help="f32, bf16 or f32,bf16")
     parser.add_argument("--presets", default=",".join(STEPS), help="models of `step`")
-    parser.add_argument("--peers", default="torch", help="of kernels: torch, gemm or torch,gemm")
+    parser.add_argument("--peers", default="torch", type=peers_of, help="torch,gemm,candle")
     parser.add_argument("--mdlc", default=ROOT / "target/release/mdlc")
     parser.add_argument("--python", default=os.environ.get("PYTHON", sys.executable))
     parser.add_argument("--raw", type=Path, help="a file for every result, as JSON")

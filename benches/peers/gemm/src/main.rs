@@ -1,43 +1,11 @@
 //! Matrix products of the `gemm` crate at the shapes of `mdlc bench gemm`: one JSON array, as it
 //! prints. `cargo run --release -- --runs 10 --threads 2`
 
+#[path = "../../measure.rs"]
+mod measure;
+
 use gemm::Parallelism;
-use std::time::Instant;
-
-/// m, n, k of the forward form, as compiler/mdlc/src/commands/bench.rs has them.
-const SHAPES: [[usize; 3]; 12] = [
-    [512, 512, 512],
-    [768, 768, 768],
-    [1024, 1024, 1024],
-    [2048, 2048, 2048],
-    [2048, 288, 288],
-    [2048, 768, 288],
-    [2048, 288, 768],
-    [2048, 32000, 288],
-    [2048, 768, 768],
-    [2048, 2048, 768],
-    [2048, 768, 2048],
-    [2048, 32000, 768],
-];
-
-/// The number behind a flag.
-fn number(flag: &str, otherwise: usize) -> usize {
-    let args: Vec<String> = std::env::args().collect();
-    let at = args.iter().position(|arg| arg == flag);
-    at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(otherwise)
-}
-
-/// The median of `runs` runs after two that are not counted.
-fn median_seconds(runs: usize, mut work: impl FnMut()) -> f64 {
-    let time = |_| {
-        let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-    let mut times: Vec<f64> = (0..runs.max(1) + 2).map(time).skip(2).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
+use measure::{SHAPES, median, number, row, seconds};
 
 /// out[m, n] = a[m, k] · b[k, n], out dense, by strides (of rows, of columns).
 fn product(
@@ -98,14 +66,11 @@ fn main() {
         ];
         for (form, [m, n, k], a, b) in forms {
             let mut out = vec![0.0; m * n];
-            let seconds = median_seconds(runs, || {
-                product([m, n, k], &mut out, (a.0, a.1), (b.0, b.1), parallelism);
+            let taken = median(runs, || {
+                seconds(|| product([m, n, k], &mut out, (a.0, a.1), (b.0, b.1), parallelism))
             });
-            let gflops = 2.0 * (m * n * k) as f64 / seconds / 1e9;
-            rows.push(format!(
-                "  {{\"implementation\": \"gemm\", \"shape\": [{m}, {n}, {k}], \"form\": \
-                 \"{form}\", \"dtype\": \"f32\", \"threads\": {threads}, \"gflops\": {gflops}}}"
-            ));
+            let gflops = 2.0 * (m * n * k) as f64 / taken / 1e9;
+            rows.push(row("gemm", &[m, n, k], form, "f32", gflops));
         }
     }
     println!("[\n{}\n]", rows.join(",\n"));
