@@ -1,5 +1,5 @@
-//! What `candle` and `burn` share: the model of llama_step.py, numbers that are the same in every
-//! peer, so that their losses can be compared, and what a step and attention report.
+//! What a framework in Rust needs as a peer: the model of llama_step.py, numbers that are the same
+//! in each, so that losses can be compared, and what a step and attention report.
 
 use crate::measure::{number, row, seconds, word};
 
