@@ -35,11 +35,17 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// The median of what `time` says in `runs` runs after two that are not counted.
+/// Runs of a small kernel follow each other until so many seconds have passed, as in `mdlc bench`.
+const TOGETHER: f64 = 0.01;
+
+/// The median of `runs` means of what `time` says, after a warm-up.
 pub fn median(runs: usize, mut time: impl FnMut() -> f64) -> f64 {
-    let mut times: Vec<f64> = (0..runs.max(1) + 2).map(|_| time()).skip(2).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    time();
+    let times = (TOGETHER / time()).clamp(1.0, 1000.0) as usize;
+    let mut mean = || (0..times).map(|_| time()).sum::<f64>() / times as f64;
+    let mut means: Vec<f64> = (0..runs.max(1)).map(|_| mean()).collect();
+    means.sort_by(f64::total_cmp);
+    means[means.len() / 2]
 }
 
 /// One row as `mdlc bench` prints it.
