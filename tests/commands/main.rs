@@ -1,6 +1,7 @@
 //! The commands as they are called: the binary with arguments, its exit status and what it says.
 
 mod accumulation;
+mod cache;
 mod flags;
 mod from_checkpoint;
 mod guide;

@@ -4,13 +4,11 @@
 //! On the CPU runtime a kernel is compiled per common alignment of its buffers; binding one buffer
 //! at an odd element (`Device::unaligned`) is what makes vector accesses at any element legal.
 
+use crate::host::{HostServer, Requested};
 use crate::products::Products;
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
-use cubecl::cpu::compute::server::CpuServer;
-use cubecl::dry_run::DryRun;
-use cubecl::launched::LaunchedKernels;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use mdl_ir::kernel::{Elem, KernelSpec, Target};
@@ -25,6 +23,7 @@ const ARENA_TAIL_BYTES: u64 = 64;
 /// All launches of a process go to one stream, the opening thread's: two streams would share the
 /// worker threads, and two kernels with barriers could each hold a worker the other waits for.
 static CPU: OnceLock<Client> = OnceLock::new();
+static CPU_ON_PAPER: OnceLock<(Client, Requested)> = OnceLock::new();
 #[cfg(feature = "cuda")]
 static CUDA: OnceLock<Result<Client, KernelError>> = OnceLock::new();
 #[cfg(feature = "wgpu")]
@@ -107,7 +106,7 @@ pub struct MemoryUse {
 }
 
 fn open_cpu() -> Client {
-    on_one_stream(cubecl::Device::cpu().expect("invariant: built with the CPU").client())
+    on_one_stream(HostServer::open())
 }
 
 fn on_one_stream(mut client: Client) -> Client {
@@ -126,12 +125,6 @@ fn driver_is_here() -> bool {
     })
 }
 
-/// What makes a CPU compile and not run, and what it compiled.
-struct OnPaper {
-    _dry: DryRun,
-    launched: LaunchedKernels,
-}
-
 /// A device and its stream.
 pub struct Device {
     client: Client,
@@ -144,7 +137,7 @@ pub struct Device {
     in_flight: AtomicU32,
     recording: AtomicBool,
     /// Launches are compiled and dropped, and memory has sizes and no bytes.
-    paper: Option<OnPaper>,
+    paper: Option<Requested>,
 }
 
 impl fmt::Debug for Device {
@@ -179,17 +172,31 @@ impl Device {
         }
     }
 
-    /// A CPU on which nothing runs: launches are compiled, and dropped. While it lives, that holds
-    /// for every CPU of the process.
-    pub fn cpu_on_paper(threads: Option<u32>) -> Device {
-        let paper = OnPaper { _dry: DryRun::new(), launched: LaunchedKernels::new() };
-        Device { paper: Some(paper), ..Device::cpu(threads) }
+    /// This CPU on paper: launches are compiled, in parallel and for every CPU of the process, and
+    /// dropped. None for what is on paper already, and for GPUs, whose paper is `Paper`.
+    pub fn on_paper(&self) -> Option<Device> {
+        if self.class != Class::Cpu || self.paper.is_some() {
+            return None;
+        }
+        let open = || {
+            let (client, requested) = HostServer::on_paper(self.client.properties());
+            (on_one_stream(client), requested)
+        };
+        let (client, requested) = CPU_ON_PAPER.get_or_init(open).clone();
+        Some(Device {
+            client,
+            in_flight: AtomicU32::new(0),
+            recording: AtomicBool::new(false),
+            paper: Some(requested),
+            ..*self
+        })
     }
 
-    /// The number of distinct kernels that this device on paper compiled.
-    pub fn compiled(mut self) -> usize {
+    /// Waits for what this process asked CPUs on paper to compile: how many kernels those are, and
+    /// how many of them were not in the cache.
+    pub fn compiled(&self) -> Result<(usize, usize), String> {
         self.sync();
-        self.paper.take().map_or(0, |paper| paper.launched.finish().len())
+        self.paper.as_ref().map_or(Ok((0, 0)), Requested::wait)
     }
 
     /// The first NVIDIA GPU of this machine.
@@ -373,7 +380,7 @@ impl Device {
 
     /// The address of an arena on a device whose memory the host reaches, with what keeps it there.
     pub(crate) fn address(&self, arena: &Arena) -> (*mut u8, Box<dyn Send>) {
-        let held = self.client.get_resource::<CpuServer>(arena.handle.clone());
+        let held = self.client.get_resource::<HostServer>(arena.handle.clone());
         let held = held.expect("invariant: the device is the CPU, and the arena was written");
         let (address, _) = held.resource().get_write_ptr_and_length();
         (address, Box::new(held))

@@ -27,6 +27,7 @@ mod embedding;
 mod exchange;
 mod gpu;
 mod grouped;
+mod host;
 mod launch;
 mod linear_cross_entropy;
 mod optimizer;
@@ -45,6 +46,7 @@ mod vector_io;
 
 pub use device::{Arena, Class, Device, KernelError, MemoryUse, Slice};
 pub use exchange::{Exchange, Seat};
+pub use host::Store;
 #[cfg(feature = "cuda")]
 pub use paper::{Compiled, Paper, Ptx};
 pub use peak::{measure_bf16_peak, measure_fma_peak, measure_triad};

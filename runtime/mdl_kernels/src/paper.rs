@@ -5,14 +5,14 @@
 //! is compiled here, by the same code. Memory has sizes and no bytes.
 
 use crate::device::{Class, Device};
+use crate::host::Whole;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
 use cubecl::future::DynFut;
 use cubecl::prelude::*;
 use cubecl::server::{
-    BufferBinding, CopyDescriptor, Handle, IoError, KernelArguments, MemoryLayout,
-    MemoryLayoutDescriptor, MemoryLayoutPolicy, ProfileError, ProfilingToken, Server,
+    BufferBinding, CopyDescriptor, IoError, KernelArguments, ProfileError, ProfilingToken, Server,
     ServerCommunication, ServerError, ServerStorage, ServerUtilities,
 };
 use cubecl_core::Compiler;
@@ -25,7 +25,6 @@ use cubecl_core::ir::{
     TargetProperties, UIntKind, features::TypeUsage,
 };
 use cubecl_core::profile::{ProfileDuration, TimingMethod};
-use cubecl_core::zspace::strides;
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 use cubecl_runtime::dry_run::LaunchMode;
@@ -268,24 +267,6 @@ impl Server for PaperServer {
     }
 
     fn allocation_mode(&mut self, _: MemoryAllocationMode, _: StreamId) {}
-}
-
-/// Everything lies in one piece.
-struct Whole;
-
-impl MemoryLayoutPolicy for Whole {
-    fn apply(
-        &self,
-        service: ServiceId,
-        stream: StreamId,
-        descriptors: &[MemoryLayoutDescriptor],
-    ) -> (Handle, Vec<MemoryLayout>) {
-        let bytes = |d: &MemoryLayoutDescriptor| d.shape.iter().product::<usize>() * d.elem_size;
-        let total: usize = descriptors.iter().map(bytes).sum();
-        let whole = Handle::new(service, stream, total as u64);
-        let layouts = descriptors.iter().map(|_| MemoryLayout::new(whole.clone(), strides![1]));
-        (whole.clone(), layouts.collect())
-    }
 }
 
 fn properties(capability: u32) -> DeviceProperties {

@@ -63,6 +63,17 @@ fn alloc_both(
     alloc(first).into_iter().zip(arenas).collect()
 }
 
+/// Has a CPU start to compile all kernels at once, in parallel: a launch would wait for its own
+/// alone. Nothing waits here.
+fn compile_ahead(device: &Device, executable: &Executable) {
+    let Some(paper) = device.on_paper() else { return };
+    let Room { state, work, .. } = Room::of(executable);
+    let state = (state > 0).then(|| paper.alloc(state));
+    let (work, device, executable) = (paper.alloc(work), Arc::new(paper), executable.clone());
+    let repeated = Repeated::default();
+    Machine { device, executable, state, work, copier: None, rank: 0, repeated }.issue_each();
+}
+
 /// Bytes of each space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -105,6 +116,7 @@ impl Machine {
         let mut arenas = alloc_both(&device, [room.state, room.work], 1);
         let (state, work) = arenas.pop().unwrap_or_default();
         let work = work.expect("a step has some work space");
+        compile_ahead(&device, &executable);
         let copier = (room.host > 0).then(|| Copier::new(&device, &work, room.host, files));
         Machine {
             device,
@@ -126,6 +138,7 @@ impl Machine {
         ranks: u64,
     ) -> Vec<Machine> {
         let arenas = alloc_both(device, [room.state, room.work], ranks);
+        compile_ahead(device, executable);
         let machine = |(rank, (state, work)): (u64, (Option<Arena>, Option<Arena>))| {
             let state = state.expect("a rank has its part of the state");
             let work = work.expect("a step has some work space");
@@ -151,6 +164,7 @@ impl Machine {
             true => self.work.clone(),
             false => self.device.alloc(executable.work_bytes),
         };
+        compile_ahead(&self.device, &executable);
         let (device, state) = (self.device.clone(), self.state.clone());
         let copier = self.copier.clone();
         Machine {

@@ -87,9 +87,9 @@ pub fn run(args: &Args) -> Outcome {
         Machinery::Cpu => None,
         Machinery::Cuda(capability) => Some(compile_for_gpu(capability, &plans)?),
     };
-    let count = match &ptx {
-        Some(kernels) => kernels.len(),
-        None => compile_for_cpu(args.flags.training.threads, plans),
+    let (count, new) = match &ptx {
+        Some(kernels) => (kernels.len(), kernels.len()),
+        None => compile_for_cpu(args.flags.training.threads, plans)?,
     };
     let all = start.elapsed();
     if let (Some(folder), Some(kernels)) = (folder, &ptx) {
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let report = json!({
         "config": name, "target": args.target.name(), "specs": specs, "kernels": count,
-        "plan_s": planned.as_secs_f64(), "kernels_s": (all - planned).as_secs_f64(),
+        "new": new, "plan_s": planned.as_secs_f64(), "kernels_s": (all - planned).as_secs_f64(),
     });
     match args.json {
         true => say(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
@@ -111,10 +111,11 @@ fn sentence(report: &Value, folder: Option<&Path>) -> String {
     let text = |key: &str| report[key].as_str().unwrap_or("");
     let written = folder.map_or(String::new(), |dir| format!(", written to {}", dir.display()));
     format!(
-        "{} for {}: {} kernels{written}; planned in {:.2} s, compiled in {:.2} s\n",
+        "{} for {}: {} kernels, {} of them new{written}; planned in {:.2} s, compiled in {:.2} s\n",
         text("config"),
         text("target"),
         report["kernels"],
+        report["new"],
         seconds("plan_s"),
         seconds("kernels_s"),
     )
@@ -154,13 +155,17 @@ fn compile_for_gpu(capability: u32, plans: &[Executable]) -> Result<Vec<Ptx>, Fa
     found.kernels().map_err(Failure)
 }
 
-fn compile_for_cpu(threads: Option<u32>, plans: Vec<Executable>) -> usize {
-    let device = Arc::new(Device::cpu_on_paper(threads));
+/// How many kernels there are, and how many of them were not in the cache.
+fn compile_for_cpu(
+    threads: Option<u32>,
+    plans: Vec<Executable>,
+) -> Result<(usize, usize), Failure> {
+    let device = Device::cpu(threads).on_paper().map(Arc::new);
+    let device = device.expect("invariant: a CPU has its paper");
     for plan in plans {
         Machine::new(device.clone(), plan).issue_each();
     }
-    // The machines that shared it are gone.
-    Arc::into_inner(device).map_or(0, Device::compiled)
+    device.compiled().map_err(Failure)
 }
 
 /// The kernels, and what a launch of each has to know.

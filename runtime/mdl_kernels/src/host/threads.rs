@@ -1,0 +1,142 @@
+//! The threads that run kernels, one for each unit of a launch.
+//!
+//! Launches run one after the other in the order they were sent: a unit starts when all units of
+//! the launches before it have ended. Each thread takes its units in order too, so nothing waits
+//! for what is behind it in a queue.
+
+use super::code::Function;
+use cubecl::cpu::compute::affinity::{CoreId, get_active_cores, set_for_current};
+use cubecl_llvm::cpu::synchronization::SYNC_CUBE_STATE_LEN;
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// How long a thread without work looks for some before it sleeps: waking costs a launch more than
+/// a small kernel does.
+const AWAKE: Duration = Duration::from_micros(200);
+/// Then the core goes to whoever else is waiting for it.
+const SPINS: u32 = 1_000;
+/// Kernels keep what they have on the stack.
+const STACK_BYTES: usize = 64 << 20;
+
+/// What all units of a launch share.
+pub(super) struct Launch {
+    pub function: Function,
+    pub cubes: [u32; 3],
+    pub buffers: Vec<*mut c_void>,
+    pub metadata: Vec<u64>,
+    pub barrier: [AtomicU32; SYNC_CUBE_STATE_LEN],
+    /// Keeps the memory of the buffers where it is.
+    pub _kept: Vec<Box<dyn Send>>,
+}
+
+// SAFETY: the buffers are kept, kernels order their own accesses to them, and nothing else is
+// written but the barrier, which is atomic. `_kept` is dropped, once, and not used.
+unsafe impl Send for Launch {}
+// SAFETY: as above.
+unsafe impl Sync for Launch {}
+
+struct Unit {
+    launch: Arc<Launch>,
+    place: [u32; 3],
+    /// How many units have to have ended before.
+    after: u64,
+}
+
+impl Unit {
+    fn run(self) {
+        let Launch { function, cubes, buffers, metadata, barrier, .. } = &*self.launch;
+        let [x, y, z] = self.place;
+        let (buffers, metadata) = (buffers.as_ptr().cast_mut(), metadata.as_ptr().cast_mut());
+        let barrier = barrier[0].as_ptr();
+        function(buffers, cubes[0], cubes[1], cubes[2], x, y, z, barrier, metadata);
+    }
+}
+
+/// Units that have ended, on cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Ended(AtomicU64);
+
+impl Ended {
+    fn wait(&self, count: u64) {
+        let mut spins = 0;
+        while self.0.load(Ordering::Acquire) < count {
+            spins += 1;
+            match spins < SPINS {
+                true => std::hint::spin_loop(),
+                false => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+pub(super) struct Threads {
+    cores: Vec<CoreId>,
+    queues: Vec<Sender<Unit>>,
+    sent: u64,
+    ended: Arc<Ended>,
+}
+
+impl Threads {
+    pub(super) fn new() -> Threads {
+        let cores = get_active_cores().collect();
+        Threads { cores, queues: Vec::new(), sent: 0, ended: Arc::default() }
+    }
+
+    /// One more, on the core whose turn it is.
+    fn start(&mut self) {
+        let core = self.cores[self.queues.len() % self.cores.len()];
+        let ((queue, units), ended) = (channel(), self.ended.clone());
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            set_for_current(core);
+            work(&units, &ended);
+        });
+        thread.expect("invariant: the system has a thread for each unit");
+        self.queues.push(queue);
+    }
+
+    /// Queues a launch of so many units along each axis. Units that wait for each other need a
+    /// thread each; others take turns on as many as there are cores.
+    pub(super) fn send(&mut self, launch: Launch, units: [u32; 3], barrier: bool) {
+        let count = units.iter().product::<u32>() as usize;
+        let threads = if barrier { count } else { count.min(self.cores.len()) };
+        while self.queues.len() < threads {
+            self.start();
+        }
+        let (launch, after) = (Arc::new(launch), self.sent);
+        for i in 0..count as u32 {
+            let place = [i % units[0], i / units[0] % units[1], i / units[0] / units[1]];
+            let unit = Unit { launch: launch.clone(), place, after };
+            let queue = &self.queues[i as usize % threads];
+            queue.send(unit).expect("invariant: threads end with the process");
+        }
+        self.sent += count as u64;
+    }
+
+    /// Waits for everything that was sent.
+    pub(super) fn wait(&self) {
+        self.ended.wait(self.sent);
+    }
+}
+
+fn work(units: &Receiver<Unit>, ended: &Ended) {
+    while let Some(unit) = next(units) {
+        ended.wait(unit.after);
+        unit.run();
+        ended.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+fn next(units: &Receiver<Unit>) -> Option<Unit> {
+    let start = Instant::now();
+    while start.elapsed() < AWAKE {
+        match units.try_recv() {
+            Ok(unit) => return Some(unit),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    units.recv().ok()
+}
