@@ -59,7 +59,10 @@ impl Requested {
     }
 }
 
-pub(crate) struct HostServer {
+/// The one on paper is a service of the same device as the first of the others: a device has one
+/// thread for its services, and CubeCL's threads wake thousands of times a second while they have
+/// nothing to do, on cores that units want.
+pub(crate) struct HostServer<const PAPER: bool = false> {
     id: DeviceId,
     utilities: Arc<ServerUtilities>,
     /// None on paper.
@@ -70,7 +73,7 @@ pub(crate) struct HostServer {
     fault: Option<String>,
 }
 
-impl fmt::Debug for HostServer {
+impl<const PAPER: bool> fmt::Debug for HostServer<PAPER> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostServer").field("id", &self.id).finish_non_exhaustive()
     }
@@ -79,24 +82,23 @@ impl fmt::Debug for HostServer {
 impl HostServer {
     /// The CPU, as a client sees it.
     pub(crate) fn open() -> Client {
-        HostServer::of_memory(next_id()).client()
+        <HostServer as DeviceService>::init(next_id()).client()
     }
+}
 
-    /// One like it that only compiles, and what is asked of it.
+impl HostServer<true> {
+    /// One like it that only compiles, and what is asked of it. There is a CPU already.
     pub(crate) fn on_paper(properties: &DeviceProperties) -> (Client, Requested) {
-        let server = HostServer::new(next_id(), properties.clone(), None);
+        let first = DeviceId { type_id: TYPE, index_id: 0 };
+        let server = HostServer::<true>::new(first, properties.clone(), None);
         let requested = server.requested.clone();
         (server.client(), requested)
     }
+}
 
-    fn of_memory(id: DeviceId) -> HostServer {
-        let memory = <CpuServer as DeviceService>::init(DeviceId { type_id: 0, index_id: 0 });
-        let properties = (*Server::utilities(&memory).properties).clone();
-        HostServer::new(id, properties, Some(memory))
-    }
-
-    fn new(id: DeviceId, properties: DeviceProperties, memory: Option<CpuServer>) -> HostServer {
-        let service = ServiceId::of::<HostServer>(id);
+impl<const PAPER: bool> HostServer<PAPER> {
+    fn new(id: DeviceId, properties: DeviceProperties, memory: Option<CpuServer>) -> Self {
+        let service = ServiceId::of::<HostServer<PAPER>>(id);
         let (target, logger) = (TargetProperties::default(), Arc::new(ServerLogger::default()));
         let (utilities, _) =
             ServerUtilities::init(service, "cpu", properties, target, logger, Whole);
@@ -169,9 +171,11 @@ fn no_bytes() -> ServerError {
     IoError::UnsupportedIoOperation { backtrace: Default::default() }.into()
 }
 
-impl DeviceService for HostServer {
+impl<const PAPER: bool> DeviceService for HostServer<PAPER> {
     fn init(id: DeviceId) -> Self {
-        HostServer::of_memory(id)
+        let memory = <CpuServer as DeviceService>::init(DeviceId { type_id: 0, index_id: 0 });
+        let properties = (*Server::utilities(&memory).properties).clone();
+        HostServer::new(id, properties, (!PAPER).then_some(memory))
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -179,9 +183,9 @@ impl DeviceService for HostServer {
     }
 }
 
-impl ServerCommunication for HostServer {}
+impl<const PAPER: bool> ServerCommunication for HostServer<PAPER> {}
 
-impl ServerStorage for HostServer {
+impl<const PAPER: bool> ServerStorage for HostServer<PAPER> {
     type Storage = <CpuServer as ServerStorage>::Storage;
 
     fn get_resource(
@@ -193,7 +197,7 @@ impl ServerStorage for HostServer {
     }
 }
 
-impl Server for HostServer {
+impl<const PAPER: bool> Server for HostServer<PAPER> {
     fn initialize_memory(
         &mut self,
         memory: ManagedMemoryHandle,

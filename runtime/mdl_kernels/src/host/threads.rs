@@ -38,6 +38,13 @@ unsafe impl Send for Launch {}
 // SAFETY: as above.
 unsafe impl Sync for Launch {}
 
+/// What a thread finds in its queue.
+enum Work {
+    Unit(Unit),
+    /// Somebody sleeps until everything before this has ended.
+    Tell(#[expect(dead_code, reason = "dropping it tells")] Sender<()>),
+}
+
 struct Unit {
     launch: Arc<Launch>,
     place: [u32; 3],
@@ -75,7 +82,7 @@ impl Ended {
 
 pub(super) struct Threads {
     cores: Vec<CoreId>,
-    queues: Vec<Sender<Unit>>,
+    queues: Vec<Sender<Work>>,
     sent: u64,
     ended: Arc<Ended>,
 }
@@ -89,10 +96,10 @@ impl Threads {
     /// One more, on the core whose turn it is.
     fn start(&mut self) {
         let core = self.cores[self.queues.len() % self.cores.len()];
-        let ((queue, units), ended) = (channel(), self.ended.clone());
+        let ((queue, work), ended) = (channel(), self.ended.clone());
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             set_for_current(core);
-            work(&units, &ended);
+            run_all(&work, &ended);
         });
         thread.expect("invariant: the system has a thread for each unit");
         self.queues.push(queue);
@@ -111,32 +118,48 @@ impl Threads {
             let place = [i % units[0], i / units[0] % units[1], i / units[0] / units[1]];
             let unit = Unit { launch: launch.clone(), place, after };
             let queue = &self.queues[i as usize % threads];
-            queue.send(unit).expect("invariant: threads end with the process");
+            queue.send(Work::Unit(unit)).expect("invariant: threads end with the process");
         }
         self.sent += count as u64;
     }
 
-    /// Waits for everything that was sent.
+    /// Waits for everything that was sent, asleep: whoever waits has no core of its own, and would
+    /// take one from the units.
     pub(super) fn wait(&self) {
-        self.ended.wait(self.sent);
+        if self.ended.0.load(Ordering::Acquire) == self.sent {
+            return;
+        }
+        let (tell, told) = channel();
+        for queue in &self.queues {
+            let work = Work::Tell(tell.clone());
+            queue.send(work).expect("invariant: threads end with the process");
+        }
+        drop(tell);
+        while told.recv().is_ok() {}
     }
 }
 
-fn work(units: &Receiver<Unit>, ended: &Ended) {
-    while let Some(unit) = next(units) {
-        ended.wait(unit.after);
-        unit.run();
-        ended.0.fetch_add(1, Ordering::Release);
+fn run_all(queue: &Receiver<Work>, ended: &Ended) {
+    while let Some(work) = next(queue) {
+        match work {
+            Work::Unit(unit) => {
+                ended.wait(unit.after);
+                unit.run();
+                ended.0.fetch_add(1, Ordering::Release);
+            }
+            // Dropping it tells as much.
+            Work::Tell(_) => {}
+        }
     }
 }
 
-fn next(units: &Receiver<Unit>) -> Option<Unit> {
+fn next(queue: &Receiver<Work>) -> Option<Work> {
     let start = Instant::now();
     while start.elapsed() < AWAKE {
-        match units.try_recv() {
-            Ok(unit) => return Some(unit),
+        match queue.try_recv() {
+            Ok(work) => return Some(work),
             Err(_) => std::thread::yield_now(),
         }
     }
-    units.recv().ok()
+    queue.recv().ok()
 }
