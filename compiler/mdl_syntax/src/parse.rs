@@ -51,19 +51,23 @@ pub(crate) fn parse_tokens(tokens: &Tokens, text: &str, sink: &mut Sink) -> Modu
 
 fn parse_items(cx: Cx<'_>, stream: &[Token], module: &mut Module, sink: &mut Sink) {
     let parser = item(cx);
-    let mut chunks: Vec<Range<usize>> = Vec::new();
+    // Each with what is wrong with its brackets.
+    let mut chunks: Vec<(Range<usize>, Option<Diagnostic>)> = Vec::new();
     for chunk in split(cx.text, stream, 0..stream.len(), false) {
-        if unmatched(cx, &stream[chunk.clone()]).is_some() {
-            chunks.extend(split(cx.text, stream, chunk, true));
-        } else {
-            chunks.push(chunk);
+        if unmatched(cx, &stream[chunk.clone()]).is_none() {
+            chunks.push((chunk, None));
+            continue;
+        }
+        for part in split(cx.text, stream, chunk, true) {
+            let fault = unmatched(cx, &stream[part.clone()]);
+            chunks.push((part, fault));
         }
     }
-    for chunk in chunks {
+    for (chunk, fault) in chunks {
         let tokens = &stream[chunk.clone()];
         let span = cx.span(tokens);
         let error = Item { doc: String::new(), kind: ItemKind::Error, span };
-        if let Some(diagnostic) = unmatched(cx, tokens) {
+        if let Some(diagnostic) = fault {
             sink.push(diagnostic);
             module.items.push(error);
             continue;

@@ -3,6 +3,7 @@
 //! From loose to tight: `else`, `or`, `and`, comparisons, `+ -`, `* /`, then `-` and `not` before
 //! a value, then what follows a value: calls, `.member` and changes of axes.
 
+use chumsky::input::InputRef;
 use chumsky::prelude::*;
 
 use crate::ast::*;
@@ -49,10 +50,7 @@ fn operators<'t>(
     expr: Rule<'t, Expr>,
     body: Rule<'t, Body>,
 ) -> impl Parser<'t, In<'t>, Expr, Extra> + Clone + 't {
-    let before = accept(Wanted::EXPRESSION, |token| matches!(token.kind, Kind::Minus | Kind::Not));
-    let operand = before
-        .repeated()
-        .collect::<Vec<Token>>()
+    let operand = before_value()
         .then(postfix(cx, expr, body))
         .map(move |(before, operand)| {
             before.into_iter().rev().fold(operand, |operand, token| {
@@ -75,6 +73,20 @@ fn operators<'t>(
             }
             folded
         })
+}
+
+/// `-` and `not` before a value, any number of them.
+fn before_value<'t>() -> impl Parser<'t, In<'t>, Vec<Token>, Extra> + Copy {
+    custom(|inp: &mut InputRef<'t, '_, In<'t>, Extra>| {
+        let mut before = Vec::new();
+        while let Some(token) = inp.peek()
+            && matches!(token.kind, Kind::Minus | Kind::Not)
+        {
+            inp.skip();
+            before.push(token);
+        }
+        Ok(before)
+    })
 }
 
 /// How tightly a binary operator binds.
@@ -162,12 +174,15 @@ fn atom<'t>(cx: Cx<'t>) -> impl Parser<'t, In<'t>, Expr, Extra> + Copy {
 }
 
 fn number(text: &str) -> String {
-    text.chars().filter(|c| *c != '_').collect()
+    text.replace('_', "")
 }
 
 /// The value of a text token; unknown escapes are kept as written, the lexer reported them.
 pub(crate) fn unescape(token: &str) -> String {
     let inner = token.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or("");
+    if !inner.contains('\\') {
+        return inner.to_string();
+    }
     let mut value = String::with_capacity(inner.len());
     let mut chars = inner.chars();
     while let Some(c) = chars.next() {
@@ -184,7 +199,11 @@ pub(crate) fn unescape(token: &str) -> String {
 }
 
 /// A value in its simplest form: an atom, a tuple or group, an `if`.
-fn primary<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'t, Expr> {
+fn primary<'t>(
+    cx: Cx<'t>,
+    expr: Rule<'t, Expr>,
+    body: Rule<'t, Body>,
+) -> impl Parser<'t, In<'t>, Expr, Extra> + Clone + 't {
     let open = accept(Wanted::EXPRESSION, |token| token.kind == Kind::ParenOpen);
     let group = list(open, Kind::ParenClose, 1, expr.clone()).map_with(move |mut parts, e| {
         let span = cx.span(e.slice());
@@ -203,7 +222,7 @@ fn primary<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'
             kind: ExprKind::If(Box::new(condition), Box::new(then), Box::new(other)),
             span: cx.span(e.slice()),
         });
-    choice((atom(cx), group, choose)).boxed()
+    choice((atom(cx), group, choose))
 }
 
 enum Suffix {
@@ -212,7 +231,18 @@ enum Suffix {
     Member(Name),
 }
 
-fn postfix<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'t, Expr> {
+/// Whether a token goes on with the value before it. Most values end here, and one look says so
+/// where three parsers would fail one after the other.
+fn begins_suffix(token: Token) -> bool {
+    let open = matches!(token.kind, Kind::ParenOpen | Kind::BracketOpen);
+    token.kind == Kind::Dot || open && !token.first_on_line
+}
+
+fn postfix<'t>(
+    cx: Cx<'t>,
+    expr: Rule<'t, Expr>,
+    body: Rule<'t, Body>,
+) -> impl Parser<'t, In<'t>, Expr, Extra> + Clone + 't {
     let args = call_args(cx, expr.clone());
     let call = args.clone().map(|args| Suffix::Call(Vec::new(), args));
     let brackets = list(inline(Kind::BracketOpen), Kind::BracketClose, 0, change(cx, expr.clone()))
@@ -234,20 +264,21 @@ fn postfix<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<'
     let member = accept(Wanted::OPERATOR, |token| token.kind == Kind::Dot)
         .ignore_then(name(cx))
         .map(Suffix::Member);
-    primary(cx, expr, body)
-        .foldl_with(choice((call, brackets, member)).repeated(), move |value, suffix, e| {
-            let value = Box::new(value);
-            let kind = match suffix {
-                Suffix::Call(axes, args) => {
-                    let axes = axes.into_iter().filter_map(axis_arg).collect();
-                    ExprKind::Call { function: value, axes, args }
-                }
-                Suffix::Changes(changes) => ExprKind::Reaxis(value, changes),
-                Suffix::Member(name) => ExprKind::Member(value, name),
-            };
-            Expr { kind, span: cx.span(e.slice()) }
-        })
-        .boxed()
+    let suffix = next_is(Wanted::OPERATOR, begins_suffix)
+        .ignore_then(choice((call, brackets, member)))
+        .boxed();
+    primary(cx, expr, body).foldl_with(suffix.repeated(), move |value, suffix, e| {
+        let value = Box::new(value);
+        let kind = match suffix {
+            Suffix::Call(axes, args) => {
+                let axes = axes.into_iter().filter_map(axis_arg).collect();
+                ExprKind::Call { function: value, axes, args }
+            }
+            Suffix::Changes(changes) => ExprKind::Reaxis(value, changes),
+            Suffix::Member(name) => ExprKind::Member(value, name),
+        };
+        Expr { kind, span: cx.span(e.slice()) }
+    })
 }
 
 fn is_axis_arg(change: &AxisChange) -> bool {
@@ -261,8 +292,13 @@ fn axis_arg(mut change: AxisChange) -> Option<AxisArg> {
 
 /// `(x, mask: causal)`.
 pub(crate) fn call_args<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Vec<CallArg>> {
-    let label = name(cx).then_ignore(tok(Kind::Colon)).or_not();
-    let arg = label.then(expr).map(|(name, value)| CallArg { name, value });
+    // Most arguments have no label, so a name becomes one only when its colon is there.
+    let label = accept(Wanted::NAME, |token| token.kind.is_name());
+    let label = label.then_ignore(tok(Kind::Colon)).or_not();
+    let arg = label.then(expr).map(move |(label, value)| {
+        let name = label.map(|token| cx.name(token));
+        CallArg { name, value }
+    });
     list(inline(Kind::ParenOpen), Kind::ParenClose, 0, arg).boxed()
 }
 

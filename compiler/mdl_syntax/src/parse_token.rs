@@ -182,6 +182,17 @@ where
     })
 }
 
+/// Holds before a token for which `test` holds, and takes nothing.
+pub(crate) fn next_is<'t, F>(wanted: Wanted, test: F) -> impl Parser<'t, In<'t>, (), Extra> + Copy
+where
+    F: Fn(Token) -> bool + Copy + 't,
+{
+    custom(move |inp: &mut InputRef<'t, '_, In<'t>, Extra>| match inp.peek() {
+        Some(token) if test(token) => Ok(()),
+        _ => Err(Fault { at: *inp.cursor().inner() as u32, len: 1, wanted, special: None }),
+    })
+}
+
 pub(crate) fn tok<'t>(kind: Kind) -> impl Parser<'t, In<'t>, Token, Extra> + Copy {
     accept(Wanted::kind(kind), move |token| token.kind == kind)
 }
