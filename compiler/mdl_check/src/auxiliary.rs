@@ -46,7 +46,7 @@ impl Elaborator<'_> {
         at: Span,
     ) -> Eval<Val> {
         let scope = method_scope(block);
-        let Some(auxiliary) = method(self.program, block, METHOD).cloned() else {
+        let Some(auxiliary) = method(self.program, block, METHOD) else {
             return self.call_fn(forward, scope, given, at);
         };
         let wanted = auxiliary.args.iter().map(|a| a.name.clone()).collect();
@@ -106,7 +106,7 @@ impl Elaborator<'_> {
     pub fn auxiliary(&mut self) -> Eval<Option<TensorVal>> {
         let mut sum: Option<TensorVal> = None;
         for Named { block, values } in std::mem::take(&mut self.frame().named) {
-            let Some(auxiliary) = method(self.program, &block, METHOD).cloned() else { continue };
+            let Some(auxiliary) = method(self.program, &block, METHOD) else { continue };
             let at = auxiliary.name.span;
             let given = values.into_iter().map(|(name, t)| Given {
                 name: Some(ast::Name { text: name, span: at }),
@@ -114,7 +114,7 @@ impl Elaborator<'_> {
                 span: at,
             });
             let given = given.collect();
-            let extra = self.call_fn(&auxiliary, method_scope(&block), given, at)?;
+            let extra = self.call_fn(auxiliary, method_scope(&block), given, at)?;
             let extra = self.tensor(extra, at)?;
             if !extra.axes.is_empty() {
                 let message = format!("an auxiliary loss is one number, not {}", extra.show());

@@ -39,7 +39,6 @@ pub fn method<'p>(program: &'p Program, block: &BlockVal, name: &str) -> Option<
 /// What a method sees: the block's arguments and axes, its members, and its other methods.
 pub fn method_scope(block: &Rc<BlockVal>) -> Scope {
     let mut scope = block.scope.clone();
-    scope.values.extend(block.members.iter().map(|(n, m)| (n.clone(), member_value(m))));
     scope.owner = Some(block.clone());
     scope
 }
@@ -111,7 +110,7 @@ impl Elaborator<'_> {
         &mut self,
         item: ItemRef,
         decl: &ast::Block,
-        scope: Scope,
+        mut scope: Scope,
         path: &Path,
     ) -> Eval<Rc<BlockVal>> {
         let mut members: BTreeMap<String, MemberVal> = BTreeMap::new();
@@ -131,6 +130,7 @@ impl Elaborator<'_> {
         if !complete {
             return Err(Reported);
         }
+        scope.values.extend(members.iter().map(|(n, m)| (n.clone(), member_value(m))));
         Ok(Rc::new(BlockVal { item, scope, members, repeat: None }))
     }
 
@@ -421,7 +421,7 @@ impl Elaborator<'_> {
 
     /// `block(x)`: its `forward`, once, or as a region that is repeated.
     pub fn call_block(&mut self, block: &Rc<BlockVal>, given: Vec<Given>, at: Span) -> Eval<Val> {
-        let Some(forward) = method(self.program, block, "forward").cloned() else {
+        let Some(forward) = method(self.program, block, "forward") else {
             let decl = item_name(self.program.item(block.item));
             let name = decl.map_or("this block", |n| n.text.as_str());
             let message = format!("`{name}` has no `forward`");
@@ -433,8 +433,8 @@ impl Elaborator<'_> {
             return Err(Reported);
         };
         match &block.repeat {
-            None => self.forward(block, &forward, given, at),
-            Some((axis, count)) => self.call_repeated(block, &forward, given, (axis, count), at),
+            None => self.forward(block, forward, given, at),
+            Some((axis, count)) => self.call_repeated(block, forward, given, (axis, count), at),
         }
     }
 

@@ -190,8 +190,8 @@ impl Elaborator<'_> {
         scope: &Scope,
         among: &[&TensorVal],
     ) -> Eval<AxisVal> {
-        let known = scope.axes.get(name).cloned();
-        let wanted = known.as_ref().map_or(name, |k| k.name.as_str());
+        let known = scope.axes.get(name);
+        let wanted = known.map_or(name, |k| k.name.as_str());
         if let Some(found) = among.iter().find_map(|t| t.axis(wanted)) {
             return Ok(AxisVal {
                 name: found.name.clone(),
@@ -200,7 +200,7 @@ impl Elaborator<'_> {
             });
         }
         match known {
-            Some(known) => Ok(known),
+            Some(known) => Ok(known.clone()),
             None => self.no_axis(name, at, scope, among),
         }
     }

@@ -1,5 +1,6 @@
 //! Calls: of builtins, of functions, of functions with a kernel, of blocks.
 
+use crate::block::{method, method_scope};
 use crate::builtin::{BUILTINS, BuiltinCall};
 use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, concrete, place};
 use crate::frame::{Frame, FrameKind};
@@ -51,13 +52,15 @@ impl Elaborator<'_> {
     ) -> Eval<Val> {
         if let ExprKind::Name(name) = &function.kind {
             let shadowed = scope.values.contains_key(&name.text);
-            if let (false, Some(method)) = (shadowed, self.method(&name.text, scope)) {
+            let program = self.program;
+            let owner = scope.owner.as_ref().filter(|_| !shadowed);
+            let method = owner.and_then(|o| Some((o, method(program, o, &name.text)?)));
+            if let Some((owner, method)) = method {
                 let given = self.given(args, scope)?;
-                let axes = self.bind_axes(&method, axes, &given, scope, at)?;
-                let owner = scope.owner.clone().expect("methods have an owner");
-                let mut inner = crate::block::method_scope(&owner);
+                let axes = self.bind_axes(method, axes, &given, scope, at)?;
+                let mut inner = method_scope(owner);
                 inner.axes.extend(axes);
-                return self.call_fn(&method, inner, given, at);
+                return self.call_fn(method, inner, given, at);
             }
             let defined = self.program.find(scope.module, &name.text).is_some();
             if !shadowed && !defined && BUILTINS.contains(&name.text.as_str()) {
@@ -82,11 +85,6 @@ impl Elaborator<'_> {
                 self.fail("E0405", message, function.span, here)
             }
         }
-    }
-
-    fn method(&self, name: &str, scope: &Scope) -> Option<ast::Fn> {
-        let owner = scope.owner.as_ref()?;
-        crate::block::method(self.program, owner, name).cloned()
     }
 
     fn given(&mut self, args: &[CallArg], scope: &Scope) -> Eval<Vec<Given>> {
@@ -234,7 +232,7 @@ impl Elaborator<'_> {
     }
 
     fn run_fn(&mut self, decl: &ast::Fn, scope: Scope) -> Eval<Val> {
-        let val = self.body(&decl.body, scope.clone())?;
+        let val = self.body(&decl.body, &scope)?;
         let result_span = decl.body.result.span;
         match decl.result.as_slice() {
             [] => Ok(val),

@@ -135,23 +135,23 @@ impl Elaborator<'_> {
                 return self.fail(code, fault, at, "in this operation");
             }
         };
-        let ty = self.frame().builder.ty(id).clone();
+        let ty = self.frame().builder.ty(id);
         let known: Vec<&SymAxis> = new.iter().chain(args.iter().flat_map(|t| &t.axes)).collect();
         let axes: Vec<SymAxis> = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
         let made = TensorVal { id, dtype: ty.dtype, axes };
-        self.limits(&ty, &made, at)?;
+        self.limits(&made, at)?;
         Ok(made)
     }
 
     /// What every tensor has to be: few axes, each with a name of its own, and not too large.
-    fn limits(&mut self, ty: &Type, made: &TensorVal, at: Span) -> Eval<()> {
-        if ty.axes.len() > MAX_AXES {
+    fn limits(&mut self, made: &TensorVal, at: Span) -> Eval<()> {
+        if made.axes.len() > MAX_AXES {
             let message =
-                format!("a tensor has {} axes, and {MAX_AXES} is the most", ty.axes.len());
+                format!("a tensor has {} axes, and {MAX_AXES} is the most", made.axes.len());
             return self.fail("E0305", message, at, format!("this makes {}", made.show()));
         }
-        for (i, axis) in ty.axes.iter().enumerate() {
-            if ty.axes[..i].iter().any(|other| other.name == axis.name) {
+        for (i, axis) in made.axes.iter().enumerate() {
+            if made.axes[..i].iter().any(|other| other.name == axis.name) {
                 let message = format!("axis `{}` stands twice in a tensor", axis.name);
                 let here = format!("this makes {}", made.show());
                 let d = Diagnostic::error("E0306", message, at, here);
@@ -160,12 +160,13 @@ impl Elaborator<'_> {
                 return Err(Reported);
             }
         }
-        let mut bytes = ty.dtype.bytes();
-        for axis in &ty.axes {
-            bytes = match bytes.checked_mul(axis.size) {
+        let mut bytes = made.dtype.bytes();
+        for axis in &made.axes {
+            bytes = match bytes.checked_mul(axis.size.value().unwrap_or(1)) {
                 Some(b) if b <= MAX_TENSOR_BYTES => b,
                 _ if self.sample => return Ok(()),
                 _ => {
+                    let ty = self.frame().builder.ty(made.id);
                     let message = format!("a tensor {ty} is larger than 2^48 bytes");
                     return self.fail("E0307", message, at, "made here");
                 }
@@ -293,8 +294,8 @@ impl Elaborator<'_> {
             ExprKind::Unary(op, inner) => self.unary(*op, inner, e.span, scope),
             ExprKind::Binary(op, a, b) => self.binary(*op, a, b, e.span, scope),
             ExprKind::If(condition, yes, no) => match self.expr(condition, scope)? {
-                Val::Bool(true) => self.body(yes, scope.clone()),
-                Val::Bool(false) => self.body(no, scope.clone()),
+                Val::Bool(true) => self.body(yes, scope),
+                Val::Bool(false) => self.body(no, scope),
                 other => {
                     let message = "the condition of `if` has to be known when compiling";
                     let here = format!("this is {}", other.kind());
@@ -531,7 +532,12 @@ impl Elaborator<'_> {
     }
 
     /// Runs a body's statements and gives its result.
-    pub fn body(&mut self, body: &ast::Body, mut scope: Scope) -> Eval<Val> {
+    pub fn body(&mut self, body: &ast::Body, outer: &Scope) -> Eval<Val> {
+        if body.lets.is_empty() {
+            self.watched(body, outer)?;
+            return self.expr(&body.result, outer);
+        }
+        let mut scope = outer.clone();
         let mut failed = false;
         for statement in &body.lets {
             if self.statement(statement, &mut scope).is_err() {
@@ -554,7 +560,8 @@ impl Elaborator<'_> {
 
     /// The size of an axis has to be a whole number in range.
     pub fn whole(&mut self, name: &str, size: &Size, at: Span) -> Eval<()> {
-        let message = format!("axis `{name}` would be {}", size.explained());
+        // Said of every axis, so the message is made only where it is needed.
+        let message = || format!("axis `{name}` would be {}", size.explained());
         match size.value() {
             Some(n) if in_range(n) => Ok(()),
             // Made-up numbers leave remainders and differences that real ones do not.
@@ -565,9 +572,9 @@ impl Elaborator<'_> {
                 Err(Reported)
             }
             None if size.is_fraction() => {
-                self.fail("E0407", message, at, "this division leaves a remainder")
+                self.fail("E0407", message(), at, "this division leaves a remainder")
             }
-            _ => self.fail("E0307", message, at, "sizes are 1 to 2147483647"),
+            _ => self.fail("E0307", message(), at, "sizes are 1 to 2147483647"),
         }
     }
 

@@ -127,7 +127,7 @@ pub(crate) fn build_with(
     let mut e = elaborator(program, sink, work, options.documents);
     let block = instance(&mut e, model, config).ok()?;
     let decl = block_decl(program, model.item)?;
-    let Some(function) = method(program, &block, entry).cloned() else {
+    let Some(function) = method(program, &block, entry) else {
         let message = format!("`{}` has no `{entry}`", model.name);
         let d = Diagnostic::error("E0410", message, decl.name.span, "this model");
         e.sink.push(d.help(format!("add `{}`", wanted_entry(entry))));
@@ -148,7 +148,7 @@ pub(crate) fn build_with(
     }
     let batch = ["B", "T"].map(|n| run_axis(n, decl.name.span, options));
     e.data.insert("documents".into(), batch.to_vec());
-    let result = e.call_fn(&function, method_scope(&block), given, function.span).ok()?;
+    let result = e.call_fn(function, method_scope(&block), given, function.span).ok()?;
     let result = e.tensor(result, function.span).ok()?;
     let mut outputs = vec![(entry, result)];
     if options.auxiliary

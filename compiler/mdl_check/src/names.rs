@@ -140,7 +140,7 @@ fn branches(e: &Expr, found: &mut dyn FnMut(&Body)) {
 }
 
 /// Every name that an expression mentions as a value, a function or an axis.
-pub fn each_name(e: &Expr, found: &mut dyn FnMut(&Name)) {
+pub fn each_name<'a>(e: &'a Expr, found: &mut dyn FnMut(&'a Name)) {
     match &e.kind {
         ExprKind::Name(n) => found(n),
         ExprKind::Member(inner, n) => {
@@ -181,7 +181,7 @@ pub fn each_name(e: &Expr, found: &mut dyn FnMut(&Name)) {
     }
 }
 
-fn names_of_body(body: &Body, found: &mut dyn FnMut(&Name)) {
+fn names_of_body<'a>(body: &'a Body, found: &mut dyn FnMut(&'a Name)) {
     for l in &body.lets {
         match l {
             Let::Value { value, .. } => each_name(value, found),
@@ -191,14 +191,14 @@ fn names_of_body(body: &Body, found: &mut dyn FnMut(&Name)) {
     each_name(&body.result, found);
 }
 
-fn names_of_type(ty: &TypeExpr, found: &mut dyn FnMut(&Name)) {
+fn names_of_type<'a>(ty: &'a TypeExpr, found: &mut dyn FnMut(&'a Name)) {
     for axis in &ty.axes {
         found(&axis.name);
         axis.size.iter().for_each(|e| each_name(e, found));
     }
 }
 
-fn names_of_args(args: &[Arg], found: &mut dyn FnMut(&Name)) {
+fn names_of_args<'a>(args: &'a [Arg], found: &mut dyn FnMut(&'a Name)) {
     for arg in args {
         match &arg.ty {
             ArgType::Tensor(ty) => names_of_type(ty, found),
@@ -209,13 +209,13 @@ fn names_of_args(args: &[Arg], found: &mut dyn FnMut(&Name)) {
     }
 }
 
-fn names_of_fn(f: &ast::Fn, found: &mut dyn FnMut(&Name)) {
+fn names_of_fn<'a>(f: &'a ast::Fn, found: &mut dyn FnMut(&'a Name)) {
     names_of_args(&f.args, found);
     f.result.iter().for_each(|ty| names_of_type(ty, found));
     names_of_body(&f.body, found);
 }
 
-fn names_of_member(member: &Member, found: &mut dyn FnMut(&Name)) {
+fn names_of_member<'a>(member: &'a Member, found: &mut dyn FnMut(&'a Name)) {
     match &member.kind {
         MemberKind::Param { ty, init, tied } => {
             names_of_type(ty, found);
@@ -233,7 +233,7 @@ fn names_of_member(member: &Member, found: &mut dyn FnMut(&Name)) {
     }
 }
 
-fn names_of_item(item: &Item, found: &mut dyn FnMut(&Name)) {
+fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
     match &item.kind {
         ItemKind::Config(c) => {
             for field in &c.fields {
@@ -261,15 +261,15 @@ fn names_of_item(item: &Item, found: &mut dyn FnMut(&Name)) {
 /// Imports, fields and `let`s of the root module that nothing mentions: a mistake, or left over.
 fn check_unused(program: &Program, sink: &mut Sink) {
     let items = &program.modules[program.root()].ast.items;
-    let mut used: HashSet<String> = HashSet::new();
+    let mut used: HashSet<&str> = HashSet::new();
     for item in items {
         names_of_item(item, &mut |n| {
-            used.insert(n.text.clone());
+            used.insert(&n.text);
         });
     }
     let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
     let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(&name.text) {
+        if !used.contains(name.text.as_str()) {
             let message = format!("{what} `{}` is never used", name.text);
             sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
         }
@@ -292,12 +292,12 @@ fn check_unused(program: &Program, sink: &mut Sink) {
 /// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
 /// functions with one signature are chosen from.
 fn unused_in_fn(f: &ast::Fn, sink: &mut Sink) {
-    let mut used: HashSet<String> = HashSet::new();
+    let mut used: HashSet<&str> = HashSet::new();
     names_of_fn(f, &mut |n| {
-        used.insert(n.text.clone());
+        used.insert(&n.text);
     });
     let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(&name.text) {
+        if !used.contains(name.text.as_str()) {
             let message = format!("{what} `{}` is never used", name.text);
             sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
         }

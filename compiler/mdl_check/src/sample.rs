@@ -16,15 +16,21 @@ use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::Span;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// The axis that stands for those which `..` leaves open.
 const OPEN: &str = "..";
 
 pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink, work: &mut Work) {
+    let bound = bound_by_presets(program);
+    let model = model.map(|m| m.config);
     for (item, it) in program.root_items() {
         match &it.kind {
-            ItemKind::Config(decl) if !is_bound(program, model, item, decl) => {
+            // What is wrong with a configuration that is bound somewhere else is said there.
+            ItemKind::Config(decl)
+                if model != Some(item) && !bound.contains(decl.name.text.as_str()) =>
+            {
                 bind(program, item, &Source::Sample, decl.name.span, sink);
             }
             ItemKind::Fn(decl) if !work.reached.contains(&decl.name.span) => {
@@ -50,18 +56,13 @@ pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink,
     }
 }
 
-/// Is this configuration bound somewhere else, so that what is wrong with it is said there?
-fn is_bound(
-    program: &Program,
-    model: Option<&ModelRef>,
-    item: ItemRef,
-    decl: &ast::Config,
-) -> bool {
-    let by_preset = |it: &ast::Item| match &it.kind {
-        ItemKind::Preset(p) => p.config.text == decl.name.text,
-        _ => false,
-    };
-    model.is_some_and(|m| m.config == item) || program.root_items().any(|(_, it)| by_preset(it))
+/// Names of the configurations that presets bind.
+fn bound_by_presets(program: &Program) -> BTreeSet<&str> {
+    let presets = program.root_items().filter_map(|(_, it)| match &it.kind {
+        ItemKind::Preset(p) => Some(p.config.text.as_str()),
+        _ => None,
+    });
+    presets.collect()
 }
 
 /// Calls a function with made-up arguments.

@@ -8,6 +8,7 @@
 use mdl_syntax::ast::BinaryOp;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 
 /// A fraction in lowest terms with a positive denominator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,22 +52,23 @@ fn gcd(a: u128, b: u128) -> u128 {
 /// Exponents by name; a division by a named size is a negative exponent.
 type Monomial = BTreeMap<String, i32>;
 
+/// Every axis of every value has one and few of them differ, so copies share the terms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Size {
-    terms: Vec<(Monomial, Ratio)>,
+    terms: Rc<Vec<(Monomial, Ratio)>>,
     value: Ratio,
 }
 
 impl Size {
     pub fn number(n: u64) -> Size {
         let ratio = Ratio::whole(i128::from(n));
-        Size { terms: vec![(Monomial::new(), ratio)], value: ratio }
+        Size { terms: Rc::new(vec![(Monomial::new(), ratio)]), value: ratio }
     }
 
     pub fn named(name: &str, value: u64) -> Size {
         let monomial = Monomial::from([(name.to_string(), 1)]);
         let value = Ratio::whole(i128::from(value));
-        Size { terms: vec![(monomial, Ratio::whole(1))], value }
+        Size { terms: Rc::new(vec![(monomial, Ratio::whole(1))]), value }
     }
 
     /// The whole number, if it is one.
@@ -84,7 +86,7 @@ impl Size {
     }
 
     pub fn same(&self, other: &Size) -> bool {
-        self.terms == other.terms
+        Rc::ptr_eq(&self.terms, &other.terms) || self.terms == other.terms
     }
 
     /// Is it a plain number, so that its polynomial says no more than its value?
@@ -105,8 +107,8 @@ impl Size {
     }
 
     fn plus(&self, other: &Size, factor: Ratio) -> Option<Size> {
-        let mut terms = self.terms.clone();
-        for (m, c) in &other.terms {
+        let mut terms = self.terms.to_vec();
+        for (m, c) in other.terms.iter() {
             enter(&mut terms, m.clone(), c.mul(factor)?)?;
         }
         Some(normal(terms, self.value.add(other.value.mul(factor)?)?))
@@ -114,8 +116,8 @@ impl Size {
 
     fn times(&self, other: &Size) -> Option<Size> {
         let mut terms = Vec::new();
-        for (a, x) in &self.terms {
-            for (b, y) in &other.terms {
+        for (a, x) in self.terms.iter() {
+            for (b, y) in other.terms.iter() {
                 enter(&mut terms, joined(a, b, 1)?, x.mul(*y)?)?;
             }
         }
@@ -128,7 +130,7 @@ impl Size {
             return None;
         };
         let mut terms = Vec::new();
-        for (a, x) in &self.terms {
+        for (a, x) in self.terms.iter() {
             enter(&mut terms, joined(a, m, -1)?, x.div(*c)?)?;
         }
         Some(normal(terms, value))
@@ -163,7 +165,7 @@ fn enter(terms: &mut Vec<(Monomial, Ratio)>, m: Monomial, c: Ratio) -> Option<()
 fn normal(mut terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
     terms.retain(|(_, c)| c.num != 0);
     terms.sort_by(|a, b| a.0.cmp(&b.0));
-    Size { terms, value }
+    Size { terms: Rc::new(terms), value }
 }
 
 impl fmt::Display for Size {

@@ -8,6 +8,7 @@ use mdl_ir::graph::ValueId;
 use mdl_ir::tensor_type::DType;
 use mdl_syntax::span::Span;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 /// An axis of a tensor: its name, its size in symbols, and where the size was said.
@@ -50,6 +51,7 @@ pub enum MemberVal {
 #[derive(Clone, Debug)]
 pub struct BlockVal {
     pub item: ItemRef,
+    /// What its methods see, but for their owner: its arguments, axes and members.
     pub scope: Scope,
     pub members: BTreeMap<String, MemberVal>,
     /// The axis and the count where the instance is repeated.
@@ -103,12 +105,37 @@ pub struct AxisVal {
     pub origin: Span,
 }
 
+/// Names of a scope. Every call starts from a copy of some scope and adds few names or none, so
+/// copies share their entries until one of them is changed.
+#[derive(Clone, Debug)]
+pub struct Names<V>(Rc<BTreeMap<String, V>>);
+
+impl<V> Default for Names<V> {
+    fn default() -> Self {
+        Names(Rc::default())
+    }
+}
+
+impl<V> Deref for Names<V> {
+    type Target = BTreeMap<String, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<V: Clone> DerefMut for Names<V> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Rc::make_mut(&mut self.0)
+    }
+}
+
 /// The names that are visible in a body.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     pub module: usize,
-    pub values: BTreeMap<String, Val>,
-    pub axes: BTreeMap<String, AxisVal>,
+    pub values: Names<Val>,
+    pub axes: Names<AxisVal>,
     /// Names whose statement had a mistake: that they are unknown is no news.
     pub failed: BTreeSet<String>,
     /// The block whose method this is.
