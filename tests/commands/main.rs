@@ -4,6 +4,7 @@ mod accumulation;
 mod cache;
 mod flags;
 mod from_checkpoint;
+mod front;
 mod guide;
 mod mesh;
 mod presets;

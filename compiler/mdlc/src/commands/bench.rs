@@ -1,6 +1,8 @@
-//! `mdlc bench`: kernels and the training step against this machine's measured limits.
+//! `mdlc bench`: kernels and the training step against this machine's measured limits, and the
+//! speed of the compiler itself.
 
 mod decode;
+mod front;
 mod kernels;
 mod page;
 mod report;
@@ -53,6 +55,8 @@ enum What {
     Step,
     /// Generation with a model: prompts in chunks, then one token at a time
     Decode,
+    /// The compiler: lines of source a second, and each preset up to its plan
+    Front,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -81,11 +85,11 @@ impl Dtype {
 #[command(after_help = EXAMPLE)]
 pub struct Args {
     /// A model file, or the name of an embedded model: every kernel of its training step. Or a
-    /// suite: gemm, attention, step or decode
+    /// suite: gemm, attention, step, decode or front
     #[arg(value_name = "FILE|SUITE", value_parser = Subject::of)]
     what: Option<Subject>,
-    /// Model of the suites `step` and `decode`: a path, or the name of an embedded model
-    /// [default: llama_15m of llama]
+    /// Model of the suites `step`, `decode` and `front`: a path, or the name of an embedded model
+    /// [default: llama_15m of llama; for `front` all embedded models]
     #[arg(long)]
     file: Option<String>,
     /// Operands and results of `gemm`
@@ -113,13 +117,15 @@ Suites, which need no model file of one's own:
   mdlc bench attention   attention forward and backward
   mdlc bench step        the whole training step of --file and --preset
   mdlc bench decode      generation: prompts in chunks, then one token at a time
+  mdlc bench front       the compiler: lines of source a second, and each preset up to its plan
 A file that is called like a suite is named with its folder, such as ./gemm.";
 
 pub fn run(args: &Args) -> Outcome {
-    let device = args.flags.training.device.open(args.flags.training.threads)?;
+    // Opened only where something is measured on it.
+    let device = || args.flags.training.device.open(args.flags.training.threads);
     let suite = match &args.what {
         Some(Subject::Suite(suite)) => *suite,
-        _ => return model(&device, args),
+        _ => return model(&device()?, args),
     };
     if args.html.is_some() {
         let message = "--html is the roofline of a model's kernels; name a model in place of the \
@@ -127,32 +133,38 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::coded("E0941", message));
     }
     let rows = match suite {
-        What::Gemm => gemm(&device, args),
-        What::Attention => attention(&device, args),
-        What::Step => step(&device, args)?,
-        What::Decode => decode::rows(&device, args)?,
+        What::Gemm => gemm(device()?.as_ref(), args),
+        What::Attention => attention(device()?.as_ref(), args),
+        What::Step => step(&device()?, args)?,
+        What::Decode => decode::rows(&device()?, args)?,
+        What::Front => front::rows(args)?,
     };
     if args.json {
         say(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
         return Ok(());
     }
     for row in rows {
-        if let What::Decode = suite {
-            say(&decode::line(&row));
-            continue;
+        match suite {
+            What::Decode => say(&decode::line(&row)),
+            What::Front => say(&front::line(&row)),
+            What::Gemm | What::Attention | What::Step => say(&kernel_line(&row)),
         }
-        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-        let form = row["form"].as_str().unwrap_or("");
-        say(&format!(
-            "{:<28} {form:<10} {:>9.1} GFLOP/s  {:>5.1} % of the peak {:.0}{}\n",
-            row["shape"].to_string(),
-            number("gflops"),
-            100.0 * number("fraction_of_peak"),
-            number("peak_gflops"),
-            row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
-        ));
     }
     Ok(())
+}
+
+/// A row of kernels or of the step.
+fn kernel_line(row: &Value) -> String {
+    let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+    let form = row["form"].as_str().unwrap_or("");
+    format!(
+        "{:<28} {form:<10} {:>9.1} GFLOP/s  {:>5.1} % of the peak {:.0}{}\n",
+        row["shape"].to_string(),
+        number("gflops"),
+        100.0 * number("fraction_of_peak"),
+        number("peak_gflops"),
+        row["tokens_per_s"].as_f64().map_or(String::new(), |t| format!("  {t:.0} tokens/s")),
+    )
 }
 
 /// Every kernel of a model's training step.
@@ -168,7 +180,7 @@ fn model(device: &Arc<Device>, args: &Args) -> Outcome {
     let named = file.is_some() || args.flags.model.preset.is_some();
     if !named && args.flags.model.model_type.is_none() {
         let message = "name a model FILE, such as `mdlc bench llama --preset llama_15m`, or a \
-                       suite: gemm, attention, step or decode";
+                       suite: gemm, attention, step, decode or front";
         return Err(Failure::coded("E0941", message));
     }
     let report = kernels::report(device, args, file)?;
