@@ -3,7 +3,7 @@
 use crate::Failure;
 use clap::ValueEnum;
 use mdl_ir::kernel::Target;
-use mdl_kernels::{Device, measure_bf16_peak, measure_fma_peak};
+use mdl_kernels::{Class, Device, measure_bf16_peak, measure_fma_peak};
 use mdl_passes::executable::Speed;
 use mdl_passes::request::{Budget, Precision};
 
@@ -106,6 +106,11 @@ impl Hardware {
 /// The host's memory is the same: copying reads and writes it, beside the kernels.
 pub fn speed_of_cpu(threads: u32) -> Speed {
     Speed { flops: f64::from(threads) * 1.9e11, bytes: 2e10, host: 5e9 }
+}
+
+/// What the cost model says of a device: it knows CPUs.
+pub fn speed_of(device: &Device) -> Option<Speed> {
+    (device.class() == Class::Cpu).then(|| speed_of_cpu(device.units()))
 }
 
 /// GFLOP/s that a device does at most with numbers of a precision, measured now.

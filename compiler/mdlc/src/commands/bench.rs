@@ -14,7 +14,7 @@ use super::say;
 use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
 use crate::flags::{ModelFlags, StepFlags};
-use crate::hardware::{measured_peak, speed_of_cpu};
+use crate::hardware::{measured_peak, speed_of};
 use crate::{Failure, Outcome};
 use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{
@@ -391,8 +391,8 @@ fn step(device: &Arc<Device>, args: &Args) -> Result<Vec<Value>, Failure> {
     row["preset"] = json!(preset);
     row["tokens_per_s"] = json!((b * t) as f64 / seconds);
     row["step_ms"] = json!(seconds * 1e3);
-    let speed = speed_of_cpu(device.units());
-    row["predicted_ms"] = json!(session.train.first.executable.seconds(&speed) * 1e3);
+    let predicted = |speed| session.train.first.executable.seconds(&speed) * 1e3;
+    row["predicted_ms"] = json!(speed_of(device).map(predicted));
     let (planned, observed) = session.memory();
     row["planned_bytes"] = json!(planned);
     row["observed_bytes"] = json!(observed);

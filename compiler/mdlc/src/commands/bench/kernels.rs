@@ -10,7 +10,7 @@ use super::{Args, Batch, What, some_batch, time};
 use crate::Failure;
 use crate::choose::{Chosen, choose};
 use crate::flags::run::RunFlags;
-use crate::hardware::{measured_peak, speed_of_cpu};
+use crate::hardware::{measured_peak, speed_of};
 use crate::source_line::SourceLine;
 use clap::ValueEnum;
 use mdl_check::nearest::nearest;
@@ -34,8 +34,8 @@ struct Kernel {
     /// Names of the first results, and where those stand.
     results: Vec<String>,
     places: Vec<Place>,
-    /// Seconds that the cost model gives to a launch.
-    predicted: f64,
+    /// Seconds that the cost model gives to a launch, where it knows the device.
+    predicted: Option<f64>,
     /// Seconds of every launch, of all runs.
     seconds: Vec<f64>,
 }
@@ -64,15 +64,14 @@ pub fn middle(values: &[f64]) -> f64 {
 }
 
 impl Runs {
-    fn add(&mut self, spec: &KernelSpec, launch: &Launch, seconds: f64, units: u32) {
+    fn add(&mut self, spec: &KernelSpec, launch: &Launch, seconds: f64, device: &Device) {
         let moved = if *spec == KernelSpec::Transfer { launch.args[0].bytes } else { 0 };
         let found = self.kernels.iter().position(|k| k.moved == moved && k.spec == *spec);
         let at = found.unwrap_or_else(|| {
-            let speed = speed_of_cpu(units);
-            let predicted = match moved {
+            let predicted = speed_of(device).map(|speed| match moved {
                 0 => launch.seconds(&speed),
                 moved => moved as f64 / speed.host,
-            };
+            });
             let (results, places, seconds) = Default::default();
             let spec = spec.clone();
             self.kernels.push(Kernel { spec, moved, results, places, predicted, seconds });
@@ -97,7 +96,7 @@ impl Runs {
         session.step_by(batch, &mut |machine| {
             let specs = &machine.executable.specs;
             each_launch(machine, &mut |launch, time| {
-                self.add(&specs[launch.spec], launch, time.as_secs_f64(), device.units());
+                self.add(&specs[launch.spec], launch, time.as_secs_f64(), device);
             });
         });
         self.peaks.push(measured_peak(device, session.settings.precision));

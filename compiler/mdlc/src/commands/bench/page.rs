@@ -23,7 +23,9 @@ pub fn page(report: &Report) -> String {
 }
 
 fn facts(report: &Report) -> String {
-    let [predicted, measured, limit, won] = report.sums().map(|s| format!("{:.2} ms", s * 1e3));
+    let ms = |seconds: f64| format!("{:.2} ms", seconds * 1e3);
+    let [measured, limit, won] = report.sums().map(ms);
+    let predicted = report.predicted().map_or(String::from("-"), ms);
     let machine = &report.machine;
     let facts = [
         ("whole step", format!("{:.2} ms", report.step * 1e3)),
@@ -53,7 +55,7 @@ fn line(row: &Row, number: usize, step: f64) -> String {
         format!("{:.1} %", 100.0 * row.total() / step),
         row.launches.to_string(),
         format!("{:.3}", row.measured * 1e3),
-        format!("{:.3}", row.predicted * 1e3),
+        row.predicted.map_or(String::from("-"), |s| format!("{:.3}", s * 1e3)),
         format!("{:.1}", row.gflops()),
         format!("{:.1}", row.gb_per_s()),
         format!("{:.2}", row.intensity()),

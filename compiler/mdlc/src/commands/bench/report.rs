@@ -28,7 +28,8 @@ pub struct Row {
     pub launches: u64,
     pub flops: u64,
     pub bytes: u64,
-    pub predicted: f64,
+    /// By the cost model, which knows no GPU.
+    pub predicted: Option<f64>,
     pub measured: f64,
     /// What its arithmetic takes at the peak, and its bytes at the triad's speed.
     pub arithmetic: f64,
@@ -89,7 +90,7 @@ impl Row {
             "kernel": self.kernel, "name": self.name, "results": self.results,
             "sources": sources.collect::<Vec<_>>(),
             "launches": self.launches, "flops": self.flops, "bytes": self.bytes,
-            "predicted_ms": self.predicted * 1e3, "measured_ms": self.measured * 1e3,
+            "predicted_ms": self.predicted.map(|s| s * 1e3), "measured_ms": self.measured * 1e3,
             "limit_ms": self.limit() * 1e3,
             "bound_by": if self.is_bound_by_arithmetic() { "arithmetic" } else { "memory" },
             "gflops": self.gflops(), "gb_per_s": self.gb_per_s(),
@@ -127,16 +128,16 @@ impl Report {
         format!("{model}{preset}: {batch} sequences of {t} tokens, {stored}")
     }
 
-    /// Seconds of all kernels of a step, predicted, measured, at their limits, and to be won.
-    pub fn sums(&self) -> [f64; 4] {
+    /// Seconds that the cost model gives to all kernels of a step.
+    pub fn predicted(&self) -> Option<f64> {
+        self.rows.iter().map(|row| Some(row.predicted? * row.launches as f64)).sum()
+    }
+
+    /// Seconds of all kernels of a step, measured, at their limits, and to be won.
+    pub fn sums(&self) -> [f64; 3] {
         let sum = |of: &dyn Fn(&Row) -> f64| self.rows.iter().map(of).sum();
         let times = |row: &Row| row.launches as f64;
-        [
-            sum(&|row| row.predicted * times(row)),
-            sum(&|row| row.total()),
-            sum(&|row| row.limit() * times(row)),
-            sum(&|row| row.won()),
-        ]
+        [sum(&|row| row.total()), sum(&|row| row.limit() * times(row)), sum(&|row| row.won())]
     }
 
     pub fn launches(&self) -> u64 {
@@ -144,14 +145,14 @@ impl Report {
     }
 
     pub fn json(&self) -> Value {
-        let [predicted, measured, limit, won] = self.sums().map(|seconds| seconds * 1e3);
+        let [measured, limit, won] = self.sums().map(|seconds| seconds * 1e3);
         json!({
             "model": self.model, "preset": self.preset, "batch": self.batch,
             "context": self.context, "dtype": if self.bf16 { "bf16" } else { "f32" },
             "threads": self.machine.threads, "runs": self.runs,
             "peak_gflops": self.machine.peak, "triad_gb_per_s": self.machine.triad,
             "launch_ms": self.machine.launch * 1e3, "launches": self.launches(),
-            "step_ms": self.step * 1e3, "kernels_ms": measured, "predicted_ms": predicted,
+            "step_ms": self.step * 1e3, "kernels_ms": measured, "predicted_ms": self.predicted().map(|s| s * 1e3),
             "limit_ms": limit, "won_ms": won,
             "tokens_per_s": (self.batch * self.context) as f64 / self.step,
             "kernels": self.rows.iter().map(|row| row.json(self.step)).collect::<Vec<_>>(),

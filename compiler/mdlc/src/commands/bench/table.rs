@@ -65,7 +65,7 @@ fn numbers(row: &Row, step: f64) -> String {
         format!("{:.1} %", 100.0 * row.total() / step),
         row.launches.to_string(),
         format!("{:.3}", row.measured * 1e3),
-        format!("{:.3}", row.predicted * 1e3),
+        row.predicted.map_or(String::from("-"), |s| format!("{:.3}", s * 1e3)),
         format!("{:.1}", row.gflops()),
         format!("{:.1}", row.gb_per_s()),
         format!("{:.0} %", 100.0 * row.of_limit()),
@@ -75,12 +75,13 @@ fn numbers(row: &Row, step: f64) -> String {
 
 /// What the kernels are together beside the step that they are taken from.
 fn total(report: &Report) -> String {
-    let [predicted, measured, limit, won] = report.sums().map(|seconds| seconds * 1e3);
+    let [measured, limit, won] = report.sums().map(|seconds| seconds * 1e3);
     let step = report.step * 1e3;
+    let predicted = report.predicted();
+    let predicted = predicted.map_or(String::new(), |s| format!("; predicted {:.2} ms", s * 1e3));
     format!(
-        "\nall kernels {measured:.2} ms in {} launches, {:.1} % of the step's {step:.2} ms; \
-         predicted {predicted:.2} ms\nat their limits {limit:.2} ms, so {won:.2} ms could be won \
-         at most\n",
+        "\nall kernels {measured:.2} ms in {} launches, {:.1} % of the step's {step:.2} \
+         ms{predicted}\nat their limits {limit:.2} ms, so {won:.2} ms could be won at most\n",
         report.launches(),
         100.0 * measured / step,
     )
