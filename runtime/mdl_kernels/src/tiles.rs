@@ -126,7 +126,11 @@ tile_op!("tiles.multiply", MultiplyOp {}, |_, ctx, rewriter| {
 });
 
 /// The address of an element.
-fn address(scope: &Scope, buffer: &SliceExpand<f32>, at: NativeExpand<usize>) -> Value {
+pub(crate) fn address<E: CubePrimitive>(
+    scope: &Scope,
+    buffer: &SliceExpand<E>,
+    at: NativeExpand<usize>,
+) -> Value {
     // SAFETY: callers keep what is accessed there inside the buffer.
     let element = unsafe { buffer.__expand_get_unchecked_method(scope, at) };
     element.value(scope)

@@ -17,13 +17,20 @@ fn tolerance(k: usize) -> f64 {
 }
 
 /// What tensor cores add to it. They cut off where they add, an error of up to 2⁻²³ of the sum in
-/// each of at most three products of eight steps; and of an f32 as the sum of two tf32, with eleven
-/// bits each, 2⁻²² is lost in each operand.
+/// each of at most three products of eight steps. More than `LONG` products are summed `STAGE` at a
+/// time, and these sums are added like the products of a plain sum: so whatever k is, no more than
+/// 12·2⁻²³ of Σ|a·b| is cut off. Of an f32 as the sum of two tf32, with eleven bits each, 2⁻²² is
+/// lost in each operand.
 fn tolerance_of(device: &Device, k: usize) -> f64 {
-    let cut = (3 * k.div_ceil(8)) as f64 * 2f64.powi(-23);
+    let in_one_run = if k > LONG { STAGE } else { k };
+    let cut = (3 * in_one_run.div_ceil(8)) as f64 * 2f64.powi(-23);
     let tensor = if device.class() == Class::Cuda { cut + 2f64.powi(-21) } else { 0.0 };
     tolerance(k) + tensor
 }
+
+/// Products that tensor cores sum in one run, and what they sum of more than that.
+const LONG: usize = 512;
+const STAGE: usize = 32;
 
 /// Instructions for bf16 take subnormal operands for zero, each worth less than this beside a
 /// factor up to 1, and a sum that is subnormal becomes zero too.

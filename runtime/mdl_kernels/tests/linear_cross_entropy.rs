@@ -181,17 +181,22 @@ fn check(case: &Case, tolerance: f64) {
 /// What a GPU adds, relative to the largest gradient. It sums within a block in one run and not by
 /// vectors, over the width for a logit and over the vocabulary or the rows for a gradient:
 /// √k·2⁻²⁴. Tensor cores cut off where they add: up to 2⁻²³ of the sum in each of three products of
-/// eight steps.
+/// eight steps, of 32 steps at a time where there are more than a block; these sums are rounded as
+/// units round theirs.
 fn of_gpu(device: &Device, spec: &LinearCrossEntropySpec) -> f64 {
     let lengths = [spec.width, spec.vocab.max(spec.rows)];
-    let cut = lengths.iter().map(|k| 3.0 * f64::from(k.div_ceil(8)) * 2f64.powi(-23)).sum();
+    let rounded = |k: &u32| f64::from(*k).sqrt() * 2f64.powi(-24);
+    let cut = |k: &u32| {
+        let in_one_run = if *k > BLOCK { 32 } else { *k };
+        3.0 * f64::from(in_one_run.div_ceil(8)) * 2f64.powi(-23)
+    };
     match device.class() {
         Class::Cpu => 0.0,
         Class::Wgpu => {
             let block = |k: &u32| f64::from((*k).min(BLOCK)).sqrt() * 2f64.powi(-24);
             lengths.iter().map(block).sum()
         }
-        Class::Cuda => cut,
+        Class::Cuda => lengths.iter().map(|k| cut(k) + rounded(k)).sum(),
     }
 }
 

@@ -8,6 +8,7 @@
 
 use super::attention::mask::{all_seen, keys_of, queries_of, seen, start_of};
 use super::attention::math::exp2;
+use super::attention::product_of;
 use super::attention::products::{add_weighted, lane, own_column, own_row, scores, write_rows};
 use super::attention::shape::{Pass, Shape};
 use super::attention::staging::{Source, stage_rows, stage_turned};
@@ -169,26 +170,20 @@ fn pass_queries(
             stage_both(q, &source, &mut queries, &mut queries_turned, shape);
             stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
             stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
+            // One after the other, so that a unit holds either tile of numbers beside the sums.
             sync_cube();
             let mut weights = Array::<f32>::new(comptime!(shape.weights()));
-            let mut changes = Array::<f32>::new(comptime!(shape.weights()));
             scores(keys, &queries, &mut weights, shape);
-            scores(values, &dys, &mut changes, shape);
-            weigh_queries(
-                &mut weights,
-                &mut changes,
-                &statistics,
-                documents_t,
-                documents_s,
-                place,
-                s,
-                t,
-                shape,
-            );
+            weigh_queries(&mut weights, &statistics, documents_t, documents_s, place, s, t, shape);
+            let mut changes = Array::<f32>::new(comptime!(shape.weights()));
             if comptime!(shape.turns()) {
+                scores(values, &dys, &mut changes, shape);
+                change_queries(&weights, &mut changes, &statistics, shape);
                 add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
                 add_weighted(&changes, &queries_turned, dk_sums, &mut scratch, shape);
             } else {
+                scores(values, &dys, &mut changes, shape);
+                change_queries(&weights, &mut changes, &statistics, shape);
                 add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
                 add_weighted(&changes, &queries, dk_sums, &mut scratch, shape);
             }
@@ -246,11 +241,10 @@ fn stage_statistics(
     }
 }
 
-/// Probabilities, and what scores change by, where rows are keys and columns are queries.
+/// Probabilities, where rows are keys and columns are queries.
 #[cube]
 fn weigh_queries(
     weights: &mut Array<f32>,
-    changes: &mut Array<f32>,
     statistics: &[f32],
     documents_t: &[i32],
     documents_s: &[i32],
@@ -268,7 +262,6 @@ fn weigh_queries(
         let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
         let power = fma(weights[at], shape.scale_log2(), -statistics[column]);
         weights[at] = exp2(power, shape.product);
-        changes[at] -= statistics[shape.columns + column];
     }
     if !all {
         #[unroll]
@@ -280,10 +273,23 @@ fn weigh_queries(
             let one = seen(position, query, key, documents_t, documents_s, batch, shape);
             weights[at] = select(one, weights[at], 0.0);
         }
+}
+
+/// What scores change by, from dy · v and probabilities.
+#[cube]
+fn change_queries(
+    weights: &Array<f32>,
+    changes: &mut Array<f32>,
+    statistics: &[f32],
+    #[comptime] shape: Shape,
+) {
+    let lane = lane();
+    let tiles = comptime!(shape.column_tiles());
     }
     #[unroll]
     for at in 0..comptime!(shape.weights()) {
-        changes[at] *= weights[at];
+        let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));
+        changes[at] = (changes[at] - statistics[shape.columns + column]) * weights[at];
     }
 }
 

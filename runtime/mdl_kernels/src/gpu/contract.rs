@@ -7,6 +7,7 @@
 //! "Recovering single precision accuracy from Tensor Cores"). The sum runs over k in its order.
 
 mod fma;
+mod fragments;
 mod stage;
 mod tensor;
 

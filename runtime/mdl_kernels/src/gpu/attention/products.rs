@@ -131,61 +131,72 @@ pub(crate) fn add_weighted(
     if comptime!(shape.product == Product::Loops) {
         add_by_loops(weights, passing, out, scratch, &lane, shape);
     } else if comptime!(shape.product == Product::Tf32) {
+        let mut left = Array::<Vector<f32, Const<4>>>::new(comptime!(shape.steps()));
+        #[unroll]
+        for i in 0..comptime!(shape.steps()) {
+            let mut words = Vector::<f32, Const<4>>::empty();
+            words.insert(0usize, weights[comptime!(i * 4)]);
+            words.insert(1usize, weights[comptime!(i * 4 + 2)]);
+            words.insert(2usize, weights[comptime!(i * 4 + 1)]);
+            words.insert(3usize, weights[comptime!(i * 4 + 3)]);
+            left[i] = words;
+        }
         // Words along the sum are columns: that of word j is 2j, and of word j + 4 it is 2j + 1,
         // which are the columns that unit j holds weights of.
         let first = lane.j * comptime!(2 * shape.pitch()) + lane.g;
-        #[unroll]
-        for step in 0..comptime!(shape.column_tiles()) {
-            let base = first + comptime!(step * TILE * shape.pitch());
-            let mut left = Array::<Vector<f32, Const<4>>>::new(shape.strips);
-            #[unroll]
-            for strip in 0..shape.strips {
-                let at = comptime!((strip * shape.column_tiles() + step) * 4);
-                let mut words = Vector::<f32, Const<4>>::empty();
-                words.insert(0usize, weights[at]);
-                words.insert(1usize, weights[comptime!(at + 2)]);
-                words.insert(2usize, weights[comptime!(at + 1)]);
-                words.insert(3usize, weights[comptime!(at + 3)]);
-                left[strip] = words;
-            }
-            add_step(&left, passing, base, comptime!(shape.pitch()), out, shape);
-        }
+        let pitch = comptime!(shape.pitch());
+        add_steps(&left, passing, first, pitch, comptime!(TILE * pitch), out, shape);
     } else {
-        let first = lane.j * comptime!(shape.turned_pitch()) + lane.g;
+        let mut left = Array::<Vector<f32, Const<4>>>::new(comptime!(shape.steps()));
         #[unroll]
-        for step in 0..comptime!(shape.column_tiles() / 2) {
-            let base = first + comptime!(step * DEPTH * shape.turned_pitch());
-            let mut left = Array::<Vector<f32, Const<4>>>::new(shape.strips);
-            #[unroll]
-            for strip in 0..shape.strips {
-                let at = comptime!((strip * shape.column_tiles() + 2 * step) * 4);
-                left[strip] = narrowed(weights, at);
-            }
-            add_step(&left, passing, base, comptime!(4 * shape.turned_pitch()), out, shape);
+        for i in 0..comptime!(shape.steps()) {
+            left[i] = narrowed(weights, comptime!(i * 8));
         }
+        let first = lane.j * comptime!(shape.turned_pitch()) + lane.g;
+        let pitch = comptime!(shape.turned_pitch());
+        let (apart, stride) = comptime!((4 * pitch, DEPTH * pitch));
+        add_steps(&left, passing, first, apart, stride, out, shape);
     }
 }
 
-/// One step along the sum: for each tile of the head, the words at `base` and `apart` behind it.
+/// Adds the products of all steps along the sum to each tile of the head. A step's right words are
+/// at `base` and `apart` behind it, and those of the next step `stride` further. Tensor cores cut
+/// off where they add, so each tile's products are summed by themselves and join the rest by a
+/// rounded addition.
 #[cube]
-fn add_step(
+fn add_steps(
     left: &Array<Vector<f32, Const<4>>>,
     passing: &[f32],
     base: usize,
     #[comptime] apart: usize,
+    #[comptime] stride: usize,
     out: &mut Array<f32>,
     #[comptime] shape: Shape,
 ) {
     let tiles = comptime!(shape.head_tiles());
+    let steps = comptime!(shape.steps() / shape.strips);
     #[unroll]
     for tile in 0..tiles {
-        let at = base + comptime!(tile * TILE);
-        let mut right = Vector::<f32, Const<2>>::empty();
-        right.insert(0usize, passing[at]);
-        right.insert(1usize, passing[at + apart]);
+        let mut sums = Array::<f32>::new(comptime!(shape.strips * 4));
         #[unroll]
-        for strip in 0..shape.strips {
-            multiply(left[strip], right, out, comptime!((strip * tiles + tile) * 4), shape.product);
+        for i in 0..comptime!(shape.strips * 4) {
+            sums[i] = 0.0;
+        }
+        #[unroll]
+        for step in 0..steps {
+            let at = base + comptime!(tile * TILE + step * stride);
+            let mut right = Vector::<f32, Const<2>>::empty();
+            right.insert(0usize, passing[at]);
+            right.insert(1usize, passing[at + apart]);
+            #[unroll]
+            for strip in 0..shape.strips {
+                let words = left[comptime!(strip * steps + step)];
+                multiply(words, right, &mut sums, comptime!(strip * 4), shape.product);
+            }
+        }
+        #[unroll]
+        for i in 0..comptime!(shape.strips * 4) {
+            out[comptime!((i / 4 * tiles + tile) * 4 + i % 4)] += sums[i];
         }
     }
 }

@@ -102,7 +102,9 @@ impl Shape {
         let large = if pass == Pass::Forward && self.padded() <= 128 { 64 } else { 32 };
         let columns = match self.product {
             Product::Loops => vec![16, 8],
-            // Sums of keys' gradients take as many registers again, and split numbers the rest.
+            // Sums of keys' gradients take as many registers again, and split numbers the rest: of
+            // large heads a unit has no room for two steps along the sum.
+            Product::Tf32 if pass == Pass::Keys && self.padded() > 64 => vec![8],
             Product::Tf32 if pass == Pass::Keys => vec![16, 8],
             Product::Tf32 => vec![32, 16, 8],
             Product::Bf16 => vec![large, 32, 16],
@@ -136,7 +138,7 @@ impl Shape {
 
     /// The head, padded with zeros to whole steps of an instruction for products.
     pub(crate) fn padded(&self) -> usize {
-        self.head.next_multiple_of(DEPTH * per_word(self.elem))
+        self.head.next_multiple_of(self.step())
     }
 
     /// Words of a padded row.
@@ -159,6 +161,16 @@ impl Shape {
     }
 
     /// The same of what is computed for its plane's rows and the columns that pass by.
+    /// Columns, or numbers of a head, that one instruction for products sums over.
+    fn step(&self) -> usize {
+        DEPTH * per_word(self.elem)
+    }
+
+    /// Such steps of all strips of a plane, where columns are summed over.
+    pub(crate) fn steps(&self) -> usize {
+        self.strips * self.columns / self.step()
+    }
+
     pub(crate) fn weights(&self) -> usize {
         self.strips * self.column_tiles() * 4
     }

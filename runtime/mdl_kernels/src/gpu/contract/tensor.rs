@@ -1,13 +1,19 @@
 //! The tile on tensor cores: planes have fragments of 16 by 16 sums each.
+//!
+//! Tensor cores cut off where they add, so that an error would grow with k. Long sums are therefore
+//! made of those of each stage, which are added to the total by rounded additions. A fragment is
+//! finished before the next one begins, so that this takes the registers of one fragment and not as
+//! many again as the tile has.
 
-use super::stage::{Side, fetch, put};
+use super::fragments::{self, Fragment, SIDE as FRAGMENT};
+use super::stage::{fetch, put};
 use super::{Place, Plan, finish, place_of};
 use crate::gpu::cube_pos;
-use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
+use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
-/// Rows and columns of a fragment.
-const FRAGMENT: usize = 16;
+/// Steps of k from which on a sum is long: units add so many in one run, too.
+const LONG: usize = 512;
 /// Units of a plane on every device that has tensor cores.
 const PLANE: usize = 32;
 
@@ -37,17 +43,10 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
         let side_b = comptime!(plan.b.clone());
         let mut held_a = Array::<Vector<f32, NA>>::new(comptime!(plan.a.held()));
         let mut held_b = Array::<Vector<f32, NB>>::new(comptime!(plan.b.held()));
-        let mut sums = Sequence::<Matrix<f32>>::new();
+        let mut sums = Sequence::<Fragment>::new();
         #[unroll]
         for _ in 0..comptime!(fragments(&plan).0 * fragments(&plan).1) {
-            sums.push(Matrix::<f32>::from_value(
-                MatrixIdent::Accumulator,
-                FRAGMENT,
-                FRAGMENT,
-                comptime!(step_of(&plan)),
-                MatrixLayout::Undefined,
-                0.0f32,
-            ));
+            sums.push(fragments::zeros(comptime!(step_of(&plan))));
         }
         let extra = prologue_inputs;
         fetch::<NA>(a, extra, order, &place, &mut held_a, 0, comptime!(side_a.clone()));
@@ -86,82 +85,100 @@ fn origin(#[comptime] plan: Plan) -> (usize, usize) {
     (plane / planes_n * height, plane % planes_n * width)
 }
 
-/// One stage's products for the fragments of a plane.
+/// One stage's products for the fragments of a plane: all of its b, and a row of a at a time.
 #[cube]
 fn multiply<S: Float>(
     stage_a: &[S],
     stage_b: &[S],
-    sums: &Sequence<Matrix<f32>>,
+    sums: &Sequence<Fragment>,
     #[comptime] plan: Plan,
 ) {
     let (row, column) = origin(comptime!(plan.clone()));
     let (high, wide) = comptime!(fragments(&plan));
-    let step = comptime!(step_of(&plan));
+    let steps = comptime!(plan.tile.depth / step_of(&plan));
     let parts = comptime!(plan.a.parts);
+    let mut from_b = Sequence::<Fragment>::new();
     #[unroll]
-    for i in 0..comptime!(plan.tile.depth / step) {
-        let k = comptime!(i * step);
-        let mut from_a = Sequence::<Matrix<S>>::new();
-        let mut from_b = Sequence::<Matrix<S>>::new();
+    for c in 0..wide {
         #[unroll]
-        for part in 0..parts {
-            #[unroll]
-            for r in 0..high {
-                let at = row + comptime!(r * FRAGMENT);
-                let side = comptime!(plan.a.clone());
-                from_a.push(fragment::<S>(stage_a, at, k, step, part, MatrixIdent::A, side));
-            }
-            #[unroll]
-            for c in 0..wide {
-                let at = column + comptime!(c * FRAGMENT);
-                let side = comptime!(plan.b.clone());
-                from_b.push(fragment::<S>(stage_b, at, k, step, part, MatrixIdent::B, side));
-            }
+        for i in 0..comptime!(steps * parts) {
+            let at = column + comptime!(c * FRAGMENT);
+            from_b.push(fragment::<S>(stage_b, at, i, MatrixIdent::B, comptime!(plan.clone())));
+        }
+    }
+    #[unroll]
+    for r in 0..high {
+        let mut from_a = Sequence::<Fragment>::new();
+        #[unroll]
+        for i in 0..comptime!(steps * parts) {
+            let at = row + comptime!(r * FRAGMENT);
+            from_a.push(fragment::<S>(stage_a, at, i, MatrixIdent::A, comptime!(plan.clone())));
         }
         #[unroll]
-        for r in 0..high {
-            #[unroll]
-            for c in 0..wide {
-                let sum = sums.index(comptime!(r * wide + c));
-                if comptime!(parts == 2) {
-                    // The small products first: they would be lost beside a large sum.
-                    cmma::execute(from_a.index(comptime!(high + r)), from_b.index(c), sum, sum);
-                    cmma::execute(from_a.index(r), from_b.index(comptime!(wide + c)), sum, sum);
-                }
-                cmma::execute(from_a.index(r), from_b.index(c), sum, sum);
+        for c in 0..wide {
+            let total = sums.index(comptime!(r * wide + c));
+            let first = comptime!(c * steps * parts);
+            if comptime!(plan.depth > LONG) {
+                let sum = fragments::zeros(comptime!(step_of(&plan)));
+                products(&from_a, &from_b, first, &sum, steps, parts);
+                fragments::add(total, &sum);
+            } else {
+                products(&from_a, &from_b, first, total, steps, parts);
             }
         }
     }
 }
 
-/// The fragment whose rows begin at `row` of the stage, and its steps at `k`.
+/// Adds the products of all steps of a stage to one sum.
+#[cube]
+fn products(
+    from_a: &Sequence<Fragment>,
+    from_b: &Sequence<Fragment>,
+    #[comptime] first: usize,
+    sum: &Fragment,
+    #[comptime] steps: usize,
+    #[comptime] parts: usize,
+) {
+    #[unroll]
+    for i in 0..steps {
+        let (a, b) = comptime!((i * parts, first + i * parts));
+        if comptime!(parts == 2) {
+            // The small products first: they would be lost beside a large sum.
+            fragments::multiply(from_a.index(comptime!(a + 1)), from_b.index(b), sum);
+            fragments::multiply(from_a.index(a), from_b.index(comptime!(b + 1)), sum);
+        }
+        fragments::multiply(from_a.index(a), from_b.index(b), sum);
+    }
+}
+
+/// Number `i` of the fragments whose rows begin at `row` of the stage: the parts of each step.
 #[cube]
 fn fragment<S: Float>(
     stage: &[S],
     row: usize,
-    #[comptime] k: usize,
-    #[comptime] step: usize,
-    #[comptime] part: usize,
+    #[comptime] i: usize,
     #[comptime] ident: MatrixIdent,
-    #[comptime] side: Side,
-) -> Matrix<S> {
-    let line = comptime!(side.line());
-    let first = comptime!(part * side.stage());
-    let mut at = first + k * line + row;
-    if comptime!(side.along_k) {
-        at = first + row * line + k;
+    #[comptime] plan: Plan,
+) -> Fragment {
+    let side = comptime!(if ident == MatrixIdent::A { plan.a.clone() } else { plan.b.clone() });
+    let (line, along_k) = comptime!((side.line(), side.along_k));
+    let step = comptime!(step_of(&plan));
+    let first = comptime!(i % side.parts * side.stage());
+    let k = comptime!(i / side.parts * step);
+    let mut at = row + comptime!(first + k * line);
+    if comptime!(along_k) {
+        at = row * line + comptime!(first + k);
     }
     // a is [row, k], and b is [k, row].
-    let by_rows = comptime!(side.along_k == (ident == MatrixIdent::A));
+    let by_rows = comptime!(along_k == (ident == MatrixIdent::A));
     let layout = comptime!(if by_rows { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor });
-    let end = comptime!(side.stage() * side.parts);
-    Matrix::<S>::from_slice(ident, FRAGMENT, FRAGMENT, step, layout, &stage[at..end], line as u32)
+    fragments::load::<S>(stage, at, line, ident, step, layout)
 }
 
 /// Fragments are opaque: they go through shared memory to the epilogue.
 #[cube]
 fn finish_fragments(
-    sums: &Sequence<Matrix<f32>>,
+    sums: &Sequence<Fragment>,
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,
     order: &[u32],
@@ -180,8 +197,7 @@ fn finish_fragments(
         #[unroll]
         for c in 0..wide {
             let sum = sums.index(comptime!(r * wide + c));
-            let line = FRAGMENT as u32;
-            cmma::store(&mut scratch[own..own + size], sum, line, MatrixLayout::RowMajor);
+            fragments::store(sum, &mut scratch, own);
             sync_plane();
             #[unroll]
             for i in 0..comptime!(size / PLANE) {
