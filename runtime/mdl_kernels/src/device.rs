@@ -393,6 +393,11 @@ impl Device {
         Ok(())
     }
 
+    /// Why this device has no such kernel, and the way out, where that is so.
+    pub fn refusal(&self, spec: &KernelSpec) -> Option<String> {
+        if self.class == Class::Cpu { None } else { crate::gpu::refusal(self, spec) }
+    }
+
     /// Issues one kernel; `args` in the order that the spec states.
     pub fn launch(&self, spec: &KernelSpec, args: &[Slice]) {
         match self.class {

@@ -18,6 +18,7 @@ mod reduce;
 mod region;
 
 use crate::device::{Device, Slice};
+use attention::shape::Pass;
 use cubecl::prelude::*;
 use mdl_ir::kernel::KernelSpec;
 
@@ -45,6 +46,18 @@ pub(crate) fn dispatch(device: &Device, spec: &KernelSpec, args: &[Slice]) {
     }
 }
 
+/// Why a GPU cannot run a kernel. Attention alone needs more memory for a cube where heads are
+/// larger.
+pub(crate) fn refusal(device: &Device, spec: &KernelSpec) -> Option<String> {
+    match spec {
+        KernelSpec::Attention(spec) => attention::refusal(device, spec, &[Pass::Forward]),
+        KernelSpec::AttentionGrad(spec) => {
+            attention::refusal(device, spec, &[Pass::Queries, Pass::Keys])
+        }
+        _ => None,
+    }
+}
+
 /// Units of a cube where nothing else decides: enough to hide latencies, few enough for any device.
 pub(crate) const UNITS: u32 = 256;
 
@@ -55,6 +68,21 @@ const AXIS: u64 = 65_535;
 pub(crate) fn cubes(count: u64) -> CubeCount {
     let rows = count.div_ceil(AXIS).max(1);
     CubeCount::Static(count.div_ceil(rows) as u32, rows as u32, 1)
+}
+
+/// As many cubes of `UNITS` as so many items need, one for each unit.
+pub(crate) fn cubes_for(items: u64) -> CubeCount {
+    cubes(items.div_ceil(u64::from(UNITS)))
+}
+
+/// What the elements of the largest of these are counted in.
+pub(crate) fn address_type(device: &Device, args: &[Slice]) -> AddressType {
+    device.address_type(args.iter().map(|slice| slice.bytes).max().unwrap_or(0))
+}
+
+/// Buffers that a kernel takes as a list.
+pub(crate) fn buffers(device: &Device, slices: &[Slice]) -> SequenceArg<Box<[f32]>> {
+    slices.iter().map(|slice| device.buffer(slice)).collect()
 }
 
 /// The number of this cube; the last ones may lie past the count.

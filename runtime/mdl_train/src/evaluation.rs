@@ -16,7 +16,7 @@ use mdl_kernels::Device;
 use crate::dataset::Document;
 use crate::import;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, within_device};
 use crate::packing::Evaluation;
 use crate::session;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -164,6 +164,8 @@ impl<'a> Evaluator<'a> {
         let trace = self.model.compile("loss", &options, &Purpose::Forward)?;
         let state = state_layout(trace.last(), &Purpose::Forward);
         let executable = finish(trace.last(), &state, self.device.target())?;
+        let needed = executable.state_bytes.max(executable.work_bytes);
+        within_device(&self.device, &executable.specs, needed)?;
         if let Some(machine) = self.machines.values().next() {
             return Ok(machine.beside(executable));
         }

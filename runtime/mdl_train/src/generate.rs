@@ -12,13 +12,13 @@ pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, within_reach};
+use crate::model::{Model, ModelError, within_device, within_reach};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::{Graph, OutputRole};
 use mdl_ir::kernel::Target;
 use mdl_ir::reach::reach;
-use mdl_kernels::Device;
+use mdl_kernels::{Class, Device};
 use mdl_passes::executable::Executable;
 use mdl_passes::incremental::{START, caches_only, incremental};
 use std::sync::Arc;
@@ -141,16 +141,20 @@ impl Generator {
             .filter(|capacity| *capacity <= MOST_POSITIONS)
             .ok_or(ModelError::Asked(format!("a sequence has at most {MOST_POSITIONS} tokens")))?;
         let executable = compile(model, &room, 1, device.target())?;
-        fits(executable.state_bytes + executable.work_bytes)?;
+        let chunk = match room.chunk {
+            Some(width) => Some((width, compile(model, &room, width, device.target())?)),
+            None => None,
+        };
+        for e in [&executable].into_iter().chain(chunk.as_ref().map(|(_, e)| e)) {
+            within_device(&device, &e.specs, e.state_bytes.max(e.work_bytes))?;
+        }
+        if device.class() == Class::Cpu {
+            fits(executable.state_bytes + executable.work_bytes)?;
+        }
         let single = Machine::new(device.clone(), executable);
         load(&single)?;
-        let chunk = match room.chunk {
-            None => None,
-            Some(width) => {
-                let machine = single.beside(compile(model, &room, width, device.target())?);
-                Some(Chunk { machine, width: width as usize })
-            }
-        };
+        let chunk =
+            chunk.map(|(width, e)| Chunk { machine: single.beside(e), width: width as usize });
         let logits = single.executable.output(&OutputRole::Value("logits".into()));
         let vocab = logits.and_then(|slot| slot.ty.axes.last()).map_or(0, |a| a.size as usize);
         let (prefill, decode) = (Spent::default(), Spent::default());

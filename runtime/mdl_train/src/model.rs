@@ -11,7 +11,9 @@ use mdl_driver::embedded;
 use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Bug, Purpose, Trace, run};
 use mdl_ir::graph::{Graph, Param};
+use mdl_ir::kernel::KernelSpec;
 use mdl_ir::reach::{Reach, reach};
+use mdl_kernels::Device;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -210,6 +212,22 @@ impl Model {
         }
         json
     }
+}
+
+/// Refuses kernels that a device does not have, and memory that it does not give in one piece.
+pub fn within_device(device: &Device, specs: &[KernelSpec], needed: u64) -> Result<(), ModelError> {
+    if let Some(why) = specs.iter().find_map(|spec| device.refusal(spec)) {
+        return Err(ModelError::Asked(why));
+    }
+    let most = device.largest_arena();
+    if needed > most {
+        let message = format!(
+            "{needed} bytes are needed in one piece, and this device gives {most} at most; take \
+             fewer or shorter sequences at a time, or another --device"
+        );
+        return Err(ModelError::Asked(message));
+    }
+    Ok(())
 }
 
 /// Refuses sequences of `t` tokens where a table of positions is shorter.

@@ -5,7 +5,7 @@ use crate::floats;
 use crate::import::{self, ModelTensors};
 use crate::initial::each_part;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, stored_shape};
+use crate::model::{Model, ModelError, stored_shape, within_device};
 use crate::packing::{Batch, Cursor, Evaluation};
 use crate::resident;
 use crate::step::StepMachines;
@@ -174,14 +174,7 @@ impl Session {
         let schedule = Schedule::new(&model, &settings)?;
         let (graph, train, validate) = executables(&mut model, &settings, device.target())?;
         let needed = train.state_bytes().max(train.work_bytes());
-        if needed > device.largest_arena() {
-            let message = format!(
-                "the step needs {needed} bytes in one piece, and this device gives {} at most; \
-                 lower --train_batch_size or give --memory, or take another --device",
-                device.largest_arena()
-            );
-            return Err(ModelError::Asked(message));
-        }
+        within_device(&device, &train.first.specs, needed)?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let resident_before = resident::now();

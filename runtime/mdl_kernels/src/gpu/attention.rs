@@ -12,7 +12,7 @@ pub(super) mod products;
 pub(super) mod shape;
 pub(super) mod staging;
 
-use super::{cube_pos, cubes, decode};
+use super::{address_type, cube_pos, cubes, decode};
 use crate::attention::MaskArgs;
 use crate::device::{Device, Slice};
 use cubecl::prelude::*;
@@ -238,7 +238,7 @@ fn finish(
         let t = block.t + own_row(&lane, comptime!(i / 2), comptime!(i % 2), shape);
         if t < shape.t && lane.j == 0 {
             let row = (block.batch * shape.t + t) * shape.heads() + block.head;
-            lse[row] = log_sum(largest[i], sum, shape.product);
+            lse[row] = log_sum(largest[i], sum);
         }
         total[i] = select(sum > 0.0, 1.0 / sum, 0.0);
     }
@@ -256,9 +256,24 @@ pub(super) fn product_of(device: &Device, elem: Elem) -> Product {
     }
 }
 
-/// What the elements of the largest of these are counted in.
-pub(super) fn address_type(device: &Device, args: &[Slice]) -> AddressType {
-    device.address_type(args.iter().map(|slice| slice.bytes).max().unwrap_or(0))
+/// Says how large heads may be, where those of the spec have no tile that a cube can hold.
+pub(super) fn refusal(device: &Device, spec: &AttentionSpec, passes: &[Pass]) -> Option<String> {
+    if passes == [Pass::Forward] && spec.t <= DECODED_QUERIES {
+        return None;
+    }
+    let (product, wide) = (product_of(device, spec.elem), device.has_pointer_casts());
+    let fits = |head: u32| {
+        let spec = AttentionSpec { head, ..spec.clone() };
+        passes.iter().all(|&pass| Shape::fitting(&spec, pass, product, wide).is_some())
+    };
+    let most = (0..=spec.head).rev().find(|&head| fits(head)).unwrap_or(0);
+    (most < spec.head).then(|| {
+        format!(
+            "attention with heads of {} numbers needs more memory than the units of this device \
+             share, which is enough for {most}; take --device cuda or cpu, or smaller heads",
+            spec.head
+        )
+    })
 }
 
 /// Buffers: as `AttentionSpec` lists them.

@@ -12,8 +12,7 @@ use super::attention::product_of;
 use super::attention::products::{add_weighted, lane, own_column, own_row, scores, write_rows};
 use super::attention::shape::{Pass, Shape};
 use super::attention::staging::{Source, stage_rows, stage_turned};
-use super::attention::{address_type, product_of};
-use super::{cube_pos, cubes};
+use super::{address_type, cube_pos, cubes};
 use crate::attention::MaskArgs;
 use crate::device::{Device, Slice};
 use crate::vector_io::load_one;
@@ -170,21 +169,21 @@ fn pass_queries(
             stage_both(q, &source, &mut queries, &mut queries_turned, shape);
             stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
             stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
-            // One after the other, so that a unit holds either tile of numbers beside the sums.
             sync_cube();
+            // One after the other, so that a unit holds either tile of numbers beside the sums.
             let mut weights = Array::<f32>::new(comptime!(shape.weights()));
             scores(keys, &queries, &mut weights, shape);
             weigh_queries(&mut weights, &statistics, documents_t, documents_s, place, s, t, shape);
             let mut changes = Array::<f32>::new(comptime!(shape.weights()));
             if comptime!(shape.turns()) {
+                add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
                 scores(values, &dys, &mut changes, shape);
                 change_queries(&weights, &mut changes, &statistics, shape);
-                add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
                 add_weighted(&changes, &queries_turned, dk_sums, &mut scratch, shape);
             } else {
+                add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
                 scores(values, &dys, &mut changes, shape);
                 change_queries(&weights, &mut changes, &statistics, shape);
-                add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
                 add_weighted(&changes, &queries, dk_sums, &mut scratch, shape);
             }
         }
@@ -273,6 +272,7 @@ fn weigh_queries(
             let one = seen(position, query, key, documents_t, documents_s, batch, shape);
             weights[at] = select(one, weights[at], 0.0);
         }
+    }
 }
 
 /// What scores change by, from dy · v and probabilities.
@@ -285,7 +285,6 @@ fn change_queries(
 ) {
     let lane = lane();
     let tiles = comptime!(shape.column_tiles());
-    }
     #[unroll]
     for at in 0..comptime!(shape.weights()) {
         let column = own_column(&lane, comptime!(at / 4 % tiles), comptime!(at % 4));

@@ -11,7 +11,7 @@ mod fragments;
 mod stage;
 mod tensor;
 
-use super::cubes;
+use super::{address_type, buffers, cubes};
 use crate::contract_plan::{Axis, Preparation, View2, merge, offset_of};
 use crate::contract_tile::run_epilogue;
 use crate::device::{Device, Slice};
@@ -314,16 +314,12 @@ pub(crate) fn launch_plan(
     outputs: &[Slice],
     order: &Slice,
 ) {
-    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
-        slices.iter().map(|slice| device.buffer(slice)).collect()
-    };
     let (tiles_m, tiles_n) = plan.tiles();
     let grid = cubes((tiles_m * tiles_n * plan.batches) as u64);
     let dim = CubeDim::new_1d(plan.tile.units as u32);
-    let all = [operands, inputs, extra, outputs].concat();
-    let address = device.address_type(all.iter().map(|slice| slice.bytes).max().unwrap_or(0));
+    let address = address_type(device, &[operands, inputs, extra, outputs].concat());
     let (a, b) = (device.buffer(&operands[0]), device.buffer(&operands[1]));
-    let (inputs, extra, outputs) = (buffers(inputs), buffers(extra), buffers(outputs));
+    let [inputs, extra, outputs] = [inputs, extra, outputs].map(|list| buffers(device, list));
     let (wide_a, wide_b) = (plan.a.width, plan.b.width);
     let (client, order) = (device.client(), device.buffer(order));
     // SAFETY: the plan's sizes and strides are those of the buffers, as the spec promises.

@@ -5,12 +5,11 @@
 //! is combined in order, so results depend on the spec alone. Units share keys for the scores, and
 //! components of the head, then keys, for the sums of values.
 
-use super::attention::address_type;
 use super::attention::mask::{Passing, start_of};
 use super::attention::math::{NOTHING, exp2, log_sum};
 use super::attention::shape::Shape;
 use super::reduce::across_units;
-use super::{UNITS, cube_pos, cubes, unit_pos};
+use super::{UNITS, address_type, cube_pos, cubes, cubes_for, unit_pos};
 use crate::attention::MaskArgs;
 use crate::device::{Device, Slice};
 use crate::region::plan::Reduction;
@@ -268,7 +267,7 @@ fn attention_combine(partials: &[f32], y: &mut [f32], lse: &mut [f32], #[comptim
             }
         }
         if d == 0 {
-            lse[row] = log_sum(largest, sum, shape.product);
+            lse[row] = log_sum(largest, sum);
         }
         store_one(y, item, select(sum > 0.0, total / sum, 0.0), shape.elem);
     }
@@ -297,7 +296,7 @@ pub(super) fn launch(device: &Device, shape: Shape, mask: &MaskArgs, args: &[Sli
         device.launched();
         attention_combine::launch_unchecked(
             device.client(),
-            cubes(((walk.rows() * shape.head) as u64).div_ceil(u64::from(UNITS))),
+            cubes_for((walk.rows() * shape.head) as u64),
             CubeDim::new_1d(UNITS),
             address,
             device.buffer(&mask.rest[2]),

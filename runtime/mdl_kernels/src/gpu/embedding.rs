@@ -4,7 +4,7 @@
 //! it adds up all rows that share it, in their order, and cubes of later ones end at once. So no
 //! two cubes touch one element, and nothing is added atomically.
 
-use super::{UNITS, cube_pos, cubes, unit_pos};
+use super::{UNITS, cube_pos, cubes, cubes_for, unit_pos};
 use crate::device::{Device, Slice};
 use crate::vector_io::{copy, load_one, store_one};
 use cubecl::prelude::*;
@@ -33,7 +33,7 @@ pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) 
     unsafe {
         gather::launch_unchecked(
             device.client(),
-            cubes(elements.div_ceil(u64::from(UNITS))),
+            cubes_for(elements),
             CubeDim::new_1d(UNITS),
             device.address_type(args[0].bytes.max(args[2].bytes)),
             device.buffer(&args[0]),
@@ -108,7 +108,7 @@ pub(crate) fn launch_scatter_add(device: &Device, spec: &ScatterAddSpec, args: &
     // SAFETY: ids are known to be in range.
     unsafe {
         if !spec.accumulate {
-            let grid = cubes(elements.div_ceil(u64::from(UNITS)));
+            let grid = cubes_for(elements);
             let out = device.buffer(&args[2]);
             let count = elements as usize;
             clear::launch_unchecked(device.client(), grid, dim, address, out, count, spec.out);
@@ -158,7 +158,7 @@ pub(crate) fn launch_cache_write(device: &Device, spec: &CacheWriteSpec, args: &
     unsafe {
         cache_write::launch_unchecked(
             device.client(),
-            cubes((rows * u64::from(spec.width)).div_ceil(u64::from(UNITS))),
+            cubes_for(rows * u64::from(spec.width)),
             CubeDim::new_1d(UNITS),
             device.address_type(args[2].bytes),
             device.buffer(&args[0]),

@@ -1,7 +1,7 @@
 //! AdamW and the sum of squares on a GPU: the CPU's formulas, an element or a chunk to each.
 
 use super::reduce::across_units;
-use super::{UNITS, cube_pos, cubes, unit_pos};
+use super::{UNITS, cube_pos, cubes, cubes_for, unit_pos};
 use crate::device::{Device, Slice};
 use crate::optimizer::{AdamWArgs, Form, step_at, step_of};
 use crate::region::plan::Reduction;
@@ -115,7 +115,7 @@ pub(crate) fn launch_adam_w(device: &Device, spec: &AdamWSpec, args: &[Slice]) {
     unsafe {
         adam_w::launch_unchecked(
             device.client(),
-            cubes(spec.len.div_ceil(u64::from(UNITS))),
+            cubes_for(spec.len),
             CubeDim::new_1d(UNITS),
             device.address_type(spec.len * 4),
             device.buffer(&args[0]),

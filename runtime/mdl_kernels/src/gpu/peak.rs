@@ -1,6 +1,6 @@
 //! What a GPU can do at most: multiply-adds a second and bytes a second, by all its units.
 
-use super::{UNITS, cubes, unit_pos};
+use super::{UNITS, cubes, cubes_for, unit_pos};
 use crate::device::{Device, Slice};
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -132,7 +132,7 @@ pub(crate) fn launch_triad(device: &Device, a: &Slice, b: &Slice, out: &Slice) {
     unsafe {
         triad::launch_unchecked(
             device.client(),
-            cubes((out.bytes / 4).div_ceil(u64::from(UNITS))),
+            cubes_for(out.bytes / 4),
             CubeDim::new_1d(UNITS),
             device.address_type(out.bytes),
             device.buffer(a),

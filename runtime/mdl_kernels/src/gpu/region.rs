@@ -8,7 +8,7 @@
 #![allow(clippy::extra_unused_type_parameters)]
 
 use super::reduce::across_units;
-use super::{UNITS, cube_pos, cubes, unit_pos};
+use super::{UNITS, address_type, buffers, cube_pos, cubes, cubes_for, unit_pos};
 use crate::device::{Device, Slice};
 use crate::program::{Registers, interpret};
 use crate::region::environment::{Accumulators, At, Index, Place, Rows, Views, across_lanes};
@@ -28,11 +28,8 @@ const SHARERS: usize = UNITS as usize / STRIP;
 pub(crate) fn launch(device: &Device, spec: &RegionSpec, args: &[Slice]) {
     let plan = Plan::new(spec, usize::MAX, 1);
     let (inputs, outputs) = args.split_at(spec.inputs.len());
-    let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
-        slices.iter().map(|slice| device.buffer(slice)).collect()
-    };
-    let (inputs, outputs) = (buffers(inputs), buffers(&outputs[..spec.outputs.len()]));
-    let address = device.address_type(args.iter().map(|slice| slice.bytes).max().unwrap_or(0));
+    let outputs = buffers(device, &outputs[..spec.outputs.len()]);
+    let (inputs, address) = (buffers(device, inputs), address_type(device, args));
     let (client, dim) = (device.client(), CubeDim::new_1d(UNITS));
     let (rows, columns) = (plan.rows(), plan.columns());
     let width = if device.has_pointer_casts() && wide(&plan) { WIDE } else { 1 };
@@ -47,8 +44,7 @@ pub(crate) fn launch(device: &Device, spec: &RegionSpec, args: &[Slice]) {
                 );
             }
             Walk::Rows => {
-                let items = (rows * columns / width) as u64;
-                let grid = cubes(items.div_ceil(u64::from(UNITS)));
+                let grid = cubes_for((rows * columns / width) as u64);
                 each::launch_unchecked(client, grid, dim, address, width, inputs, outputs, plan);
             }
             Walk::Columns { .. } => {

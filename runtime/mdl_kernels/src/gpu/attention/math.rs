@@ -1,11 +1,12 @@
-//! Powers of two and logarithms with a known error, which WGSL does not give and the compiler for
-//! PTX takes from a library that not every machine has.
+//! Powers of two with a known error, and the log-sum-exp. Beside `gpu::math::exp` they know no
+//! numbers beyond what scores are, and take the instruction where there is one.
 
 // Coefficients of approximations are near constants, and are written as they were computed.
 #![allow(clippy::approx_constant, clippy::excessive_precision)]
 
 use super::power::power_of_two;
 use super::shape::Product;
+use crate::gpu::math::ln_of;
 use cubecl::prelude::*;
 
 /// Stands for −∞ among scores: no score is as small, and differences of it are numbers.
@@ -37,26 +38,10 @@ fn series(x: f32) -> f32 {
     select(x < SMALLEST, 0.0, f32::reinterpret(power))
 }
 
-/// log2 x for a normal x.
-#[cube]
-fn log2(x: f32, #[comptime] product: Product) -> f32 {
-    let bits = u32::reinterpret(x);
-    let exponent = f32::cast_from(i32::reinterpret(bits >> 23) - 127);
-    let fraction = f32::reinterpret((bits & 0x007f_ffff) | 0x3f80_0000);
-    let mut guess = fma(0.152_700_28f32, fraction, -1.026_804_9);
-    guess = fma(guess, fraction, 3.011_162_2);
-    guess = fma(guess, fraction, -2.136_232);
-    // The guess is within 1e-3, so three terms of the logarithm of what it misses are enough.
-    let missed = fma(fraction, exp2(-guess, product), -1.0);
-    let mut series = fma(missed, 0.333_333_34f32, -0.5);
-    series = fma(series * missed, missed, missed);
-    exponent + fma(series, std::f32::consts::LOG2_E, guess)
-}
-
 /// The log-sum-exp from the largest score as a power of two and the sum of powers relative to it.
 #[cube]
-pub(crate) fn log_sum(largest: f32, sum: f32, #[comptime] product: Product) -> f32 {
+pub(crate) fn log_sum(largest: f32, sum: f32) -> f32 {
     let seen = sum > 0.0;
-    let total = (largest + log2(select(seen, sum, 1.0), product)) * std::f32::consts::LN_2;
+    let total = fma(largest, std::f32::consts::LN_2, ln_of(select(seen, sum, 1.0)));
     f32::reinterpret(select(seen, u32::reinterpret(total), NEG_INFINITY_BITS.runtime()))
 }

@@ -85,15 +85,21 @@ impl Shape {
     }
 
     pub(crate) fn new(spec: &AttentionSpec, pass: Pass, product: Product, wide: bool) -> Shape {
+        let fitting = Shape::fitting(spec, pass, product, wide);
+        fitting.expect("invariant: `Device::refusal` was asked before anything ran")
+    }
+
+    /// With the first of the tiles whose memory a cube has.
+    pub(crate) fn fitting(
+        spec: &AttentionSpec,
+        pass: Pass,
+        product: Product,
+        wide: bool,
+    ) -> Option<Shape> {
         let shape = Shape::of(spec, product, wide);
-        let fitting = shape.tilings(pass).into_iter().find(|&(planes, strips, columns)| {
-            let tiled = Shape { planes, strips, columns, ..shape };
-            tiled.shared_bytes(pass) <= tiled.most_shared_bytes()
-        });
-        let Some((planes, strips, columns)) = fitting else {
-            panic!("no tile of heads of {} numbers fits this device", spec.head);
-        };
-        Shape { planes, strips, columns, ..shape }
+        let tiled = |(planes, strips, columns)| Shape { planes, strips, columns, ..shape };
+        let mut all = shape.tilings(pass).into_iter().map(tiled);
+        all.find(|tiled| tiled.shared_bytes(pass) <= tiled.most_shared_bytes())
     }
 
     /// Planes, strips and columns, the preferred ones first.
@@ -155,12 +161,6 @@ impl Shape {
         self.columns / TILE
     }
 
-    /// Numbers that a unit holds of what is summed for its plane's rows, over heads.
-    pub(crate) fn sums(&self) -> usize {
-        self.strips * self.head_tiles() * 4
-    }
-
-    /// The same of what is computed for its plane's rows and the columns that pass by.
     /// Columns, or numbers of a head, that one instruction for products sums over.
     fn step(&self) -> usize {
         DEPTH * per_word(self.elem)
@@ -171,6 +171,12 @@ impl Shape {
         self.strips * self.columns / self.step()
     }
 
+    /// Numbers that a unit holds of what is summed for its plane's rows, over heads.
+    pub(crate) fn sums(&self) -> usize {
+        self.strips * self.head_tiles() * 4
+    }
+
+    /// The same of what is computed for its plane's rows and the columns that pass by.
     pub(crate) fn weights(&self) -> usize {
         self.strips * self.column_tiles() * 4
     }
