@@ -116,3 +116,38 @@ fn every_command_gives_the_code_of_a_damaged_checkpoint() {
     std::fs::remove_dir_all(dir).expect("written above");
     std::fs::remove_file(text).expect("written above");
 }
+
+/// Sums in another order, as in the test of losses on the same device.
+const TOLERANCE: f64 = 2e-6;
+
+#[test]
+fn a_checkpoint_is_evaluated_and_continued_on_a_software_vulkan_as_on_a_cpu() {
+    let text = file("vulkan.txt", &"Once upon a time there was a bridge. ".repeat(4));
+    let (text_path, dir) = (text.display().to_string(), folder("vulkan"));
+    train(&["llama", "--preset", "tiny"], "1", &text, &dir);
+    let from = dir.display().to_string();
+    let both = |args: &[&str]| {
+        ["cpu", "wgpu"].map(|device| {
+            let called = mdlc(&[&args[..1], &[&from, "--device", device], &args[1..]].concat());
+            assert_eq!(called.status, 0, "{}", called.err);
+            called.out
+        })
+    };
+    let [cpu, vulkan] =
+        both(&["generate", "--prompt", "Once", "--max_tokens", "4", "--temperature", "0"]);
+    assert_eq!(cpu, vulkan);
+    let [cpu, vulkan] = both(&["eval", "--json", "--dataset", &text_path]).map(|out| {
+        let object: Value = serde_json::from_str(&out).expect("one JSON object");
+        object["loss"].as_f64().expect("a loss")
+    });
+    assert!((cpu - vulkan).abs() <= TOLERANCE * cpu, "{vulkan} for {cpu}");
+    let wide = ["train", "llama", "--preset", "tiny", "--head_dim", "192", "--device", "wgpu"];
+    let data = ["--dataset", &text_path, "--max_context_width", "16"];
+    let refused = mdlc(&[&wide[..], &data].concat());
+    assert_eq!(refused.status, 1, "{}", refused.err);
+    for part in ["E0941", "192", "160", "--device"] {
+        assert!(refused.err.contains(part), "{part}: {}", refused.err);
+    }
+    std::fs::remove_dir_all(dir).expect("written above");
+    std::fs::remove_file(text).expect("written above");
+}

@@ -4,8 +4,10 @@
 //! The reference models and the pretrained one lie beside the repository; where they are absent the
 //! tests say so.
 
+use mdl_kernels::Device;
 use mdl_train::compare::compare;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 fn beside(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
@@ -16,8 +18,8 @@ fn beside(path: &str) -> Option<PathBuf> {
     None
 }
 
-/// Every reference there is.
-fn check_all(interpreter: bool) {
+/// Every reference there is, on a device or in f64.
+fn check_all(device: Option<&Arc<Device>>) {
     let Some(all) = beside("reference") else { return };
     let mut checked = 0;
     let mut routers = 0;
@@ -26,7 +28,7 @@ fn check_all(interpreter: bool) {
         if !dir.join("answers.safetensors").exists() {
             continue;
         }
-        let result = compare(&dir, &dir.join("answers.safetensors"), interpreter);
+        let result = compare(&dir, &dir.join("answers.safetensors"), device);
         let result = result.unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         assert!(result.tensors.len() > 30, "logits, gradients, steps and final parameters");
         assert!(result.passed, "{}: {:?}", dir.display(), result.worst());
@@ -39,12 +41,12 @@ fn check_all(interpreter: bool) {
 
 #[test]
 fn references_agree_on_the_cpu() {
-    check_all(false);
+    check_all(Some(&Arc::new(Device::cpu(None))));
 }
 
 #[test]
 fn references_agree_on_the_interpreter() {
-    check_all(true);
+    check_all(None);
 }
 
 #[test]
@@ -63,7 +65,7 @@ fn a_tensor_changed_by_a_thousandth_is_caught() {
     }
     let file = std::env::temp_dir().join(format!("mdl-changed-{}.safetensors", std::process::id()));
     std::fs::write(&file, changed).expect("the temporary folder is writable");
-    let result = compare(&dir, &file, true).expect("runs");
+    let result = compare(&dir, &file, None).expect("runs");
     std::fs::remove_file(&file).expect("written above");
     assert!(!result.passed);
     assert_eq!(result.worst().map(|w| w.name.as_str()), Some(name));

@@ -3,7 +3,7 @@
 
 use crate::import::ModelTensors;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, within_device};
 use crate::runner::{Interpreter, Runner};
 use crate::weights::Weights;
 use mdl_check::entry::{AUXILIARY, EntryOptions};
@@ -93,29 +93,30 @@ fn answers(path: &Path) -> Result<Answers, ModelError> {
     })
 }
 
-/// Runs everything on the device or, with `interpreter`, in f64.
+/// Runs everything on a device or, without one, in f64.
 pub fn compare(
     checkpoint: &Path,
     reference: &Path,
-    interpreter: bool,
+    device: Option<&Arc<Device>>,
 ) -> Result<Comparison, ModelError> {
     let mut model = Model::of_checkpoint(checkpoint)?;
     let weights = Weights::open(checkpoint)?;
     let answers = answers(reference)?;
     let mut tensors = Vec::new();
-    let mut runner = open(&mut model, "logits", &Purpose::Forward, &answers, interpreter)?;
+    let mut runner = open(&mut model, "logits", &Purpose::Forward, &answers, device)?;
     load(&mut runner.1, &runner.0, &weights)?;
     runner.1.run();
     let logits = read(&runner.1, &OutputRole::Value("logits".into()))?;
     let expected = answers.weights.read_f32("logits")?;
     tensors.push(error("logits", &logits, &expected, TOLERANCE));
-    gradients(&mut model, &weights, &answers, interpreter, &mut tensors)?;
+    gradients(&mut model, &weights, &answers, device, &mut tensors)?;
     if let Some(meta) = &answers.meta {
-        steps(&mut model, &weights, &answers, meta, interpreter, &mut tensors)?;
+        steps(&mut model, &weights, &answers, meta, device, &mut tensors)?;
     }
     let passed = tensors.iter().all(|t| t.error <= t.tolerance);
-    let device = if interpreter { "interpreter" } else { "cpu" };
-    Ok(Comparison { device: device.into(), tensors, passed })
+    let name = |device: &Arc<Device>| format!("{:?}", device.class()).to_lowercase();
+    let device = device.map_or("interpreter".to_string(), name);
+    Ok(Comparison { device, tensors, passed })
 }
 
 fn open(
@@ -123,7 +124,7 @@ fn open(
     entry: &str,
     purpose: &Purpose,
     answers: &Answers,
-    interpreter: bool,
+    device: Option<&Arc<Device>>,
 ) -> Result<(Graph, Runner), ModelError> {
     let sizes = vec![("B".to_string(), answers.batch), ("T".to_string(), answers.t)];
     let trace = model.compile(
@@ -132,13 +133,15 @@ fn open(
         purpose,
     )?;
     let graph = trace.at(Stage::Placed).unwrap_or(trace.last()).clone();
-    let mut runner = if interpreter {
-        Runner::Interpreter(Box::new(Interpreter::new(graph.clone())))
-    } else {
-        let device = Arc::new(Device::cpu(None));
-        let state = state_layout(trace.last(), purpose);
-        let executable = finish(trace.last(), &state, device.target())?;
-        Runner::Machine(Box::new(Machine::new(device, executable)))
+    let mut runner = match device {
+        None => Runner::Interpreter(Box::new(Interpreter::new(graph.clone()))),
+        Some(device) => {
+            let state = state_layout(trace.last(), purpose);
+            let executable = finish(trace.last(), &state, device.target())?;
+            let needed = executable.state_bytes.max(executable.work_bytes);
+            within_device(device, &executable.specs, needed)?;
+            Runner::Machine(Box::new(Machine::new(device.clone(), executable)))
+        }
     };
     runner.write_data("tokens", &answers.ids);
     runner.write_data("targets", &answers.targets);
@@ -213,10 +216,10 @@ fn gradients(
     model: &mut Model,
     weights: &Weights,
     answers: &Answers,
-    interpreter: bool,
+    device: Option<&Arc<Device>>,
     tensors: &mut Vec<TensorError>,
 ) -> Result<(), ModelError> {
-    let (graph, mut runner) = open(model, "loss", &Purpose::Gradients, answers, interpreter)?;
+    let (graph, mut runner) = open(model, "loss", &Purpose::Gradients, answers, device)?;
     load(&mut runner, &graph, weights)?;
     runner.run();
     let loss = read(&runner, &OutputRole::Value("loss".into()))?;
@@ -239,7 +242,7 @@ fn steps(
     weights: &Weights,
     answers: &Answers,
     meta: &serde_json::Value,
-    interpreter: bool,
+    device: Option<&Arc<Device>>,
     tensors: &mut Vec<TensorError>,
 ) -> Result<(), ModelError> {
     let number = |v: &serde_json::Value, default: f64| v.as_f64().unwrap_or(default);
@@ -255,7 +258,7 @@ fn steps(
         state: Precision::F32,
     };
     let purpose = Purpose::Training(optimizer);
-    let (graph, mut runner) = open(model, "loss", &purpose, answers, interpreter)?;
+    let (graph, mut runner) = open(model, "loss", &purpose, answers, device)?;
     load(&mut runner, &graph, weights)?;
     let empty = Vec::new();
     let list = meta["steps"].as_array().unwrap_or(&empty);

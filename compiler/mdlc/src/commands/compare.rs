@@ -1,8 +1,10 @@
 //! `mdlc compare`: a checkpoint against a reference.
 
 use super::say;
+use crate::flags::device::DeviceName;
 use crate::{Failure, Outcome};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use mdl_train::compare;
 use std::path::PathBuf;
 
 #[derive(Debug, Parser)]
@@ -11,8 +13,8 @@ pub struct Args {
     checkpoint: PathBuf,
     /// Tensors input_ids, labels, logits, grad.NAME and, with meta.json beside it, after.NAME
     answers: PathBuf,
-    /// What computes: the CPU's kernels, or the reference interpreter in f64
-    #[arg(long, default_value = "cpu", value_parser = ["cpu", "interpreter"])]
+    /// What computes: the kernels of cpu, cuda or wgpu, or the reference interpreter in f64
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda", "wgpu", "interpreter"])]
     device: String,
     /// One JSON object on standard output
     #[arg(long)]
@@ -20,8 +22,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let interpreter = args.device == "interpreter";
-    let result = mdl_train::compare::compare(&args.checkpoint, &args.answers, interpreter)?;
+    let device = DeviceName::from_str(&args.device, false).ok();
+    let device = device.map(|name| name.open(None)).transpose()?;
+    let result = compare::compare(&args.checkpoint, &args.answers, device.as_ref())?;
     if args.json {
         say(&(serde_json::to_string_pretty(&result)? + "\n"));
     } else {

@@ -1,11 +1,11 @@
 //! `mdlc eval`: loss, perplexity and bits per byte of a checkpoint on a data set.
 
 use super::say;
+use crate::flags::device::DeviceName;
 use crate::{Failure, Outcome};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use mdl_check::entry::EntryOptions;
-use mdl_kernels::Device;
 use mdl_train::checkpoint;
 use mdl_train::dataset::{self, Document};
 use mdl_train::evaluation::{Evaluator, Extent, Report, Tally, evaluate};
@@ -15,7 +15,6 @@ use mdl_train::weights::Weights;
 use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 #[derive(Debug, Parser)]
 #[command(after_help = "Loss is in nats for each token, over windows that do not overlap; \
@@ -50,6 +49,9 @@ pub struct Args {
     /// End after so many predicted tokens
     #[arg(long = "max_tokens")]
     max_tokens: Option<u64>,
+    /// What computes: cpu; cuda, an NVIDIA GPU; wgpu, a GPU through Vulkan, Metal or DirectX
+    #[arg(long, value_enum, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceName,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -84,7 +86,7 @@ pub fn run(args: &Args) -> Outcome {
     let t = args.max_context_width.or(context(&dir)).unwrap_or(512);
     let options = EntryOptions { sizes: Vec::new(), documents: true, auxiliary: false };
     let sizes = (args.val_batch_size, t);
-    let device = Arc::new(Device::cpu(None));
+    let device = args.device.open(None)?;
     let mut evaluator = Evaluator::new(model, &weights, options, sizes, device);
     let extent = Extent { per_document: args.per_document, max_tokens: args.max_tokens };
     let bar = progress(args, &documents);

@@ -3,9 +3,9 @@
 mod output;
 
 use super::eval::{context, tokenizer_for};
+use crate::flags::device::DeviceName;
 use crate::{Failure, Outcome};
 use clap::Parser;
-use mdl_kernels::Device;
 use mdl_train::checkpoint;
 use mdl_train::generate::{Batch, Generator, Room, Sampling, Spent};
 use mdl_train::import;
@@ -55,6 +55,9 @@ pub struct Args {
     /// Token ids, prompt included, instead of text
     #[arg(long, conflicts_with = "json")]
     ids: bool,
+    /// What computes: cpu; cuda, an NVIDIA GPU; wgpu, a GPU through Vulkan, Metal or DirectX
+    #[arg(long, value_enum, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceName,
     /// bytes, a tokenizer.json or a directory [default: the checkpoint's]
     #[arg(long)]
     tokenizer: Option<String>,
@@ -185,7 +188,7 @@ fn open(
     let params = weights.names().filter_map(|n| weights.shape(n).ok());
     let params = params.map(|shape| shape.iter().product::<usize>() as u64).sum();
     let room = Room { batch, capacity, chunk: Room::chunk_for(params, at_once) };
-    let device = Arc::new(Device::cpu(None));
+    let device = args.device.open(None)?;
     let load = |machine: &Machine| Ok(import::load(machine, &weights, &machine.executable.params)?);
     Ok(Generator::open(model, room, device, load)?)
 }
