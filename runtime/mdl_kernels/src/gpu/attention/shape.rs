@@ -113,6 +113,7 @@ impl Shape {
             Product::Tf32 if pass == Pass::Keys && self.padded() > 64 => vec![8],
             Product::Tf32 if pass == Pass::Keys => vec![16, 8],
             Product::Tf32 => vec![32, 16, 8],
+            Product::Bf16 if pass == Pass::Keys && self.padded() > 64 => vec![16],
             Product::Bf16 => vec![large, 32, 16],
         };
         let planes = if self.product == Product::Loops { vec![2, 1] } else { vec![4, 2, 1] };
