@@ -18,10 +18,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 const TOKENS: u64 = 512;
-/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, so that
-/// one more cube fits a multiprocessor; the gradient of keys in f32 with heads of 128 has 60 beside
-/// its 255 registers. More than that is a kernel that asks for too much.
-const TRADED: u64 = 64;
+/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, at most 12
+/// so far, so that one more cube fits a multiprocessor. More is a kernel that asks for too much.
+const TRADED: u64 = 16;
 /// All presets take a quarter of an hour; where this variable is set they are walked, and otherwise
 /// the smallest and the largest of each file.
 const ALL: &str = "MDL_ALL_PRESETS";
