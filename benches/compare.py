@@ -4,6 +4,7 @@
     python3 benches/compare.py gemm --pairs 3
     python3 benches/compare.py attention --dtypes f32,bf16 --pairs 3
     python3 benches/compare.py step --presets llama_15m,llama_110m --pairs 3
+    python3 benches/compare.py build --pairs 2
     python3 benches/compare.py step --peers candle --presets llama_15m
 
 A pair is one run of `mdlc` and one of each peer, in a process of its own each; every other pair
@@ -21,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,10 +54,10 @@ def peers_of(text):
     return text.split(",")
 
 
-def called(command):
+def called(command, env=None):
     """Standard output of a child, the most that it had resident, and its seconds."""
     start = time.perf_counter()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -157,6 +159,43 @@ class Step(Suite):
         return {"tokens/s": json.loads(out)["tokens_per_s"], "peak": peak}
 
 
+class Build(Suite):
+    """Seconds until a step of Llama 2 7B can run, with nothing compiled before.
+
+    Of ours that is the whole program, which plans all 32 layers. Of the peer it is what the first
+    step takes longer than the second, of a model cut to two layers."""
+
+    def implementations(self):
+        yield "mdl, 32 layers", lambda: self.ours(32)
+        yield "mdl, 80 layers", lambda: self.ours(80)
+        yield "PyTorch compile, 2 layers", self.torch
+
+    def ours(self, layers):
+        start, cold = time.perf_counter(), {**os.environ, "MDL_KERNEL_CACHE": "off"}
+        which = ["llama", "--preset", "llama2_7b", "--num_hidden_layers", str(layers)]
+        called([self.args.mdlc, "build", *which, "--json"], env=cold)
+        return {"s": time.perf_counter() - start}
+
+    def torch(self):
+        which = ["--shape", "llama2_7b_cut", "--batch", "1", "--width", "64"]
+        counts = ["--threads", str(self.args.threads), "--warmup", "1", "--steps", "1"]
+        with tempfile.TemporaryDirectory() as empty:
+            cold = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
+            command = [self.args.python, PEERS / "llama_step.py", *which, *counts]
+            out, _ = called([*command, "--variant", "compile"], env=cold)
+        row = json.loads(out)
+        return {"s": row["first_step_s"] - row["step_ms"] / 1e3}
+
+
+def build_table(found):
+    out = ["| implementation | seconds | as long as the first |", "|---|---|---|"]
+    first = found[next(iter(found))]
+    for name, results in found.items():
+        ratio = statistics.median(b["s"] / a["s"] for a, b in zip(first, results))
+        out.append(f"| {name} | {median_of(found, name, 's'):.2f} | {ratio:.2f} |")
+    return out
+
+
 def measured(suite, pairs):
     """For each implementation its results of all pairs."""
     implementations = list(suite.implementations())
@@ -248,7 +287,7 @@ def machine(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=["gemm", "attention", "step"])
+    parser.add_argument("suite", choices=["gemm", "attention", "step", "build"])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--runs", type=int, default=10, help="timed runs of a process")
     parser.add_argument("--threads", type=int, default=2)
@@ -261,7 +300,10 @@ def main():
     args = parser.parse_args()
 
     before, lines, raw, tables = os.getloadavg()[0], [], {}, []
-    for dtype in args.dtypes.split(","):
+    if args.suite == "build":
+        raw["build"] = measured(Build(args, "f32"), args.pairs)
+        lines, args.dtypes = build_table(raw["build"]), ""
+    for dtype in filter(None, args.dtypes.split(",")):
         if args.suite == "step":
             for preset in args.presets.split(","):
                 suite = Step(args, dtype, preset)
