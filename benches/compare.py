@@ -5,7 +5,7 @@
     python3 benches/compare.py attention --dtypes f32,bf16 --pairs 3
     python3 benches/compare.py step --presets llama_15m,llama_110m --pairs 3
     python3 benches/compare.py build --pairs 2
-    python3 benches/compare.py step --peers candle --presets llama_15m
+    python3 benches/compare.py step --peers candle,burn --presets llama_15m
 
 A pair is one run of `mdlc` and one of each peer, in a process of its own each; every other pair
 goes the other way round. A figure is the median of the ratios within pairs. Prints a table in
@@ -35,6 +35,7 @@ FRAMEWORK = [("gemm", "f32"), ("gemm", "bf16"), ("attention", "f32"), ("step", "
 BUILT = {
     "gemm": ("gemm", [("gemm", "f32")]),
     "candle": ("candle-core", FRAMEWORK),
+    "burn": ("burn", FRAMEWORK),
 }
 
 
@@ -293,7 +294,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", default="f32", help="f32, bf16 or f32,bf16")
     parser.add_argument("--presets", default=",".join(STEPS), help="models of `step`")
-    parser.add_argument("--peers", default="torch", type=peers_of, help="torch,gemm,candle")
+    parser.add_argument("--peers", default="torch", type=peers_of, help="torch,gemm,candle,burn")
     parser.add_argument("--mdlc", default=ROOT / "target/release/mdlc")
     parser.add_argument("--python", default=os.environ.get("PYTHON", sys.executable))
     parser.add_argument("--raw", type=Path, help="a file for every result, as JSON")
