@@ -10,8 +10,8 @@ const FORWARD_TOLERANCE: f64 = 1e-6;
 
 /// What tensor cores add. They take bf16 weights for bf16 values, each rounded by up to 2⁻⁹ of
 /// itself. In f32 they cut off where they add, by up to 2⁻²³ of the sum in each of three products
-/// of eight steps: over the head for a score, and for a result over the keys that pass by at a time,
-/// 64 at most. What the tiles of keys give is added by units, which round.
+/// of eight steps: over the head for a score, and for a result over the keys that pass by at a
+/// time, 64 at most. What the tiles of keys give is added by units, which round.
 pub(crate) fn narrowing(class: Class, spec: &AttentionSpec) -> f64 {
     let steps = spec.head.div_ceil(8) + spec.s.max(spec.t).min(64).div_ceil(8);
     match (class, spec.elem) {
