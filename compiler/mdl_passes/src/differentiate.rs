@@ -11,7 +11,7 @@
 //! of the forward graph are those of its gradients.
 
 use crate::adjoint::{Primal, accumulated, adjoint, rounded, typed};
-use crate::prologue::prologues;
+use crate::prologue::{is_stored, prologues};
 use mdl_ir::build::{Builder, remove_dead};
 use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Class, Kernel, Op};
@@ -358,13 +358,7 @@ fn stored_anyway(body: &Body) -> HashSet<ValueId> {
         if node.op.class() == Class::Kernel {
             stored.extend(node.args.iter().filter(|a| !prepared.contains(a)));
         }
-        if node.op == Op::Cast(DType::Bf16) && !prepared.contains(&node.results[0]) {
-            stored.extend(&node.results);
-        }
-        let ends = |a: &ValueId| {
-            producers[a.index()].is_some_and(|n| matches!(body.nodes[n].op, Op::Contract { .. }))
-        };
-        if matches!(node.op, Op::Binary(Binary::Add)) && node.args.iter().any(ends) {
+        if is_stored(body, &producers, node) && !prepared.contains(&node.results[0]) {
             stored.extend(&node.results);
         }
     }

@@ -1,7 +1,7 @@
 //! Which nodes go into one kernel: the grouping that `fuse` writes down.
 
 use crate::fuse::Unit;
-use crate::layout::collapsed;
+use crate::layout::has_one_stride;
 use crate::prologue::{Prepared, prologues};
 use mdl_ir::build::axis_names;
 use mdl_ir::graph::{Body, ValueId};
@@ -452,12 +452,5 @@ fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[String],
 
 fn one_stride(body: &Body, group: &[usize], along: &[&[Axis]], i: usize) -> bool {
     let made = |id: &ValueId| group.iter().any(|n| body.nodes[*n].results.contains(id));
-    body.nodes[i].args.iter().filter(|a| !made(a)).all(|a| {
-        let (ty, own) = (body.ty(*a), body.ty(*a).strides());
-        let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
-        along.iter().all(|axes| {
-            let strides: Vec<u64> = axes.iter().map(stride).collect();
-            collapsed(axes, &strides).is_some()
-        })
-    })
+    body.nodes[i].args.iter().filter(|a| !made(a)).all(|a| has_one_stride(body.ty(*a), along))
 }

@@ -128,6 +128,16 @@ fn inner_strides(axes: &[Axis], innermost: u64) -> Vec<u64> {
     strides
 }
 
+/// Has a dense value of this type one stride along each of these groups of axes?
+pub fn has_one_stride(ty: &Type, groups: &[&[Axis]]) -> bool {
+    let own = ty.strides();
+    let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
+    groups.iter().all(|axes| {
+        let strides: Vec<u64> = axes.iter().map(stride).collect();
+        collapsed(axes, &strides).is_some()
+    })
+}
+
 /// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with
 /// 0.
 pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {

@@ -7,7 +7,7 @@
 //! products from one value of its own size, which is in memory for others too, and from smaller
 //! ones that lie along its rows and columns.
 
-use crate::layout::collapsed;
+use crate::layout::has_one_stride;
 use mdl_ir::build::{Builder, remove_dead};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::op::{Binary, Class, Op};
@@ -72,10 +72,10 @@ impl Finder<'_> {
         let stored = given
             || self.body.outputs.contains(&whole)
             || self.users[whole.index()].iter().any(outside) && !self.is_elementwise(whole)
-            || self.ends_in_memory(whole);
+            || self.is_stored(whole);
         let (k, rows): (Vec<Axis>, Vec<Axis>) =
             ty.axes.iter().cloned().partition(|a| summed.contains(&a.name));
-        let along = |v: &ValueId| lies_along(self.body, *v, &[&rows, &k]);
+        let along = |v: &ValueId| has_one_stride(self.body.ty(*v), &[&rows, &k]);
         let fits = stored
             && self.body.ty(whole).dtype == ty.dtype
             && made.nodes.len() <= MOST_OPERATIONS
@@ -95,16 +95,8 @@ impl Finder<'_> {
         self.producer(value).is_some_and(|n| n.op.class() == Class::Elementwise)
     }
 
-    /// What is elementwise and stored all the same: a sum that ends a contraction, or what is
-    /// rounded.
-    fn ends_in_memory(&self, value: ValueId) -> bool {
-        let contraction =
-            |a: &ValueId| self.producer(*a).is_some_and(|n| matches!(n.op, Op::Contract { .. }));
-        self.producer(value).is_some_and(|n| match n.op {
-            Op::Cast(DType::Bf16) => true,
-            Op::Binary(Binary::Add) => n.args.iter().any(contraction),
-            _ => false,
-        })
+    fn is_stored(&self, value: ValueId) -> bool {
+        self.producer(value).is_some_and(|n| is_stored(self.body, &self.producers, n))
     }
 
     /// Collects what makes a value of the operand's size, down to what is in memory; None where
@@ -120,12 +112,13 @@ impl Finder<'_> {
             return smaller.then_some(());
         }
         let node = self.producers[value.index()].filter(|_| self.is_elementwise(value));
-        match node.filter(|_| top || !self.ends_in_memory(value)) {
+        match node.filter(|_| top || !self.is_stored(value)) {
             Some(n) => {
                 let node = &self.body.nodes[n];
                 let cheap = matches!(
                     node.op,
-                    Op::Binary(Binary::Add | Binary::Sub | Binary::Mul) | Op::Cast(_)
+                    Op::Binary(Binary::Add | Binary::Sub | Binary::Mul)
+                        | Op::Cast(DType::F32 | DType::Bf16)
                 );
                 made.nodes.push(n);
                 node.args.iter().filter(|_| cheap).try_for_each(|a| self.gather(*a, made))?;
@@ -139,14 +132,17 @@ impl Finder<'_> {
     }
 }
 
-/// Has a dense value one stride along each of these groups of axes?
-fn lies_along(body: &Body, value: ValueId, groups: &[&[Axis]]) -> bool {
-    let (ty, own) = (body.ty(value), body.ty(value).strides());
-    groups.iter().all(|axes| {
-        let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
-        let strides: Vec<u64> = axes.iter().map(stride).collect();
-        collapsed(axes, &strides).is_some()
-    })
+/// Is the result of this elementwise node in memory all the same? Sums that end a contraction are,
+/// and what is rounded, since that is done for memory.
+pub fn is_stored(body: &Body, producers: &[Option<usize>], node: &Node) -> bool {
+    let made = |a: &ValueId| producers[a.index()].map(|n| &body.nodes[n].op);
+    match node.op {
+        Op::Cast(DType::Bf16) => true,
+        Op::Binary(Binary::Add) => {
+            node.args.iter().any(|a| matches!(made(a), Some(Op::Contract { .. })))
+        }
+        _ => false,
+    }
 }
 
 /// Gives each contraction the nodes of its prologue for itself, right before it.
@@ -170,17 +166,14 @@ pub fn own_operands(body: &Body) -> Result<Body, String> {
             continue;
         };
         let mut own = map.clone();
-        for n in &prepared.nodes {
+        for n in prepared.nodes.iter().chain([&i]) {
             let node = &body.nodes[*n];
             let args = node.args.iter().map(|a| own[a]).collect();
             let value = &body.values[node.results[0].index()];
             let result = vec![(value.name.clone(), value.ty.clone())];
             own.insert(node.results[0], b.node(node.op.clone(), args, result, node.span)[0]);
         }
-        let args = node.args.iter().map(|a| own[a]).collect();
-        let value = &body.values[node.results[0].index()];
-        let result = vec![(value.name.clone(), value.ty.clone())];
-        map.insert(node.results[0], b.node(node.op.clone(), args, result, node.span)[0]);
+        map.insert(node.results[0], own[&node.results[0]]);
     }
     let mut body = b.finish(body.outputs.iter().map(|o| map[o]).collect());
     remove_dead(&mut body);

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 
 /// No runtime of CubeCL's numbers its devices like this.
 const TYPE: u16 = 0x4d43;
-/// Every one is a device of its own.
+/// Every one with memory is a device of its own.
 static SERVERS: AtomicU16 = AtomicU16::new(0);
 /// That of CubeCL's allocations, in bytes. A kernel is compiled for the least of its buffers'.
 const ALIGNMENT: u32 = 64;
