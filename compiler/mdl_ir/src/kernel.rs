@@ -201,6 +201,13 @@ pub struct Dim {
 /// one per output; without an epilogue there is one output, the sum. Outputs are dense [batch·m,
 /// n].
 ///
+/// With `rotary`, n is heads of so many columns, an even number, and the epilogue runs once for
+/// each element of the first half of a head and its counterpart in the second: their sums are
+/// registers 0 and 1. `Load(2·i + h)` reads input i beside half h, `Store(2·i + h)` writes that
+/// half of output i, and the views of the inputs have a stride for each dim of m, one from head to
+/// head, and one from element to element. There is then no batch, no prologue on b, and more than
+/// `ContractBlocks::SKINNY_ROWS` rows.
+///
 /// An epilogue's input may be the memory of an output, read where it is then stored: that is how a
 /// product is added to bf16. `ContractAdd` adds to f32 alone.
 ///
@@ -215,6 +222,7 @@ pub struct ContractSpec {
     pub n: Vec<Dim>,
     pub k: Vec<Dim>,
     pub prologue: Option<Prologue>,
+    pub rotary: Option<u32>,
     pub epilogue_inputs: Vec<View>,
     pub epilogue: Vec<Instr>,
 }
@@ -240,6 +248,17 @@ pub enum Operand {
 impl ContractSpec {
     pub fn prologue_inputs(&self) -> &[View] {
         self.prologue.as_ref().map_or(&[], |prologue| &prologue.inputs)
+    }
+
+    /// The dims of n in an order in which runs of `run` columns of the first and of the second half
+    /// of a head take turns, so that both sums of a pair are in one tile.
+    pub fn columns_in_runs(&self, run: u32) -> Vec<Dim> {
+        let Some(head) = self.rotary else { return self.n.clone() };
+        let (last, outer) = self.n.split_last().expect("invariant: pairs are of a head");
+        assert!(last.size == head && (head / 2).is_multiple_of(run), "runs fill a half");
+        let dim = |size, steps| Dim { size, stride: last.stride * steps, stride_b: 0 };
+        let head = [dim(head / 2 / run, run), dim(2, head / 2), dim(run, 1)];
+        [outer, &head].concat()
     }
 
     /// The output is the sum in f32, so partial sums may wait there.
@@ -411,7 +430,8 @@ impl ContractBlocks {
     /// Common multiples of the widths and heights that tiles have.
     const TILE_COLUMNS: u64 = 192;
     const TILE_ROWS: u64 = 48;
-    const SKINNY_ROWS: u64 = 8;
+    /// Up to so many rows a contraction is skinny.
+    pub const SKINNY_ROWS: u64 = 8;
     /// Elements at the start of the workspace for the counters by which units take work.
     pub const COUNTERS: u64 = 64;
 
@@ -580,6 +600,7 @@ impl LinearCrossEntropySpec {
             n: vec![n],
             k: vec![k],
             prologue: None,
+            rotary: None,
             epilogue_inputs: vec![],
             epilogue: vec![],
         };

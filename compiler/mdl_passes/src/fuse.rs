@@ -4,7 +4,8 @@
 //! are walked). Values of the whole space and of its rows live in registers; only what leaves the
 //! region is stored. A contraction takes elementwise work on its result as an epilogue: where its
 //! result has that one use, and where a whole elementwise region is the only reader of the result.
-//! What it does to an operand on its way in is its prologue.
+//! What it does to an operand on its way in is its prologue, and a rotation of its result is an
+//! epilogue on pairs of sums.
 //! Sums over outer axes walk columns; they compute their elementwise input again instead of storing
 //! it.
 //!
@@ -111,7 +112,10 @@ fn emit_group(
     }
     let results = out.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
     let call = Op::Call {
-        kernel: if group.kind == Kind::Contraction { Kernel::Contraction } else { Kernel::Region },
+        kernel: match group.kind {
+            Kind::Contraction | Kind::Rotary => Kernel::Contraction,
+            Kind::Elementwise | Kind::Rows | Kind::Columns => Kernel::Region,
+        },
         axes: group.walked.clone(),
         body: Box::new(inner.finish(out.iter().map(|r| inside[r]).collect())),
     };
@@ -129,7 +133,7 @@ fn emit_group(
 fn made_inside(source: &Op, group: &Group) -> bool {
     match source {
         Op::Position(axis) => match group.kind {
-            Kind::Contraction => false,
+            Kind::Contraction | Kind::Rotary => false,
             Kind::Rows => group.walked.len() < 2 || !group.walked.contains(&axis.name),
             Kind::Elementwise | Kind::Columns => true,
         },

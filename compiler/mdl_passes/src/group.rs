@@ -3,6 +3,7 @@
 use crate::fuse::Unit;
 use crate::layout::has_one_stride;
 use crate::prologue::{Prepared, prologues};
+use crate::rotation::rotations;
 use mdl_ir::build::axis_names;
 use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Class, Op};
@@ -19,6 +20,8 @@ pub enum Kind {
     Columns,
     /// A contraction with its prologue and epilogue.
     Contraction,
+    /// A contraction with its prologue, whose epilogue turns pairs of its sums and nothing else.
+    Rotary,
 }
 
 #[derive(Clone, Debug)]
@@ -45,22 +48,30 @@ pub struct Groups {
     groups: Vec<Option<Group>>,
     /// Group of each node.
     of: Vec<Option<usize>>,
-    /// Nodes of prologues, which no other rule looks at.
-    before: HashSet<usize>,
+    /// Nodes of prologues and rotations, which no other rule looks at.
+    taken: HashSet<usize>,
 }
 
 impl Groups {
     pub fn of(body: &Body) -> Groups {
         let n = body.nodes.len();
         let prologues = prologues(body);
-        let before = prologues.values().flat_map(|p| &p.nodes).copied().collect();
-        let mut groups = Groups { groups: Vec::new(), of: vec![None; n], before };
+        let mut rotations = rotations(body);
+        // What turns pairs of columns takes the second operand as it is.
+        let as_it_is = |i: &usize, p: &Prepared| p.operand != body.nodes[*i].args[1];
+        rotations.retain(|i, _| prologues.get(i).is_none_or(|p| as_it_is(i, p)));
+        let before = prologues.values().flat_map(|p| &p.nodes);
+        let taken = before.chain(rotations.values().flatten()).copied().collect();
+        let mut groups = Groups { groups: Vec::new(), of: vec![None; n], taken };
         let users = body.users();
-        for i in (0..n).filter(|i| !groups.before.contains(i)).collect::<Vec<usize>>() {
+        for i in (0..n).filter(|i| !groups.taken.contains(i)).collect::<Vec<usize>>() {
             match &body.nodes[i].op {
                 Op::Contract { .. } => {
-                    groups.start(body, i, Kind::Contraction, Vec::new());
-                    groups.prepare(prologues.get(&i));
+                    let after = rotations.get(&i);
+                    let kind = if after.is_some() { Kind::Rotary } else { Kind::Contraction };
+                    groups.start(body, i, kind, Vec::new());
+                    let before = prologues.get(&i).map(|p| &p.nodes);
+                    groups.surround(before.into_iter().chain(after).flatten());
                 }
                 Op::Reduce { axes, .. } => groups.reduction(body, i, axes),
                 op if op.class() == Class::Elementwise => groups.elementwise(body, &users, i),
@@ -79,10 +90,10 @@ impl Groups {
         self.groups.push(Some(Group { kind, space, walked, nodes: vec![i] }));
     }
 
-    /// The nodes of a prologue go into the group that was started last.
-    fn prepare(&mut self, prologue: Option<&Prepared>) {
+    /// These nodes go into the group that was started last.
+    fn surround<'n>(&mut self, nodes: impl Iterator<Item = &'n usize>) {
         let g = self.groups.len() - 1;
-        for n in prologue.iter().flat_map(|p| &p.nodes) {
+        for n in nodes {
             self.of[*n] = Some(g);
             self.groups[g].as_mut().expect("started last").nodes.push(*n);
         }
@@ -117,7 +128,7 @@ impl Groups {
             let fits = match group.kind {
                 Kind::Elementwise => group.space == ty.axes && self.rows_allow(body, g, &tail),
                 Kind::Rows => group.space == ty.axes && group.walked == tail,
-                Kind::Columns | Kind::Contraction => false,
+                Kind::Columns | Kind::Contraction | Kind::Rotary => false,
             };
             if fits && self.can_join(body, i, g) {
                 let group = self.groups[g].as_mut().expect("a live group");
@@ -245,6 +256,7 @@ impl Groups {
                         of_group && users[a.index()] == [i]
                     })
             }
+            Kind::Rotary => false,
             Kind::Rows => {
                 (ty.axes == group.space || ty.axes == group.row())
                     && walks_as_one(body, &group.nodes, &group.space, &group.walked, i)
@@ -301,7 +313,7 @@ impl Groups {
         let (a, b) = (self.group(into), self.group(g));
         let plain = |k: Kind| k == Kind::Elementwise;
         let kind = match (a.kind, b.kind) {
-            (x, y) if x == y && x != Kind::Contraction && x != Kind::Columns => x,
+            (x, y) if x == y && matches!(x, Kind::Elementwise | Kind::Rows) => x,
             (Kind::Contraction, y) | (y, Kind::Contraction) if plain(y) => Kind::Contraction,
             (Kind::Rows, y) | (y, Kind::Rows) if plain(y) => Kind::Rows,
             _ => return false,
@@ -321,9 +333,9 @@ impl Groups {
         let along = |n: &usize| match kind {
             Kind::Contraction => lies_along(body, &nodes, *n),
             Kind::Rows => walks_as_one(body, &nodes, &merged.space, &merged.walked, *n),
-            Kind::Elementwise | Kind::Columns => true,
+            Kind::Elementwise | Kind::Columns | Kind::Rotary => true,
         };
-        let fits = |n: &usize| self.before.contains(n) || level(n) && along(n);
+        let fits = |n: &usize| self.taken.contains(n) || level(n) && along(n);
         if !nodes.iter().all(fits) || self.would_cycle(body, &nodes, &[into, g]) {
             return false;
         }

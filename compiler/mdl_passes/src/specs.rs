@@ -4,6 +4,7 @@
 use crate::layout::{Loc, collapsed};
 use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
+use crate::specs_rotary::{RotaryWriter, head};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{
     AttentionSpec, ContractSpec, Dim, Instr, InstrOp, LinearCrossEntropySpec, Operand, Prologue,
@@ -63,6 +64,7 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         m: group(m),
         k: group(k),
         prologue,
+        rotary: head(body, &after),
         epilogue_inputs: Vec::new(),
         epilogue: Vec::new(),
         a: elem(ta.dtype),
@@ -71,9 +73,13 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     };
     // A sum that is only rounded is rounded by being stored.
     let bare = after.iter().all(|n| same_value(body, n));
-    if !bare || body.outputs.len() > 1 {
-        let split = result.axes.iter().take_while(|a| ta.has(&a.name)).count();
-        let of = [result.axes[..split].to_vec(), result.axes[split..].to_vec()];
+    let split = result.axes.iter().take_while(|a| ta.has(&a.name)).count();
+    let of = [result.axes[..split].to_vec(), result.axes[split..].to_vec()];
+    if spec.rotary.is_some() {
+        let mut w = RotaryWriter::new(body, locs, &mut order, node.results[0], of);
+        w.write(&after)?;
+        (spec.epilogue_inputs, spec.epilogue) = (w.inputs, w.code);
+    } else if !bare || body.outputs.len() > 1 {
         let mut w = ProgramWriter { body, locs, order: &mut order, inputs: vec![], code: vec![] };
         let regs = w.write(node.results[0], &after, &of)?;
         let stores = body.outputs.iter().enumerate();

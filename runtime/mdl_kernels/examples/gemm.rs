@@ -44,6 +44,7 @@ fn spec(m: u32, n: u32, k: u32, form: &str) -> ContractSpec {
         n: vec![dim(n, bn, 0)],
         k: vec![dim(k, ak, bk)],
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }

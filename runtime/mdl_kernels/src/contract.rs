@@ -403,7 +403,7 @@ fn launch_plan(device: &Device, plan: Plan, args: &[Slice]) {
     if plan.rows * plan.columns * plan.batches == 0 {
         return;
     }
-    let (prologues, epilogues) = (plan.prologue_inputs(), plan.epilogue_views.len());
+    let (prologues, epilogues) = (plan.prologue_inputs(), plan.epilogue_inputs());
     assert!(args.len() >= 4 + prologues + epilogues, "one slice per buffer of the spec");
     let buffers = |slices: &[Slice]| -> SequenceArg<Box<[f32]>> {
         slices.iter().map(|slice| device.buffer(slice)).collect()

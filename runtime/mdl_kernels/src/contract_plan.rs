@@ -2,6 +2,7 @@
 //!
 //! All of it is comptime, so each distinct plan is one compiled kernel.
 
+use crate::contract_rotary::Rotary;
 use crate::device::Device;
 use crate::products::Products;
 use crate::program::Program;
@@ -133,6 +134,8 @@ pub(crate) struct Plan {
     pub prologue: Option<Preparation>,
     pub epilogue: Program,
     pub epilogue_views: Vec<View2>,
+    /// Columns come in pairs; then `n` is in the order of the tiles.
+    pub rotary: Option<Rotary>,
 }
 
 impl Plan {
@@ -151,9 +154,11 @@ impl Plan {
     fn with(spec: &ContractSpec, device: &Device, products: Products) -> Plan {
         let units = device.units() as usize;
         let blocks = ContractBlocks::of(spec, device.units());
-        let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
         let width = device.vector_width();
         let (tile_rows, tile_vectors) = tile_shape(device, products);
+        let rotary = Rotary::of(spec, tile_vectors * width);
+        let n = spec.columns_in_runs(rotary.as_ref().map_or(1, |rotary| rotary.run as u32));
+        let (m, n, k) = (merge(&spec.m, false), merge(&n, false), merge(&spec.k, true));
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
         let fit = Fit::of(&blocks, spec, products, units, tile_rows);
@@ -188,7 +193,8 @@ impl Plan {
             packed_b_elements: fit.packed_b,
             prologue: Preparation::of(spec),
             epilogue: Program(epilogue),
-            epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
+            epilogue_views: epilogue_views(spec),
+            rotary,
             batch,
             m,
             n,
@@ -202,6 +208,10 @@ impl Plan {
             piece_panels,
             column_pieces,
         }
+    }
+
+    pub(crate) fn epilogue_inputs(&self) -> usize {
+        self.epilogue_views.len() + self.rotary.as_ref().map_or(0, |rotary| rotary.views.len())
     }
 
     pub(crate) fn prologue_inputs(&self) -> usize {
@@ -230,7 +240,9 @@ impl Plan {
     pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
         let before = self.prologue.iter().flat_map(|prologue| &prologue.views);
         let views = before.chain(&self.epilogue_views).map(|view| view.elem);
-        [self.a, self.b].into_iter().chain(self.outputs.iter().copied()).chain(views)
+        let beside = self.rotary.iter().flat_map(|rotary| &rotary.views).map(|view| view.elem);
+        let operands = [self.a, self.b].into_iter().chain(self.outputs.iter().copied());
+        operands.chain(views).chain(beside)
     }
 
     /// Whether any tile is this many vectors wide; code is only emitted for those that occur.
@@ -255,6 +267,12 @@ impl Plan {
         };
         self.direct && even && self.columns.is_multiple_of(width)
     }
+}
+
+/// Views of the rows and columns that an epilogue runs on one by one.
+pub(crate) fn epilogue_views(spec: &ContractSpec) -> Vec<View2> {
+    let views = spec.epilogue_inputs.iter().filter(|_| spec.rotary.is_none());
+    views.map(View2::of).collect()
 }
 
 /// The blocks that products work in, within the workspace that is reserved for blocks of f32.

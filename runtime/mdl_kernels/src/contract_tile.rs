@@ -5,6 +5,7 @@
 
 use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
+use crate::contract_rotary::finish_rotary;
 use crate::pairs::{dot, narrow};
 use crate::products::Products;
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
@@ -173,6 +174,30 @@ pub(crate) struct Finish {
 /// epilogue on complete ones.
 #[cube]
 pub(crate) fn finish_tile<N: Size>(
+    workspace: &mut [f32],
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    at: &Finish,
+    #[comptime] width: usize,
+    #[comptime] plan: Plan,
+) {
+    let rotary = comptime!(plan.rotary.clone());
+    #[comptime]
+    match rotary {
+        None => finish_alone::<N>(workspace, inputs, outputs, at, width, plan),
+        Some(rotary) => {
+            if comptime!(rotary.run == 8) {
+                finish_rotary::<Const<8>>(workspace, inputs, outputs, at, width, rotary, plan);
+            } else {
+                finish_rotary::<Const<1>>(workspace, inputs, outputs, at, width, rotary, plan);
+            }
+        }
+    }
+}
+
+/// Each column for itself.
+#[cube]
+fn finish_alone<N: Size>(
     workspace: &mut [f32],
     inputs: &Sequence<Box<[f32]>>,
     outputs: &mut Sequence<Box<[f32]>>,

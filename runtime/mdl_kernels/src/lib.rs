@@ -20,6 +20,7 @@ mod contract;
 mod contract_pack;
 mod contract_pairs;
 mod contract_plan;
+mod contract_rotary;
 mod contract_skinny;
 mod contract_tile;
 mod device;

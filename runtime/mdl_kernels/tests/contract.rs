@@ -115,6 +115,7 @@ fn plain(batch: Vec<Dim>, m: Vec<Dim>, n: Vec<Dim>, k: Vec<Dim>) -> ContractSpec
         n,
         k,
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }
@@ -136,14 +137,14 @@ fn view_at(view: &View, data: &[f32], row: usize, column: usize) -> f64 {
     }
 }
 
-/// Runs a program in f64; returns the registers and the stores.
+/// Runs a program on the first registers in f64; returns the registers and the stores.
 fn run(
     program: &[Instr],
-    value: f64,
+    values: &[f64],
     load: impl Fn(usize) -> f64,
 ) -> (Vec<f64>, Vec<(usize, f64)>) {
     let mut registers = vec![0.0; 32];
-    registers[0] = value;
+    registers[..values.len()].copy_from_slice(values);
     let mut stores = Vec::new();
     for i in program {
         let (a, b) = (registers[i.a as usize], registers[i.b as usize]);
@@ -205,8 +206,9 @@ fn prepared_rows(spec: &ContractSpec) -> usize {
 
 fn operands(spec: &ContractSpec) -> Operands {
     let rows = size(&spec.batch) * size(&spec.m);
-    let input = |view: &View, rows: usize, columns: usize, seed: u32| -> Vec<f32> {
-        let last = (rows - 1) * view.strides[0] as usize + (columns - 1) * view.strides[1] as usize;
+    let input = |view: &View, sizes: &[usize], seed: u32| -> Vec<f32> {
+        let walk = |(stride, size): (&u32, &usize)| *stride as usize * (size - 1);
+        let last: usize = view.strides.iter().zip(sizes).map(walk).sum();
         let data = numbers(view.offset as usize + last + 1, seed);
         let integer = |x: &f32| f32::from_bits((x * 9.0) as i32 as u32);
         match view.elem {
@@ -214,16 +216,21 @@ fn operands(spec: &ContractSpec) -> Operands {
             Elem::I32 => data.iter().map(integer).collect(),
         }
     };
-    let inputs = |views: &[View], rows: usize, columns: usize, seed: u32| {
-        views.iter().zip(seed..).map(|(view, seed)| input(view, rows, columns, seed)).collect()
+    let inputs = |views: &[View], sizes: &[usize], seed: u32| {
+        views.iter().zip(seed..).map(|(view, seed)| input(view, sizes, seed)).collect()
+    };
+    let n = size(&spec.n);
+    let beside = match spec.rotary.map(|head| head as usize) {
+        None => vec![rows, n],
+        Some(head) => spec.m.iter().map(|dim| dim.size as usize).chain([n / head, head]).collect(),
     };
     let a = extent(&[(&spec.batch, false), (&spec.m, false), (&spec.k, false)]);
     let b = extent(&[(&spec.batch, true), (&spec.n, false), (&spec.k, true)]);
     Operands {
         a: nearest(spec.a, numbers(a, 1)),
         b: nearest(spec.b, numbers(b, 2)),
-        prologues: inputs(spec.prologue_inputs(), prepared_rows(spec), size(&spec.k), 10),
-        epilogues: inputs(&spec.epilogue_inputs, rows, size(&spec.n), 20),
+        prologues: inputs(spec.prologue_inputs(), &[prepared_rows(spec), size(&spec.k)], 10),
+        epilogues: inputs(&spec.epilogue_inputs, &beside, 20),
     }
 }
 
@@ -275,7 +282,7 @@ fn compare_row(
     let of_a = |p: usize| operands.a[a0 + offset(&spec.k, p, false)];
     let a_row: Vec<f64> = (0..k).map(|p| prepare(Operand::A, i, p, of_a(p))).collect();
     let b_offsets: Vec<usize> = (0..k).map(|p| b0 + offset(&spec.k, p, true)).collect();
-    for j in 0..n {
+    let sums = (0..n).map(|j| {
         let (mut sum, mut scale) = (0.0, 0.0);
         let from = offset(&spec.n, j, false);
         for (p, (a, at)) in a_row.iter().zip(&b_offsets).enumerate() {
@@ -283,23 +290,63 @@ fn compare_row(
             sum += product;
             scale += product.abs();
         }
-        let load = |v: usize| view_at(&spec.epilogue_inputs[v], &operands.epilogues[v], row, j);
-        let (_, mut stores) = run(&spec.epilogue, sum, load);
-        if spec.epilogue.is_empty() {
-            stores.push((0, sum));
-        }
-        for (output, want) in stores {
-            let value = f64::from(got[output][row * n + j]);
-            // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
-            let arithmetic = tolerance_of(device, k) * (scale + want.abs() + 1.0);
-            let flushed = 2.0 * k as f64 * FLUSHED;
-            let bound = arithmetic + flushed + storing_error(spec.outputs[output], want);
-            assert!(
-                (value - want).abs() <= bound,
-                "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
-            );
+        (sum, scale)
+    });
+    for [output, j, want, scale] in finished(spec, operands, row, &sums.collect::<Vec<_>>()) {
+        let (output, j) = (output as usize, j as usize);
+        let value = f64::from(got[output][row * n + j]);
+        // Epilogues add and scale by numbers up to 1, so errors of that size add to the sum's.
+        let arithmetic = tolerance_of(device, k) * (scale + want.abs() + 1.0);
+        let flushed = 2.0 * k as f64 * FLUSHED;
+        let bound = arithmetic + flushed + storing_error(spec.outputs[output], want);
+        assert!(
+            (value - want).abs() <= bound,
+            "output {output} at {row}, {j}: {value} for {want}, {spec:?}"
+        );
+    }
+}
+
+/// What the epilogue makes of a row's sums, which are given with those of magnitudes: output,
+/// column, value, and the magnitudes behind it.
+fn finished(
+    spec: &ContractSpec,
+    operands: &Operands,
+    row: usize,
+    sums: &[(f64, f64)],
+) -> Vec<[f64; 4]> {
+    let head = spec.rotary.unwrap_or(2) as usize;
+    let mut made = Vec::new();
+    for (j, &(sum, scale)) in sums.iter().enumerate() {
+        if spec.rotary.is_none() {
+            let load = |v: usize| view_at(&spec.epilogue_inputs[v], &operands.epilogues[v], row, j);
+            let (_, mut stores) = run(&spec.epilogue, &[sum], load);
+            if spec.epilogue.is_empty() {
+                stores.push((0, sum));
+            }
+            made.extend(stores.into_iter().map(|(o, want)| [o as f64, j as f64, want, scale]));
+        } else if j % head < head / 2 {
+            let (second, other) = sums[j + head / 2];
+            let load = |v: usize| beside_pair(spec, operands, v, row, j);
+            let (_, stores) = run(&spec.epilogue, &[sum, second], load);
+            made.extend(stores.into_iter().map(|(o, want)| {
+                let column = j + o % 2 * (head / 2);
+                [(o / 2) as f64, column as f64, want, scale + other]
+            }));
         }
     }
+    made
+}
+
+/// Load `v` of a rotary epilogue at the pair whose first column is `j`.
+fn beside_pair(spec: &ContractSpec, operands: &Operands, v: usize, row: usize, j: usize) -> f64 {
+    let (view, data) = (&spec.epilogue_inputs[v / 2], &operands.epilogues[v / 2]);
+    let head = spec.rotary.expect("pairs") as usize;
+    let [rows @ .., of_head, lane] = &view.strides[..] else { panic!("a stride for each") };
+    let dims: Vec<Dim> =
+        spec.m.iter().zip(rows).map(|(dim, s)| Dim { stride: *s, ..*dim }).collect();
+    let lanes = j % head + v % 2 * (head / 2);
+    let at = offset(&dims, row, false) + j / head * *of_head as usize + lanes * *lane as usize;
+    f64::from(data[view.offset as usize + at])
 }
 
 /// The spec with these elements for a, b and the outputs; views in f32 become those of outputs.
@@ -541,4 +588,47 @@ fn sums_are_added_to_an_output_in_f32() {
             }
         }
     }
+}
+
+/// (a·cos − b·sin, b·cos + a·sin) for each head's halves a and b, where cos and sin depend on the
+/// position, plus a number for each column before that; the positions of `batch` sequences are the
+/// rows.
+fn rotary([batch, t, heads, head, k]: [u32; 5]) -> ContractSpec {
+    let half = head / 2;
+    let angle = |offset: u32| View { elem: F32, offset, strides: vec![0, half, 0, 1] };
+    let bias = View { elem: F32, offset: 0, strides: vec![0, 0, head, 1] };
+    let both = |op, dst, [a, b]: [u16; 2], [c, d]: [u16; 2]| {
+        [instr(op, dst, a, b, 0), instr(op, dst + 1, c, d, 0)]
+    };
+    let epilogue = [
+        both(InstrOp::Add, 4, [0, 2], [1, 3]),
+        both(InstrOp::Mul, 8, [4, 6], [5, 7]),
+        both(InstrOp::Mul, 10, [5, 6], [4, 7]),
+        [instr(InstrOp::Sub, 12, 8, 9, 0), instr(InstrOp::Add, 13, 10, 11, 0)],
+        [instr(InstrOp::Store(0), 0, 12, 0, 0), instr(InstrOp::Store(1), 0, 13, 0, 0)],
+    ];
+    let loads = [(0, 2), (1, 3), (2, 6), (4, 7)];
+    let loads = loads.map(|(input, dst)| instr(InstrOp::Load(input), dst, 0, 0, 0));
+    ContractSpec {
+        m: vec![dim(batch, t * k, 0), dim(t, k, 0)],
+        n: vec![dim(heads, head * k, 0), dim(head, k, 0)],
+        rotary: Some(head),
+        epilogue_inputs: vec![bias, angle(3), angle(0)],
+        epilogue: loads.into_iter().chain(epilogue.concat()).collect(),
+        ..matrices(batch * t, heads * head, k, false, true)
+    }
+}
+
+#[test]
+fn rotations_of_ragged_heads() {
+    let shapes = [
+        [1, 64, 2, 48, 64],
+        [2, 37, 3, 20, 33],
+        [3, 11, 5, 6, 70],
+        [1, 70, 2, 128, 1200],
+        [2, 9, 7, 64, 40],
+        [1, 20, 40, 96, 530],
+        [1, 9, 4, 2, 8],
+    ];
+    shapes.into_iter().for_each(|shape| check(&rotary(shape)));
 }

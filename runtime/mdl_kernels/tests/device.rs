@@ -18,6 +18,7 @@ fn column_times_row(m: u32, n: u32) -> KernelSpec {
         n: dim(n),
         k: dim(1),
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     })

@@ -18,6 +18,7 @@ fn forms(elem: Elem, [m, n, k]: [u32; 3]) -> Vec<KernelSpec> {
             n,
             k,
             prologue: None,
+            rotary: None,
             epilogue_inputs: vec![],
             epilogue: vec![],
         })

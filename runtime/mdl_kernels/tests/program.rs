@@ -24,6 +24,7 @@ fn launch(device: &Device, op: InstrOp, operands: &[Vec<f32>; 3]) -> Vec<f32> {
         n: dim(COLUMNS, 1),
         k: vec![],
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![view(), view()],
         epilogue: vec![
             instr(InstrOp::Load(0), 1, 0),

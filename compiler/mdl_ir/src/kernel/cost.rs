@@ -103,6 +103,10 @@ fn arithmetic(program: &[Instr]) -> u64 {
     (program.len() - program.iter().filter(moves).count()) as u64
 }
 
+fn loads(program: &[Instr], input: usize) -> bool {
+    program.iter().any(|instr| instr.op == InstrOp::Load(input as u16))
+}
+
 /// Bytes of the elements that a view of these dims reaches: those along dims that it walks.
 fn reached(view: &View, dims: &[u64]) -> u64 {
     let walked = view.strides.iter().zip(dims).filter(|(stride, _)| **stride > 0);
@@ -143,14 +147,29 @@ fn contract(spec: &ContractSpec) -> Work {
     let out = outer_size(spec);
     let rows = |operand| if operand == Operand::A { m } else { n };
     let prepared = spec.prologue.iter().map(|p| rows(p.operand) * k * arithmetic(&p.program));
-    let flops = 2 * out * k + prepared.sum::<u64>() + out * arithmetic(&spec.epilogue);
+    // A program on pairs makes two results.
+    let programs = if spec.rotary.is_some() { out / 2 } else { out };
+    let flops = 2 * out * k + prepared.sum::<u64>() + programs * arithmetic(&spec.epilogue);
     let first = |dims: &[Dim]| product(dims.iter().filter(|d| d.stride > 0).map(|d| d.size));
     let second = |dims: &[Dim]| product(dims.iter().filter(|d| d.stride_b > 0).map(|d| d.size));
     let a = first(&spec.batch) * first(&spec.m) * first(&spec.k) * spec.a.bytes();
     let b = second(&spec.batch) * first(&spec.n) * second(&spec.k) * spec.b.bytes();
     let before = spec.prologue.iter().flat_map(|p| p.inputs.iter().map(move |v| (p.operand, v)));
     let before = before.map(|(operand, view)| reached(view, &[rows(operand), k]));
-    let after = spec.epilogue_inputs.iter().map(|view| reached(view, &[batch * m, n]));
+    let walked = match spec.rotary.map(u64::from) {
+        None => vec![batch * m, n],
+        Some(head) => {
+            let rows = spec.m.iter().map(|dim| u64::from(dim.size));
+            rows.chain([n / head, head / 2]).collect()
+        }
+    };
+    let beside = |i: usize| match spec.rotary {
+        // Both halves of a head are read, or one number for both.
+        Some(_) => 1 + u64::from(loads(&spec.epilogue, 2 * i + 1)),
+        None => 1,
+    };
+    let after = spec.epilogue_inputs.iter().enumerate();
+    let after = after.map(|(i, view)| beside(i) * reached(view, &walked));
     let outputs = spec.outputs.iter().map(|elem| out * elem.bytes());
     Work { flops, bytes: a + b + before.sum::<u64>() + after.sum::<u64>() + outputs.sum::<u64>() }
 }

@@ -100,6 +100,7 @@ fn contraction((elem, out): (Elem, Elem), [m, n, k]: [Dim; 3]) -> ContractSpec {
         n: vec![n],
         k: vec![k],
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![],
         epilogue: vec![],
     }

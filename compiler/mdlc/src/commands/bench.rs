@@ -279,6 +279,7 @@ fn gemm(device: &Device, args: &Args) -> Vec<Value> {
                 n: dim(n, b[1], 0),
                 k: dim(k, a[1], b[0]),
                 prologue: None,
+                rotary: None,
                 epilogue_inputs: Vec::new(),
                 epilogue: Vec::new(),
             });

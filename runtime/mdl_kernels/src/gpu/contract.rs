@@ -12,7 +12,8 @@ mod stage;
 mod tensor;
 
 use super::{address_type, buffers, cubes};
-use crate::contract_plan::{Axis, Preparation, View2, merge, offset_of};
+use crate::contract_plan::{Axis, Preparation, View2, epilogue_views, merge, offset_of};
+use crate::contract_rotary::{Rotary, turn};
 use crate::contract_tile::run_epilogue;
 use crate::device::{Device, Slice};
 use crate::program::Program;
@@ -56,6 +57,7 @@ pub(crate) struct Plan {
     pub accumulate: bool,
     pub epilogue: Program,
     pub epilogue_views: Vec<View2>,
+    pub rotary: Option<Rotary>,
     pub tile: Tile,
     pub grouping: Grouping,
     /// Groups, and rows that the order has.
@@ -76,7 +78,9 @@ pub(crate) enum Grouping {
 
 impl Plan {
     pub(crate) fn of(spec: &ContractSpec, accumulate: bool, device: &Device) -> Plan {
-        let (m, n, k) = (merge(&spec.m, false), merge(&spec.n, false), merge(&spec.k, true));
+        let rotary = Rotary::of(spec, SMALL.columns);
+        let n = spec.columns_in_runs(rotary.as_ref().map_or(1, |rotary| rotary.run as u32));
+        let (m, n, k) = (merge(&spec.m, false), merge(&n, false), merge(&spec.k, true));
         let batch = merge(&spec.batch, true);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns, depth, batches) = (size(&m), size(&n), size(&k), size(&batch));
@@ -121,7 +125,8 @@ impl Plan {
             outputs: spec.outputs.clone(),
             accumulate,
             epilogue: Program(epilogue),
-            epilogue_views: spec.epilogue_inputs.iter().map(View2::of).collect(),
+            epilogue_views: epilogue_views(spec),
+            rotary,
             batch,
             tile,
             grouping: Grouping::None,
@@ -285,6 +290,37 @@ pub(crate) fn finish(
             Vector::new(total),
             comptime!(plan.epilogue.clone()),
             comptime!(plan.epilogue_views.clone()),
+            comptime!(plan.outputs.clone()),
+            comptime!(plan.columns),
+        );
+    }
+}
+
+/// Hands two sums that are a pair to the epilogue; the first is that of column `c` of the tile.
+#[cube]
+pub(crate) fn finish_pair(
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    place: &Place,
+    r: usize,
+    c: usize,
+    first: f32,
+    second: f32,
+    #[comptime] rotary: Rotary,
+    #[comptime] plan: Plan,
+) {
+    let row = place.row + r;
+    let column = place.column + c;
+    if comptime!(plan.whole()) || row < place.rows && column < comptime!(plan.columns) {
+        turn::<Const<1>>(
+            inputs,
+            outputs,
+            row,
+            column,
+            Vector::new(first),
+            Vector::new(second),
+            rotary,
+            comptime!(plan.epilogue.clone()),
             comptime!(plan.outputs.clone()),
             comptime!(plan.columns),
         );

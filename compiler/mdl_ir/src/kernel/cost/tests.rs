@@ -28,6 +28,7 @@ fn contraction() -> ContractSpec {
         n: dim(6, 1, 0),
         k: dim(5, 1, 6),
         prologue: None,
+        rotary: None,
         epilogue_inputs: vec![view(Elem::F32, &[0, 1])],
         epilogue: vec![instr(InstrOp::Load(0)), instr(InstrOp::Mul), instr(InstrOp::Store(0))],
     }

@@ -1,7 +1,8 @@
 //! The tile without tensor cores: units have four by four sums each, in registers.
 
 use super::stage::{fetch, put};
-use super::{Plan, finish, place_of};
+use super::{Place, Plan, finish, finish_pair, place_of};
+use crate::contract_rotary::{Rotary, first_of};
 use crate::gpu::cube_pos;
 use cubecl::prelude::*;
 
@@ -62,15 +63,66 @@ pub(crate) fn contract_fma(
                 totals[i] += sums[i];
             }
         }
-        let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
+        let rotary = comptime!(plan.rotary.clone());
+        #[comptime]
+        match rotary {
+            None => finish_alone(&totals, epilogue_inputs, outputs, order, &place, plan),
+            Some(rotary) => finish_pairs(&totals, epilogue_inputs, outputs, &place, rotary, plan),
+        }
+    }
+}
+
+#[cube]
+fn finish_alone(
+    totals: &Array<f32>,
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
+    place: &Place,
+    #[comptime] plan: Plan,
+) {
+    let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
+    #[unroll]
+    for i in 0..SUMS {
         #[unroll]
-        for i in 0..SUMS {
-            #[unroll]
-            for j in 0..SUMS {
-                let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
-                let sum = totals[comptime!(i * SUMS + j)];
-                finish(epilogue_inputs, outputs, order, &place, r, c, sum, comptime!(plan.clone()));
-            }
+        for j in 0..SUMS {
+            let (r, c) = (y + comptime!(i * ACROSS), x + comptime!(j * ACROSS));
+            let sum = totals[comptime!(i * SUMS + j)];
+            finish(inputs, outputs, order, place, r, c, sum, comptime!(plan.clone()));
+        }
+    }
+}
+
+/// The sums of a pair belong to two units: rows pass through shared memory, one for each `y` at a
+/// time.
+#[cube]
+fn finish_pairs(
+    totals: &Array<f32>,
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    place: &Place,
+    #[comptime] rotary: Rotary,
+    #[comptime] plan: Plan,
+) {
+    let (y, x) = (UNIT_POS as usize / ACROSS, UNIT_POS as usize % ACROSS);
+    let width = comptime!(ACROSS * SUMS);
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(ACROSS * width));
+    #[unroll]
+    for i in 0..SUMS {
+        sync_cube();
+        #[unroll]
+        for j in 0..SUMS {
+            rows[y * width + x + comptime!(j * ACROSS)] = totals[comptime!(i * SUMS + j)];
+        }
+        sync_cube();
+        #[unroll]
+        for j in 0..comptime!(SUMS / 2) {
+            let c = first_of(x + comptime!(j * ACROSS), comptime!(rotary.run));
+            let from = y * width + c;
+            let (first, second) = (rows[from], rows[from + comptime!(rotary.run)]);
+            let (rotary, plan) = comptime!((rotary.clone(), plan.clone()));
+            let r = y + comptime!(i * ACROSS);
+            finish_pair(inputs, outputs, place, r, c, first, second, rotary, plan);
         }
     }
 }

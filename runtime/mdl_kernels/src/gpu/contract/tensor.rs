@@ -7,7 +7,8 @@
 
 use super::fragments::{self, Fragment, SIDE as FRAGMENT};
 use super::stage::{fetch, put};
-use super::{Place, Plan, finish, place_of};
+use super::{Place, Plan, finish, finish_pair, place_of};
+use crate::contract_rotary::first_of;
 use crate::gpu::cube_pos;
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -190,7 +191,6 @@ fn finish_fragments(
     let size = comptime!(FRAGMENT * FRAGMENT);
     let planes = comptime!(plan.tile.units / PLANE);
     let mut scratch = Shared::<[f32]>::new_aligned_slice(comptime!(size * planes), 128usize);
-    let lane = UNIT_POS as usize % PLANE;
     let own = UNIT_POS as usize / PLANE * size;
     #[unroll]
     for r in 0..high {
@@ -199,21 +199,55 @@ fn finish_fragments(
             let sum = sums.index(comptime!(r * wide + c));
             fragments::store(sum, &mut scratch, own);
             sync_plane();
+            let place_r = row + comptime!(r * FRAGMENT);
+            let place_c = column + comptime!(c * FRAGMENT);
+            let (scratch, plan) = (&scratch, comptime!(plan.clone()));
+            finish_fragment(scratch, own, inputs, outputs, order, place, place_r, place_c, plan);
+            sync_plane();
+        }
+    }
+}
+
+/// Hands the sums of one fragment on, one by one or in pairs.
+#[cube]
+fn finish_fragment(
+    scratch: &[f32],
+    own: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    outputs: &mut Sequence<Box<[f32]>>,
+    order: &[u32],
+    place: &Place,
+    row: usize,
+    column: usize,
+    #[comptime] plan: Plan,
+) {
+    let lane = UNIT_POS as usize % PLANE;
+    let size = comptime!(FRAGMENT * FRAGMENT);
+    let rotary = comptime!(plan.rotary.clone());
+    #[comptime]
+    match rotary {
+        None =>
+        {
             #[unroll]
             for i in 0..comptime!(size / PLANE) {
                 let at = lane + comptime!(i * PLANE);
-                finish(
-                    inputs,
-                    outputs,
-                    order,
-                    place,
-                    row + comptime!(r * FRAGMENT) + at / FRAGMENT,
-                    column + comptime!(c * FRAGMENT) + at % FRAGMENT,
-                    scratch[own + at],
-                    comptime!(plan.clone()),
-                );
+                let (r, c) = (row + at / FRAGMENT, column + at % FRAGMENT);
+                let plan = comptime!(plan.clone());
+                finish(inputs, outputs, order, place, r, c, scratch[own + at], plan);
             }
-            sync_plane();
+        }
+        Some(rotary) => {
+            let half = comptime!(FRAGMENT / 2);
+            #[unroll]
+            for i in 0..comptime!(size / 2 / PLANE) {
+                let at = lane + comptime!(i * PLANE);
+                let (r, c) = (at / half, first_of(at % half, comptime!(rotary.run)));
+                let from = own + r * FRAGMENT + c;
+                let (first, second) = (scratch[from], scratch[from + comptime!(rotary.run)]);
+                let (rotary, plan) = comptime!((rotary.clone(), plan.clone()));
+                let (r, c) = (row + r, column + c);
+                finish_pair(inputs, outputs, place, r, c, first, second, rotary, plan);
+            }
         }
     }
 }
