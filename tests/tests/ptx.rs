@@ -16,11 +16,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TOKENS: u64 = 512;
-/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, at most 12
+/// Bytes of a unit that the assembler puts into memory. It does so by itself with a few, at most 20
 /// so far, so that one more cube fits a multiprocessor. More is a kernel that asks for too much.
-const TRADED: u64 = 16;
+const TRADED: u64 = 24;
 /// All presets take a quarter of an hour; where this variable is set they are walked, and otherwise
 /// the smallest and the largest of each file.
 const ALL: &str = "MDL_ALL_PRESETS";
@@ -92,6 +93,21 @@ fn check(assembler: &Path, kernel: &Ptx) -> (u64, Vec<String>) {
     (most, wrong)
 }
 
+/// `check` of each kernel, on all cores.
+fn check_all(assembler: &Path, kernels: &[Ptx]) -> Vec<(String, (u64, Vec<String>))> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        let mine = numbers.map_while(|i| kernels.get(i));
+        mine.map(|kernel| (kernel.name.clone(), check(assembler, kernel))).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
+    })
+}
+
 /// The presets of a file that are walked.
 fn presets(file: &str, text: &str) -> Vec<String> {
     let presets = Front::load(file, text, &|_| None).presets();
@@ -110,10 +126,10 @@ fn every_kernel_of_a_step_assembles_into_registers() {
     for (file, text) in embedded::MODELS {
         for preset in presets(file, text) {
             for precision in [Precision::F32, Precision::Bf16] {
-                for kernel in kernels(file, &preset, precision) {
-                    // The name has a hash of everything that the kernel is compiled for.
-                    seen.entry(kernel.name.clone()).or_insert_with(|| check(&assembler, &kernel));
-                }
+                let mut kernels = kernels(file, &preset, precision);
+                // The name has a hash of everything that the kernel is compiled for.
+                kernels.retain(|kernel| !seen.contains_key(&kernel.name));
+                seen.extend(check_all(&assembler, &kernels));
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! CubeCL's own server compiles a kernel when it is launched, one after the other, and its compiled
 //! kernels cannot be taken out of it. So launches are ours, from the table of kernels (`table`) to
-//! the threads that run them (`threads`), and memory stays with CubeCL's server.
+//! the threads that run them (`threads`), and memory stays with CubeCL's server. `workers` compile
+//! for any device.
 
 mod code;
 mod lower;
@@ -10,8 +11,11 @@ mod server;
 mod store;
 mod table;
 mod threads;
+mod workers;
 
 #[cfg(feature = "cuda")]
 pub(crate) use server::Whole;
 pub(crate) use server::{HostServer, Requested};
 pub use store::Store;
+#[cfg(feature = "cuda")]
+pub(crate) use workers::{Slot, compile, key, store};

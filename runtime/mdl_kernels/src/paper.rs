@@ -5,7 +5,7 @@
 //! is compiled here, by the same code. Memory has sizes and no bytes.
 
 use crate::device::{Class, Device};
-use crate::host::Whole;
+use crate::host::{Slot, Whole, compile, key, store};
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
@@ -36,7 +36,7 @@ use cubecl_runtime::memory_management::{
 };
 use cubecl_runtime::storage::{ComputeStorage, ManagedResource};
 use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -49,14 +49,15 @@ pub struct Ptx {
     /// Bytes of memory that a cube shares, which the launch asks for.
     pub shared_bytes: u64,
     pub units: u32,
+    /// It was compiled here, and not kept from before.
+    pub new: bool,
 }
 
-/// What has been launched so far.
+/// What has been launched so far, each kernel once.
 #[derive(Debug, Default)]
 struct Found {
-    seen: HashMap<KernelId, ()>,
-    kernels: BTreeMap<String, Ptx>,
-    faults: Vec<String>,
+    seen: HashSet<KernelId>,
+    kernels: Vec<Slot<Ptx>>,
 }
 
 /// The device of a compute capability, and what was compiled for it.
@@ -74,11 +75,15 @@ impl Compiled {
     /// All kernels that were launched before the device's last `sync`, each once, by name; or why
     /// one could not be compiled.
     pub fn kernels(&self) -> Result<Vec<Ptx>, String> {
-        let found = self.lock();
-        match found.faults.first() {
-            Some(fault) => Err(fault.clone()),
-            None => Ok(found.kernels.values().cloned().collect()),
+        let slots = self.lock().kernels.clone();
+        let mut kernels: BTreeMap<String, Ptx> = BTreeMap::new();
+        for slot in slots {
+            let mut ptx = slot.wait().clone()?;
+            let form = kernels.values().filter(|other| other.name.starts_with(&ptx.name)).count();
+            ptx.name = format!("{}_{form}", ptx.name);
+            kernels.insert(ptx.name.clone(), ptx);
         }
+        Ok(kernels.into_values().collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Found> {
@@ -110,7 +115,7 @@ const TYPE: u16 = 0x4d44;
 #[derive(Debug)]
 struct PaperServer {
     id: DeviceId,
-    arch: SmArch,
+    capability: u32,
     utilities: Arc<ServerUtilities>,
     found: Compiled,
 }
@@ -124,30 +129,42 @@ impl PaperServer {
         let (properties, target) = (properties(capability), TargetProperties::default());
         let (utilities, _) =
             ServerUtilities::init(service, "paper", properties, target, logger, Whole);
-        let arch = SmArch::new(capability, true);
-        PaperServer { id, arch, utilities: Arc::new(utilities), found }
+        PaperServer { id, capability, utilities: Arc::new(utilities), found }
     }
+}
 
-    fn compile(&self, kernel: &dyn CubeKernel) -> Result<Ptx, String> {
-        let definition = define_kernel(kernel).map_err(|fault| fault.to_string())?;
-        let mut compiler = PlironCompiler { target: LlvmTarget::Nvptx };
-        let options = PlironOptions {
-            sm_arch: Some(self.arch),
-            ptx_version: PtxVersion::for_driver(DRIVER),
-            ..Default::default()
-        };
-        let artifact = compiler.compile(definition, &options).map_err(|fault| fault.to_string())?;
-        let PlironArtifact::NvptxCode(module) = artifact else {
-            return Err("the compiler made no PTX".to_string());
-        };
-        let bytes = module.ptx.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
-        Ok(Ptx {
-            name: module.entrypoint,
-            text: String::from_utf8(bytes).map_err(|fault| fault.to_string())?,
-            shared_bytes: module.shared_memory_size as u64,
-            units: 0,
-        })
+fn ptx(kernel: &dyn CubeKernel, capability: u32) -> Result<Ptx, String> {
+    let units = kernel.id().cube_dim.num_elems();
+    let key = key(&kernel.id(), &format!("PTX for {DRIVER}, sm_{capability}"));
+    let kept = store().read(&key).and_then(|text| read(&text, units));
+    if let Some(ptx) = kept {
+        return Ok(ptx);
     }
+    let definition = define_kernel(kernel).map_err(|fault| fault.to_string())?;
+    let mut compiler = PlironCompiler { target: LlvmTarget::Nvptx };
+    let options = PlironOptions {
+        sm_arch: Some(SmArch::new(capability, true)),
+        ptx_version: PtxVersion::for_driver(DRIVER),
+        ..Default::default()
+    };
+    let artifact = compiler.compile(definition, &options).map_err(|fault| fault.to_string())?;
+    let PlironArtifact::NvptxCode(module) = artifact else {
+        return Err("the compiler made no PTX".to_string());
+    };
+    let bytes = module.ptx.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+    let text = String::from_utf8(bytes).map_err(|fault| fault.to_string())?;
+    let shared_bytes = module.shared_memory_size as u64;
+    store().write(&key, format!("{} {shared_bytes}\n{text}", module.entrypoint).as_bytes());
+    Ok(Ptx { name: module.entrypoint, text, shared_bytes, units, new: true })
+}
+
+/// From the entry's name and the shared bytes in a line, and the text behind it.
+fn read(kept: &[u8], units: u32) -> Option<Ptx> {
+    let (head, text) = std::str::from_utf8(kept).ok()?.split_once('\n')?;
+    let (name, shared) = head.split_once(' ')?;
+    let shared_bytes = shared.parse().ok()?;
+    let (name, text) = (name.to_string(), text.to_string());
+    Some(Ptx { name, text, shared_bytes, units, new: false })
 }
 
 /// The CUDA release whose form of PTX is written.
@@ -227,18 +244,9 @@ impl Server for PaperServer {
         _: LaunchMode,
     ) {
         let mut found = self.found.lock();
-        if found.seen.insert(kernel.id(), ()).is_some() {
-            return;
-        }
-        match self.compile(kernel.as_ref()) {
-            Ok(mut ptx) => {
-                let entry = ptx.name.clone();
-                let form = found.kernels.values().filter(|k| k.name.starts_with(&entry)).count();
-                ptx.name = format!("{entry}_{form}");
-                ptx.units = kernel.id().cube_dim.num_elems();
-                found.kernels.insert(ptx.name.clone(), ptx);
-            }
-            Err(fault) => found.faults.push(format!("{}: {fault}", kernel.name())),
+        if found.seen.insert(kernel.id()) {
+            let capability = self.capability;
+            found.kernels.push(compile(kernel, move |kernel| ptx(kernel, capability)));
         }
     }
 

@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Outcome {
         Machinery::Cuda(capability) => Some(compile_for_gpu(capability, &plans)?),
     };
     let (count, new) = match &ptx {
-        Some(kernels) => (kernels.len(), kernels.len()),
+        Some(kernels) => (kernels.len(), kernels.iter().filter(|kernel| kernel.new).count()),
         None => compile_for_cpu(args.flags.training.threads, plans)?,
     };
     let all = start.elapsed();

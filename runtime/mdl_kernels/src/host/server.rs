@@ -1,7 +1,7 @@
 //! The server of a CPU: memory is CubeCL's, launches are this crate's. On paper it compiles, and
 //! has no memory and runs nothing.
 
-use super::table::{Slot, Table};
+use super::table::{Slot, request};
 use super::threads::{Launch, Threads};
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -265,7 +265,7 @@ impl<const PAPER: bool> Server for HostServer<PAPER> {
         mode: LaunchMode,
     ) {
         let units = kernel.id().cube_dim;
-        let slot = Table::shared().request(kernel, alignment(&arguments));
+        let slot = request(kernel, alignment(&arguments));
         if self.memory.is_none() || mode.is_skipped() {
             self.requested.add(slot);
             return;
