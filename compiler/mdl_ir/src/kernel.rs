@@ -497,6 +497,8 @@ impl AttentionBlocks {
     /// Queries of a block, at most; keys of a block.
     pub const QUERIES: u64 = 64;
     pub const KEYS: u64 = 64;
+    /// Queries that a tile of keys meets at once.
+    pub const TOGETHER: u64 = 128;
     /// Keys of one part when decoding.
     pub const DECODE_KEYS: u64 = 512;
     /// Work items of a gradient below which a head is split, so that all units find work.
@@ -517,7 +519,7 @@ impl AttentionBlocks {
 
     fn forward_bytes(&self, spec: &AttentionSpec, units: u32) -> u64 {
         let head = u64::from(spec.head);
-        let unit = (2 * head + Self::KEYS + 4) * Self::QUERIES;
+        let unit = (2 * head + 4) * Self::TOGETHER + Self::KEYS * Self::QUERIES;
         let rows = u64::from(spec.batch * spec.kv_heads * spec.group);
         let decode = rows * self.decode_parts * (head + 2);
         4 * if spec.t == 1 { decode } else { unit * u64::from(units) }

@@ -1,12 +1,13 @@
 //! Attention that never stores its scores: tiles of keys × queries, softmax on the fly.
 //!
 //! What it computes: y[b,t,h,g,:] = Σ_s softmax_s(scale · q[b,t,h,g,:]·k[b,s,h,:]) · v[b,s,h,:]
-//! under the mask, and the log-sum-exp of each row. 4·head flops and one exponential for each
-//! pair that is seen; reads each key and value once a block of queries.
+//! under the mask, and the log-sum-exp of each row. 4·head flops and one exponential for each pair
+//! that is seen; reads each key and value once for a group of blocks of queries.
 //!
-//! Units share blocks of queries, the longest first and forth and back, so that causal work is
-//! balanced; a block is computed by one unit alone, so results do not depend on their number.
-//! One query a sequence (decoding) goes to `decode`, which costs the keys it sees and no more.
+//! Units share groups of blocks of queries, the longest first and forth and back, so that causal
+//! work is balanced; a block is computed by one unit alone, so results do not depend on their
+//! number. One query a sequence (decoding) goes to `decode`, which costs the keys it sees and no
+//! more.
 
 pub(crate) mod decode;
 pub(crate) mod mask;
@@ -16,15 +17,15 @@ use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
 use mask::{Block, block_of, masked, pack_documents, sees_all};
-use mdl_ir::kernel::AttentionSpec;
+use mdl_ir::kernel::{AttentionBlocks, AttentionSpec};
 use tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
 
-/// Where the parts of a unit's workspace begin.
+/// Where the parts of a unit's workspace begin, of one of its blocks of queries.
 #[derive(CubeType, Clone, Copy)]
 struct Parts {
     /// q · scale, [head, queries].
     q: usize,
-    /// Scores, then their exponentials, [keys, queries].
+    /// Scores, then their exponentials, [keys, queries]; of the block that is worked on.
     p: usize,
     /// Σ p · v, [head, queries].
     y: usize,
@@ -36,19 +37,24 @@ struct Parts {
 }
 
 #[cube]
-fn parts(#[comptime] shape: Shape) -> Parts {
+fn parts(member: usize, #[comptime] shape: Shape) -> Parts {
     let tile = comptime!(shape.head * shape.queries);
-    let q = UNIT_POS as usize * comptime!(unit_elements(&shape));
+    let p = UNIT_POS as usize * comptime!(unit_elements(&shape));
+    let own = p + comptime!(shape.keys * shape.queries);
+    let q = own + member * comptime!(block_elements(&shape));
     let y = q + tile;
     let max = y + tile;
     let sum = max + shape.queries;
     let factor = sum + shape.queries;
-    let documents = factor + shape.queries;
-    Parts { q, p: documents + shape.queries, y, max, sum, factor, documents }
+    Parts { q, p, y, max, sum, factor, documents: factor + shape.queries }
+}
+
+fn block_elements(shape: &Shape) -> usize {
+    (2 * shape.head + 4) * shape.queries
 }
 
 fn unit_elements(shape: &Shape) -> usize {
-    (2 * shape.head + shape.keys + 4) * shape.queries
+    shape.keys * shape.queries + shape.together * block_elements(shape)
 }
 
 /// Rounds in which all units together work through `items`.
@@ -83,45 +89,65 @@ fn attention<N: Size>(
 ) {
     let heads = comptime!(shape.kv_heads * shape.group);
     let rows = comptime!(shape.batch * heads);
-    let blocks = comptime!(shape.query_blocks());
-    let parts = parts(shape);
-    let rounds = rounds_of(rows * blocks);
-    for round in 0..rounds {
+    let groups = comptime!(shape.query_blocks().div_ceil(shape.together));
+    for round in 0..rounds_of(rows * groups) {
         let item = fair_item(round);
-        if item < rows * blocks {
-            let t = (blocks - 1 - item / rows) * shape.queries;
-            let row = item % rows;
-            let block = block_of(start, row / heads, t, shape);
-            let head = row % heads;
-            let at = (block.batch * shape.t + t) * heads + head;
-            pack_queries::<N>(
-                q,
-                at * shape.head,
-                block.count,
-                shape.scale(),
-                workspace,
-                parts.q,
-                shape,
-            );
-            pack_documents(documents_t, &block, workspace, parts.documents, shape);
-            attend::<N>(k, v, documents_s, workspace, &parts, &block, head / shape.group, shape);
-            finish::<N>(y, lse, workspace, &parts, &block, at, shape);
+        if item < rows * groups {
+            let group = (groups - 1 - item / rows) * shape.together;
+            let (batch, head) = (item % rows / heads, item % rows % heads);
+            let members = min(shape.together, comptime!(shape.query_blocks()) - group);
+            for member in 0..members {
+                let block = block_of(start, batch, (group + member) * shape.queries, shape);
+                let parts = parts(member, shape);
+                let at = row_of(&block, head, shape) * shape.head;
+                let to = parts.q;
+                pack_queries::<N>(q, at, block.count, shape.scale(), workspace, to, shape);
+                pack_documents(documents_t, &block, workspace, parts.documents, shape);
+                clear::<N>(workspace, &parts, shape);
+            }
+            let first = block_of(start, batch, group * shape.queries, shape);
+            let last = block_of(start, batch, (group + members - 1) * shape.queries, shape);
+            // Keys and values come from afar where there are many: each tile of them meets all
+            // blocks of the group at once. Tiles are the same whatever the group is.
+            let from = first.first_key / shape.keys * shape.keys;
+            for s in range_stepped(from, last.end_key, shape.keys) {
+                for member in 0..members {
+                    let block = block_of(start, batch, (group + member) * shape.queries, shape);
+                    if s < block.end_key && s + shape.keys > block.first_key {
+                        let parts = parts(member, shape);
+                        let kv_head = head / shape.group;
+                        attend::<N>(
+                            k,
+                            v,
+                            documents_s,
+                            workspace,
+                            &parts,
+                            &block,
+                            kv_head,
+                            s,
+                            shape,
+                        );
+                    }
+                }
+            }
+            for member in 0..members {
+                let block = block_of(start, batch, (group + member) * shape.queries, shape);
+                let at = row_of(&block, head, shape);
+                finish::<N>(y, lse, workspace, &parts(member, shape), &block, at, shape);
+            }
         }
     }
 }
 
-/// All keys of one block of queries, tile by tile.
+/// The row of a block's first query, counting heads.
 #[cube]
-fn attend<N: Size>(
-    k: &[f32],
-    v: &[f32],
-    documents: &[i32],
-    workspace: &mut [f32],
-    parts: &Parts,
-    block: &Block,
-    kv_head: usize,
-    #[comptime] shape: Shape,
-) {
+fn row_of(block: &Block, head: usize, #[comptime] shape: Shape) -> usize {
+    (block.batch * shape.t + block.t) * comptime!(shape.kv_heads * shape.group) + head
+}
+
+/// Nothing has been seen.
+#[cube]
+fn clear<N: Size>(workspace: &mut [f32], parts: &Parts, #[comptime] shape: Shape) {
     for d in 0..comptime!(shape.head * shape.vectors) {
         store::<f32, N>(workspace, parts.y + d * N::value(), Vector::new(0.0));
     }
@@ -131,47 +157,37 @@ fn attend<N: Size>(
         store::<f32, N>(workspace, parts.max + at, Vector::new(f32::NEG_INFINITY));
         store::<f32, N>(workspace, parts.sum + at, Vector::new(0.0));
     }
+}
+
+/// The tile of keys from `s` on for one block of queries.
+#[cube]
+fn attend<N: Size>(
+    k: &[f32],
+    v: &[f32],
+    documents: &[i32],
+    workspace: &mut [f32],
+    parts: &Parts,
+    block: &Block,
+    kv_head: usize,
+    s: usize,
+    #[comptime] shape: Shape,
+) {
     let base = block.batch * shape.s * comptime!(shape.key_stride()) + kv_head * shape.head;
-    for s in range_stepped(block.first_key, block.end_key, shape.keys) {
-        let mut largest = Array::<Vector<f32, N>>::new(shape.vectors);
-        #[unroll]
-        for j in 0..shape.vectors {
-            largest[j] = load::<f32, N>(&*workspace, parts.max + j * N::value());
-        }
-        let end = min(s + shape.keys, block.end_key);
-        if sees_all(block, s, shape) {
-            score::<N>(
-                k,
-                documents,
-                workspace,
-                parts,
-                block,
-                base,
-                s,
-                end,
-                &mut largest,
-                false,
-                shape,
-            );
-        } else {
-            score::<N>(
-                k,
-                documents,
-                workspace,
-                parts,
-                block,
-                base,
-                s,
-                end,
-                &mut largest,
-                true,
-                shape,
-            );
-        }
-        exponentiate::<N>(workspace, parts, end - s, &largest, shape);
-        let at = base + s * comptime!(shape.key_stride());
-        add_rows::<N>(v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape);
+    let mut largest = Array::<Vector<f32, N>>::new(shape.vectors);
+    #[unroll]
+    for j in 0..shape.vectors {
+        largest[j] = load::<f32, N>(&*workspace, parts.max + j * N::value());
     }
+    let end = min(s + shape.keys, block.end_key);
+    let most = &mut largest;
+    if sees_all(block, s, shape) {
+        score::<N>(k, documents, workspace, parts, block, base, s, end, most, false, shape);
+    } else {
+        score::<N>(k, documents, workspace, parts, block, base, s, end, most, true, shape);
+    }
+    exponentiate::<N>(workspace, parts, end - s, &largest, shape);
+    let at = base + s * comptime!(shape.key_stride());
+    add_rows::<N>(v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape);
 }
 
 /// Scores of keys `first..end`, and the largest of each query.
@@ -307,9 +323,20 @@ impl<'a> MaskArgs<'a> {
     }
 }
 
+/// Groups of each unit, so that units end together.
+const GROUPS: usize = 4;
+
+/// Blocks of a group: as many as there is room for and as leave work for all units.
+fn together(shape: &Shape, units: usize) -> usize {
+    let blocks = shape.batch * shape.kv_heads * shape.group * shape.query_blocks();
+    let room = AttentionBlocks::TOGETHER as usize / shape.queries;
+    room.min(blocks / (GROUPS * units)).max(1)
+}
+
 /// Buffers: as `AttentionSpec` lists them.
 pub(crate) fn launch(device: &Device, spec: &AttentionSpec, args: &[Slice]) {
-    let shape = Shape::new(spec, device.vector_width(), device.vector_registers());
+    let mut shape = Shape::new(spec, device.vector_width(), device.vector_registers());
+    shape.together = together(&shape, device.units() as usize);
     let mask = MaskArgs::new(spec, &args[3..]);
     if spec.t == 1 {
         return decode::launch(device, shape, &mask, args);

@@ -40,10 +40,13 @@ impl GradShape {
         GradShape { tile, outer, parts }
     }
 
-    /// Elements of a unit's tiles.
+    /// Elements of a unit's tiles: p and ds of the block at work, and what each block has.
     pub(crate) fn unit(&self) -> usize {
-        let tile = &self.tile;
-        (2 * tile.keys + 3 * tile.head + 2 * self.outer.padded + 4) * tile.queries
+        2 * self.tile.keys * self.tile.queries + TOGETHER * self.block()
+    }
+
+    fn block(&self) -> usize {
+        (3 * self.tile.head + 2 * self.outer.padded + 4) * self.tile.queries
     }
 
     /// Elements of one sum, dk or dv of a head.
@@ -56,7 +59,10 @@ impl GradShape {
     }
 }
 
-/// Where the parts of a unit's workspace begin.
+/// Blocks of queries that keys pass together. They have the room of `AttentionBlocks::QUERIES`.
+const TOGETHER: usize = 2;
+
+/// Where the parts of a unit's workspace begin, of one of its blocks of queries.
 #[derive(CubeType, Clone, Copy)]
 struct Parts {
     /// [keys, queries] each.
@@ -78,13 +84,13 @@ struct Parts {
 }
 
 #[cube]
-fn parts(item: usize, #[comptime] shape: GradShape) -> Parts {
+fn parts(item: usize, member: usize, #[comptime] shape: GradShape) -> Parts {
     let queries = comptime!(shape.tile.queries);
     let tile = comptime!(shape.tile.keys * shape.tile.queries);
     let head = comptime!(shape.tile.head * shape.tile.queries);
     let rows = comptime!(shape.outer.padded * shape.tile.queries);
     let p = UNIT_POS as usize * comptime!(shape.unit());
-    let q = p + comptime!(2 * tile);
+    let q = p + comptime!(2 * tile) + member * comptime!(shape.block());
     let q_rows = q + comptime!(3 * head);
     let lse = q_rows + comptime!(2 * rows);
     let mut owner = item;
@@ -132,25 +138,34 @@ fn attention_grad<N: Size>(
     for round in 0..rounds_of(items) {
         let item = fair_item(round);
         if item < items {
-            let places = parts(item, shape);
+            let sums = parts(item, 0, shape).sums;
             let owner = item / shape.parts;
             for i in range_stepped(0, comptime!(2 * shape.sum()), N::value()) {
-                store::<f32, N>(workspace, places.sums + i, Vector::new(0.0));
+                store::<f32, N>(workspace, sums + i, Vector::new(0.0));
             }
-            for index in range_stepped(item % shape.parts, blocks, shape.parts) {
-                let t = index % comptime!(tile.query_blocks()) * tile.queries;
-                let block = block_of(start, owner / tile.kv_heads, t, tile);
-                let head =
-                    owner % tile.kv_heads * tile.group + index / comptime!(tile.query_blocks());
-                let at = (block.batch * tile.t + t) * comptime!(tile.kv_heads * tile.group) + head;
-                prepare::<N>(q, y, lse, dy, workspace, &places, &block, at, shape);
-                pack_documents(documents_t, &block, workspace, places.documents, tile);
-                let kv_head = owner % tile.kv_heads;
-                visit::<N>(k, v, documents_s, workspace, &places, &block, kv_head, shape);
-                write_queries::<N>(dq, workspace, &places, &block, at, shape);
+            let step = comptime!(TOGETHER * shape.parts);
+            for index in range_stepped(item % shape.parts, blocks, step) {
+                let members = min(TOGETHER, (blocks - index).div_ceil(shape.parts));
+                let mut from = comptime!(tile.s).runtime();
+                let mut end = 0usize.runtime();
+                for member in 0..members {
+                    let places = parts(item, member, shape);
+                    let (block, at) = block_at(start, owner, index + member * shape.parts, tile);
+                    prepare::<N>(q, y, lse, dy, workspace, &places, &block, at, shape);
+                    pack_documents(documents_t, &block, workspace, places.documents, tile);
+                    from = min(from, block.first_key / tile.keys * tile.keys);
+                    end = max(end, block.end_key);
+                }
+                let documents = documents_s;
+                pass_keys::<N>(k, v, documents, start, workspace, item, index, from, end, shape);
+                for member in 0..members {
+                    let places = parts(item, member, shape);
+                    let (block, at) = block_at(start, owner, index + member * shape.parts, tile);
+                    write_queries::<N>(dq, workspace, &places, &block, at, shape);
+                }
             }
             if comptime!(shape.parts == 1) {
-                write_keys::<W>(dk, dv, &*workspace, places.sums, owner, shape);
+                write_keys::<W>(dk, dv, &*workspace, sums, owner, shape);
             }
         }
     }
@@ -158,6 +173,47 @@ fn attention_grad<N: Size>(
         sync_cube();
         add_parts::<W>(dk, dv, &*workspace, shape);
     }
+}
+
+/// The keys `from..end` and the blocks of queries from number `index` on. Sums of keys come from
+/// afar where there are many: each tile of them meets all blocks at once, in their order.
+#[cube]
+fn pass_keys<N: Size>(
+    k: &[f32],
+    v: &[f32],
+    documents: &[i32],
+    start: &[i32],
+    workspace: &mut [f32],
+    item: usize,
+    index: usize,
+    from: usize,
+    end: usize,
+    #[comptime] shape: GradShape,
+) {
+    let tile = comptime!(shape.tile);
+    let blocks = comptime!(tile.group * tile.query_blocks());
+    let owner = item / shape.parts;
+    let kv_head = owner % tile.kv_heads;
+    for s in range_stepped(from, end, tile.keys) {
+        for member in 0..min(TOGETHER, (blocks - index).div_ceil(shape.parts)) {
+            let (block, _) = block_at(start, owner, index + member * shape.parts, tile);
+            if s < block.end_key && s + tile.keys > block.first_key {
+                let places = parts(item, member, shape);
+                visit::<N>(k, v, documents, workspace, &places, &block, kv_head, s, shape);
+            }
+        }
+    }
+}
+
+/// Number `index` of the blocks of queries that read a head of keys, and the row of its first
+/// query, counting heads.
+#[cube]
+fn block_at(start: &[i32], owner: usize, index: usize, #[comptime] tile: Shape) -> (Block, usize) {
+    let t = index % comptime!(tile.query_blocks()) * tile.queries;
+    let block = block_of(start, owner / tile.kv_heads, t, tile);
+    let head = owner % tile.kv_heads * tile.group + index / comptime!(tile.query_blocks());
+    let at = (block.batch * tile.t + t) * comptime!(tile.kv_heads * tile.group) + head;
+    (block, at)
 }
 
 /// Packs the block's queries and output gradients both ways round, and its δ and log-sum-exp.
@@ -211,7 +267,7 @@ fn prepare<N: Size>(
     }
 }
 
-/// All keys of one block of queries, tile by tile.
+/// The tile of keys from `s` on for one block of queries.
 #[cube]
 fn visit<N: Size>(
     k: &[f32],
@@ -221,26 +277,25 @@ fn visit<N: Size>(
     places: &Parts,
     block: &Block,
     kv_head: usize,
+    s: usize,
     #[comptime] shape: GradShape,
 ) {
     let tile = comptime!(shape.tile);
     let outer = comptime!(shape.outer);
     let queries = comptime!(tile.queries);
     let base = block.batch * tile.s * comptime!(tile.key_stride()) + kv_head * tile.head;
-    for s in range_stepped(block.first_key, block.end_key, tile.keys) {
-        let count = min(tile.keys, block.end_key - s);
-        if sees_all(block, s, tile) {
-            scores::<N>(k, v, documents, workspace, places, block, base, s, count, false, tile);
-        } else {
-            scores::<N>(k, v, documents, workspace, places, block, base, s, count, true, tile);
-        }
-        let dk = places.sums + s * outer.padded;
-        let dv = dk + comptime!(shape.sum());
-        add_outer::<N>(workspace, places.p, queries, places.dy_rows, dv, count, block.count, outer);
-        add_outer::<N>(workspace, places.ds, queries, places.q_rows, dk, count, block.count, outer);
-        let at = base + s * comptime!(tile.key_stride());
-        add_rows::<N>(k, at, count, workspace, places.ds, places.lse, places.dq, false, tile);
+    let count = min(tile.keys, block.end_key - s);
+    if sees_all(block, s, tile) {
+        scores::<N>(k, v, documents, workspace, places, block, base, s, count, false, tile);
+    } else {
+        scores::<N>(k, v, documents, workspace, places, block, base, s, count, true, tile);
     }
+    let dk = places.sums + s * outer.padded;
+    let dv = dk + comptime!(shape.sum());
+    add_outer::<N>(workspace, places.p, queries, places.dy_rows, dv, count, block.count, outer);
+    add_outer::<N>(workspace, places.ds, queries, places.q_rows, dk, count, block.count, outer);
+    let at = base + s * comptime!(tile.key_stride());
+    add_rows::<N>(k, at, count, workspace, places.ds, places.lse, places.dq, false, tile);
 }
 
 /// p and ds of `count` keys from `first`.

@@ -27,6 +27,8 @@ pub(crate) struct Shape {
     pub vectors: usize,
     /// Queries in a tile.
     pub queries: usize,
+    /// Blocks of queries that keys pass together.
+    pub together: usize,
     /// Keys in a tile, a multiple of `rows`.
     pub keys: usize,
     /// Keys, or components of the head, in a register tile.
@@ -57,6 +59,7 @@ impl Shape {
             start: spec.mask.start,
             vectors,
             queries: vectors * lanes,
+            together: 1,
             keys: 64,
             rows: rows(vectors),
             // One query has no tiles: its keys are visited from the first that it sees.
