@@ -16,7 +16,7 @@ pub(crate) mod tile;
 use crate::device::{Device, Slice};
 use crate::vector_io::{load, store};
 use cubecl::prelude::*;
-use mask::{Block, block_of, masked, pack_documents, sees_all};
+use mask::{Block, block_of, documents_agree, masked, pack_documents, sees_all};
 use mdl_ir::kernel::{AttentionBlocks, AttentionSpec};
 use tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
 
@@ -173,21 +173,25 @@ fn attend<N: Size>(
     #[comptime] shape: Shape,
 ) {
     let base = block.batch * shape.s * comptime!(shape.key_stride()) + kv_head * shape.head;
-    let mut largest = Array::<Vector<f32, N>>::new(shape.vectors);
-    #[unroll]
-    for j in 0..shape.vectors {
-        largest[j] = load::<f32, N>(&*workspace, parts.max + j * N::value());
+    let packed = parts.documents;
+    let (every, none) = documents_agree::<N>(documents, block, s, &*workspace, packed, shape);
+    if !none {
+        let mut largest = Array::<Vector<f32, N>>::new(shape.vectors);
+        #[unroll]
+        for j in 0..shape.vectors {
+            largest[j] = load::<f32, N>(&*workspace, parts.max + j * N::value());
+        }
+        let end = min(s + shape.keys, block.end_key);
+        let most = &mut largest;
+        if every && sees_all(block, s, shape) {
+            score::<N>(k, documents, workspace, parts, block, base, s, end, most, false, shape);
+        } else {
+            score::<N>(k, documents, workspace, parts, block, base, s, end, most, true, shape);
+        }
+        exponentiate::<N>(workspace, parts, end - s, &largest, shape);
+        let at = base + s * comptime!(shape.key_stride());
+        add_rows::<N>(v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape);
     }
-    let end = min(s + shape.keys, block.end_key);
-    let most = &mut largest;
-    if sees_all(block, s, shape) {
-        score::<N>(k, documents, workspace, parts, block, base, s, end, most, false, shape);
-    } else {
-        score::<N>(k, documents, workspace, parts, block, base, s, end, most, true, shape);
-    }
-    exponentiate::<N>(workspace, parts, end - s, &largest, shape);
-    let at = base + s * comptime!(shape.key_stride());
-    add_rows::<N>(v, at, end - s, workspace, parts.p, parts.factor, parts.y, true, shape);
 }
 
 /// Scores of keys `first..end`, and the largest of each query.

@@ -13,7 +13,7 @@ mod outer;
 mod sums;
 
 use crate::attention::decode::dot;
-use crate::attention::mask::{Block, block_of, masked, pack_documents, sees_all};
+use crate::attention::mask::{Block, block_of, documents_agree, masked, pack_documents, sees_all};
 use crate::attention::tile::{Shape, add_rows, dot_rows, pack_queries, unpack_queries};
 use crate::attention::{MaskArgs, fair_item, rounds_of};
 use crate::device::{Device, Slice};
@@ -197,9 +197,18 @@ fn pass_keys<N: Size>(
     for s in range_stepped(from, end, tile.keys) {
         for member in 0..min(TOGETHER, (blocks - index).div_ceil(shape.parts)) {
             let (block, _) = block_at(start, owner, index + member * shape.parts, tile);
-            if s < block.end_key && s + tile.keys > block.first_key {
-                let places = parts(item, member, shape);
-                visit::<N>(k, v, documents, workspace, &places, &block, kv_head, s, shape);
+            let places = parts(item, member, shape);
+            let packed = places.documents;
+            let near = s < block.end_key && s + tile.keys > block.first_key;
+            if near {
+                let agreed = documents_agree::<N>(documents, &block, s, &*workspace, packed, tile);
+                let (every, none) = agreed;
+                if !none {
+                    let places = &places;
+                    visit::<N>(
+                        k, v, documents, workspace, places, &block, kv_head, s, every, shape,
+                    );
+                }
             }
         }
     }
@@ -278,6 +287,7 @@ fn visit<N: Size>(
     block: &Block,
     kv_head: usize,
     s: usize,
+    every: bool,
     #[comptime] shape: GradShape,
 ) {
     let tile = comptime!(shape.tile);
@@ -285,7 +295,7 @@ fn visit<N: Size>(
     let queries = comptime!(tile.queries);
     let base = block.batch * tile.s * comptime!(tile.key_stride()) + kv_head * tile.head;
     let count = min(tile.keys, block.end_key - s);
-    if sees_all(block, s, tile) {
+    if every && sees_all(block, s, tile) {
         scores::<N>(k, v, documents, workspace, places, block, base, s, count, false, tile);
     } else {
         scores::<N>(k, v, documents, workspace, places, block, base, s, count, true, tile);

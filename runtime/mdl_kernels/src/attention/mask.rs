@@ -39,7 +39,7 @@ pub(crate) fn block_of(start: &[i32], batch: usize, t: usize, #[comptime] shape:
     Block { batch, t, count, position, first_key, end_key }
 }
 
-/// Whether all queries of the block see all keys `s..s + shape.keys`.
+/// Whether all queries of the block see all keys `s..s + shape.keys`, if documents allow it.
 #[cube]
 pub(crate) fn sees_all(block: &Block, s: usize, #[comptime] shape: Shape) -> bool {
     let mut all = s + shape.keys <= shape.s;
@@ -50,10 +50,50 @@ pub(crate) fn sees_all(block: &Block, s: usize, #[comptime] shape: Shape) -> boo
         let window = comptime!(shape.window.unwrap_or(0));
         all = all && block.position + block.count <= s + window;
     }
-    if comptime!(shape.documents) {
-        all = false;
-    }
     all
+}
+
+/// What documents say of the keys `s..s + shape.keys` and the block's queries: that each query sees
+/// each key, that none sees any, or that this has to be asked for each pair.
+#[cube]
+pub(crate) fn documents_agree<N: Size>(
+    documents: &[i32],
+    block: &Block,
+    s: usize,
+    workspace: &[f32],
+    packed: usize,
+    #[comptime] shape: Shape,
+) -> (bool, bool) {
+    let mut every = true.runtime();
+    let mut none = false.runtime();
+    if comptime!(shape.documents) {
+        every = false;
+        if s + shape.keys <= shape.s {
+            let at = block.batch * shape.s + s;
+            let theirs = Vector::<i32, N>::new(documents[at]);
+            let own = Vector::<f32, N>::new(workspace[packed]);
+            let own = Vector::<i32, N>::reinterpret(own);
+            let mut differ = Vector::<i32, N>::new(0i32);
+            for i in range_stepped(0, shape.keys, N::value()) {
+                differ = differ | (load::<i32, N>(documents, at + i) ^ theirs);
+            }
+            #[unroll]
+            for j in 0..shape.vectors {
+                let bits = load::<f32, N>(workspace, packed + j * N::value());
+                differ = differ | (Vector::<i32, N>::reinterpret(bits) ^ own);
+            }
+            let mut any = 0i32.runtime();
+            #[unroll]
+            for lane in 0..N::value() {
+                any = any | differ.extract(lane);
+            }
+            let one = any == 0;
+            let same = theirs.extract(0usize) == own.extract(0usize);
+            every = one && same;
+            none = one && !same;
+        }
+    }
+    (every, none)
 }
 
 /// Copies the documents of the block's queries, as bits, to where `masked` looks for them.

@@ -59,6 +59,8 @@ fn shapes() -> Vec<AttentionSpec> {
         case(40, 300, 1, 1, 16, MaskSpec { window: Some(20), ..MaskSpec::default() }),
         case(90, 90, 2, 2, 32, documents),
         case(80, 80, 1, 1, 128, MaskSpec { window: Some(30), ..documents }),
+        // Whole tiles of one document, and of others that nobody sees.
+        case(400, 400, 1, 2, 16, documents),
         case(6, 40, 2, 1, 16, MaskSpec { start: true, ..causal() }),
         case(40, 90, 1, 1, 16, MaskSpec { start: true, window: Some(17), ..causal() }),
         case(1, 60, 2, 3, 48, MaskSpec { start: true, ..causal() }),
