@@ -1,5 +1,9 @@
 //! `Walk::Columns`: units share outer indices × column vectors; each reduces in a fixed order.
 //!
+//! A unit reduces several vectors of columns side by side, so that it reads a long piece of each
+//! row: one vector of each would be a line of memory here and a line there, which no prefetcher
+//! foresees. A column's sum does not depend on what is summed beside it.
+//!
 //! A long reduction adds in runs, and the runs to a total: its rounding error then grows with
 //! the square root of what it would in one go.
 
@@ -30,15 +34,24 @@ pub(crate) fn region_columns<N: Size>(
     let items = comptime!(plan.outer() * blocks);
     let first = share(items, UNIT_POS as usize);
     let end = share(items, UNIT_POS as usize + 1);
-    for item in first..end {
+    let mut item = first;
+    while item < end {
         let outer = item / blocks;
         let block = item % blocks;
-        if block < vectors {
+        if block + plan.strip <= vectors && item + plan.strip <= end {
             let plan = comptime!(plan.clone());
-            column_piece::<N>(inputs, outputs, outer, block * lanes, plan);
+            let strip = comptime!(plan.strip);
+            column_piece::<N>(inputs, outputs, outer, block * lanes, strip, plan);
+            item += strip;
         } else {
-            let plan = comptime!(plan.clone());
-            last_columns::<N>(inputs, outputs, outer, plan);
+            if block < vectors {
+                let plan = comptime!(plan.clone());
+                column_piece::<N>(inputs, outputs, outer, block * lanes, 1usize, plan);
+            } else {
+                let plan = comptime!(plan.clone());
+                last_columns::<N>(inputs, outputs, outer, plan);
+            }
+            item += 1;
         }
     }
 }
@@ -50,10 +63,11 @@ fn column_piece<N: Size>(
     outputs: &mut Sequence<Box<[f32]>>,
     outer: usize,
     column: usize,
+    #[comptime] strip: usize,
     #[comptime] plan: Plan,
 ) {
     intrinsic!(|scope| {
-        reduce::<N>(scope, &Views::new(&plan, &*inputs, &*outputs), outer, column);
+        reduce::<N>(scope, &Views::new(&plan, &*inputs, &*outputs), outer, column, strip);
     })
 }
 
@@ -76,12 +90,12 @@ fn last_columns<N: Size>(
             if tail >= width {
                 let column: Index = (plan.columns() - tail).into_expand(scope);
                 match width {
-                    1 => reduce::<Const<1>>(scope, &views, outer, column),
-                    2 => reduce::<Const<2>>(scope, &views, outer, column),
-                    4 => reduce::<Const<4>>(scope, &views, outer, column),
-                    8 => reduce::<Const<8>>(scope, &views, outer, column),
-                    16 => reduce::<Const<16>>(scope, &views, outer, column),
-                    _ => reduce::<Const<32>>(scope, &views, outer, column),
+                    1 => reduce::<Const<1>>(scope, &views, outer, column, 1),
+                    2 => reduce::<Const<2>>(scope, &views, outer, column, 1),
+                    4 => reduce::<Const<4>>(scope, &views, outer, column, 1),
+                    8 => reduce::<Const<8>>(scope, &views, outer, column, 1),
+                    16 => reduce::<Const<16>>(scope, &views, outer, column, 1),
+                    _ => reduce::<Const<32>>(scope, &views, outer, column, 1),
                 }
                 tail -= width;
             }
@@ -89,23 +103,51 @@ fn last_columns<N: Size>(
     })
 }
 
-/// One vector of columns at one outer index: the reduction, then the second phase's `row`.
-fn reduce<N: Size>(scope: &Scope, views: &Views, outer: Index, column: Index) {
+/// A vector of columns: its row registers, the sums of a run, and those of all runs.
+struct Strand<N: Size> {
+    column: Index,
+    rows: Registers<N>,
+    sums: Accumulators<N>,
+    totals: Accumulators<N>,
+}
+
+impl<N: Size> Strand<N> {
+    fn new(scope: &Scope, plan: &Plan, column: Index) -> Self {
+        let new = || Accumulators::<N>::new(scope, plan.reductions(0));
+        Strand { column, rows: Registers::new(), sums: new(), totals: new() }
+    }
+
+    /// A phase's `row`.
+    fn row(&mut self, scope: &Scope, views: &Views, place: &Place, phase: usize) {
+        if let Some(phase) = views.plan.phases.get(phase) {
+            let column = Some(self.column);
+            let mut at = At { views, place, column, rows: Rows::None, sums: None };
+            interpret(scope, &phase.row, &mut self.rows, &mut at);
+        }
+    }
+
+    fn term(&self, scope: &Scope, views: &Views, place: &Place) {
+        let (rows, sums) = (Rows::Vectors(&self.rows), Some(&self.sums));
+        let mut at = At { views, place, column: Some(self.column), rows, sums };
+        interpret(scope, &views.plan.phases[0].cols, &mut Registers::<N>::new(), &mut at);
+    }
+}
+
+/// `strip` vectors of columns at one outer index: the reduction, then the second phase's `row`.
+fn reduce<N: Size>(scope: &Scope, views: &Views, outer: Index, column: Index, strip: usize) {
     let plan = views.plan;
     let reduced = plan.dims.len() - 1 - plan.reduced..plan.dims.len() - 1;
     let origin = Place::origin(scope, plan);
     let place = origin.at(scope, plan, 0..reduced.start, outer);
-    let mut rows = Registers::<N>::new();
-    let row = |scope: &Scope, phase: usize, rows: &mut Registers<N>| {
-        if let Some(phase) = plan.phases.get(phase) {
-            let column = Some(column);
-            let mut at = At { views, place: &place, column, rows: Rows::None, sums: None };
-            interpret(scope, &phase.row, rows, &mut at);
-        }
+    let lanes = N::__expand_value(scope);
+    let strand = |i: usize| {
+        let column = column.__expand_add_method(scope, (i * lanes).into_expand(scope));
+        Strand::<N>::new(scope, plan, column)
     };
-    row(scope, 0, &mut rows);
-    let totals = Accumulators::<N>::new(scope, plan.reductions(0));
-    let sums = Accumulators::<N>::new(scope, plan.reductions(0));
+    let mut strip: Vec<_> = (0..strip).map(strand).collect();
+    for strand in &mut strip {
+        strand.row(scope, views, &place, 0);
+    }
     let terms: usize = plan.dims[reduced.clone()].iter().product();
     let zero: Index = 0usize.into_expand(scope);
     let runs: Index = terms.div_ceil(RUN).into_expand(scope);
@@ -113,24 +155,25 @@ fn reduce<N: Size>(scope: &Scope, views: &Views, outer: Index, column: Index) {
         let first = run.__expand_mul_method(scope, RUN.into_expand(scope));
         let end = first.__expand_add_method(scope, RUN.into_expand(scope));
         let end = min::expand(scope, end, terms.into_expand(scope));
-        sums.reset(scope);
+        for strand in &strip {
+            strand.sums.reset(scope);
+        }
         for_expand(scope, RangeExpand::new(first, end), false, |scope, term| {
             let place = place.at(scope, plan, reduced.clone(), term);
-            let mut at = At {
-                views,
-                place: &place,
-                column: Some(column),
-                rows: Rows::Vectors(&rows),
-                sums: Some(&sums),
-            };
-            interpret(scope, &plan.phases[0].cols, &mut Registers::<N>::new(), &mut at);
+            for strand in &strip {
+                strand.term(scope, views, &place);
+            }
         });
-        for (register, _, value) in sums.values(scope) {
-            totals.add(scope, register, value);
+        for strand in &strip {
+            for (register, _, value) in strand.sums.values(scope) {
+                strand.totals.add(scope, register, value);
+            }
         }
     });
-    for (register, _, value) in totals.values(scope) {
-        rows.set(register as u16, value);
+    for strand in &mut strip {
+        for (register, _, value) in strand.totals.values(scope) {
+            strand.rows.set(register as u16, value);
+        }
+        strand.row(scope, views, &place, 1);
     }
-    row(scope, 1, &mut rows);
 }

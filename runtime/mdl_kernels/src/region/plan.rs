@@ -7,6 +7,8 @@ use mdl_ir::kernel::{Elem, Instr, InstrOp, RegionSpec, View, Walk};
 const BLOCK_COLUMNS: usize = 4096;
 /// A region with fewer rows than this per unit has its rows split, if it reduces nothing.
 const ROWS_PER_UNIT: usize = 4;
+/// Vectors of columns that are reduced side by side at most: their sums are in registers.
+const STRIP: usize = 12;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reduction {
@@ -48,6 +50,8 @@ pub(crate) struct Plan {
     pub row_registers: usize,
     /// Columns of one work item; all of them unless rows are split.
     pub block: usize,
+    /// Vectors of columns that a unit reduces side by side (`Walk::Columns`).
+    pub strip: usize,
 }
 
 impl Plan {
@@ -73,6 +77,7 @@ impl Plan {
             phases: phases.collect(),
             row_registers: 0,
             block: 0,
+            strip: 0,
         };
         if plan.dims.is_empty() {
             // A scalar is a row of one column.
@@ -82,6 +87,7 @@ impl Plan {
         plan.row_registers = plan.count_row_registers();
         plan.merge(matches!(spec.walk, Walk::Rows));
         plan.choose_block(units, lanes);
+        plan.choose_strip(units, lanes);
         plan
     }
 
@@ -177,6 +183,12 @@ impl Plan {
         if few && !self.reduces() && !stores {
             self.block = BLOCK_COLUMNS.next_multiple_of(lanes);
         }
+    }
+
+    /// Strips as equal as can be, of what a unit has of a row.
+    fn choose_strip(&mut self, units: usize, lanes: usize) {
+        let vectors = (self.columns() / lanes).div_ceil(units.div_ceil(self.outer())).max(1);
+        self.strip = vectors.div_ceil(vectors.div_ceil(STRIP));
     }
 
     pub(crate) fn columns(&self) -> usize {

@@ -243,7 +243,7 @@ fn column_sum(dims: &[u32], reduced: u32, input: View, output: View) -> RegionSp
 
 #[test]
 fn columns_over_batch_and_time() {
-    for (b, t, hidden) in [(2, 5, 3), (3, 150, 37), (1, 7, 288)] {
+    for (b, t, hidden) in [(2, 5, 3), (3, 150, 37), (1, 7, 288), (2, 3, 211)] {
         let input = view(0, &[t * hidden, hidden, 1]);
         let spec = column_sum(&[b, t, hidden], 2, input, view(0, &[0, 0, 1]));
         check(&spec, &[(b * t * hidden) as usize], &[hidden as usize]);
