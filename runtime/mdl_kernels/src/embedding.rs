@@ -14,6 +14,7 @@
 
 use crate::device::{Device, Slice};
 use crate::grouped::sort::{sort_rows, start_of};
+use crate::prefetch::{prefetch, rows_ahead};
 use crate::vector_io::{copy, load, load_as, store, store_as};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, ScatterAddSpec};
@@ -53,9 +54,29 @@ fn gather<N: Size>(
 ) {
     let first = share(ids.len(), UNIT_POS as usize);
     let end = share(ids.len(), UNIT_POS as usize + 1);
+    let ahead = comptime!(rows_ahead(width, elem));
     for row in first..end {
+        let next = ids[min(row + ahead, end - 1)] as usize * width;
+        for i in range_stepped(0, width, N::value()) {
+            prefetch(table, next + i, elem);
+        }
         let id = ids[row] as usize;
         copy_row::<N>(table, id * width, out, row * width, width, elem);
+    }
+}
+
+/// Zeros, one behind the other: a row that a unit has a part of would be fetched to be written, and
+/// memory that is written as a whole is not.
+#[cube]
+fn clear<N: Size>(out: &mut [f32], elements: usize, #[comptime] elem: Elem) {
+    let vectors = elements / N::value();
+    for i in share(vectors, UNIT_POS as usize)..share(vectors, UNIT_POS as usize + 1) {
+        store_as::<N>(out, i * N::value(), Vector::new(0.0), elem);
+    }
+    if UNIT_POS == 0 {
+        for i in vectors * N::value()..elements {
+            store_as::<Const<1>>(out, i, Vector::new(0.0), elem);
+        }
     }
 }
 
@@ -82,19 +103,18 @@ fn scatter_add<N: Size>(
     let end = min(share(blocks, UNIT_POS as usize + 1) * lanes, width);
     let tail = first + (end - first) / lanes * lanes;
     if comptime!(!accumulate) {
-        for row in 0..vocab {
-            for i in range_stepped(first, tail, lanes) {
-                store::<f32, N>(out, row * width + i, Vector::new(0.0));
-            }
-            for i in tail..end {
-                out[row * width + i] = 0.0;
-            }
-        }
+        clear::<N>(out, vocab * width, Elem::F32);
+        sync_cube();
     }
+    let ahead = comptime!(rows_ahead(width, Elem::F32));
     for row in 0..ids.len() {
         let to = ids[row] as usize * width;
         let from = row * width;
+        let later = min(row + ahead, ids.len() - 1);
+        let next = ids[later] as usize * width;
         for i in range_stepped(first, tail, lanes) {
+            prefetch(&*out, next + i, Elem::F32);
+            prefetch(g, later * width + i, elem);
             add_at::<N>(g, from + i, out, to + i, elem);
         }
         for i in tail..end {
@@ -118,6 +138,9 @@ fn scatter_rounded<N: Size>(
     #[comptime] elem: Elem,
     _unaligned: &[f32],
 ) {
+    if comptime!(!accumulate) {
+        clear::<N>(out, comptime!(vocab * width), Elem::Bf16);
+    }
     if UNIT_POS == 0 {
         sort_rows(ids, sorted, rows, vocab);
     }
@@ -130,7 +153,7 @@ fn scatter_rounded<N: Size>(
     for id in 0..vocab {
         let from = start_of(&*sorted, id, rows);
         let to = start_of(&*sorted, id + 1, rows);
-        if comptime!(!accumulate) || from < to {
+        if from < to {
             for i in range_stepped(first, tail, lanes) {
                 sum_rows::<N>(g, &*sorted, from, to, out, id, i, width, accumulate, elem);
             }

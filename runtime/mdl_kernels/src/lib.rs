@@ -36,6 +36,7 @@ mod pairs;
 #[cfg(feature = "cuda")]
 mod paper;
 mod peak;
+mod prefetch;
 mod products;
 mod program;
 mod record;
