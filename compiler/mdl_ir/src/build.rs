@@ -8,20 +8,21 @@ use crate::op::{Binary, Class, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 #[derive(Debug, Default)]
 pub struct Builder {
     pub body: Body,
-    /// Nodes that would compute the same thing again: key is the operation and its arguments.
-    known: HashMap<String, ValueId>,
-    producer: HashMap<ValueId, usize>,
+    /// Nodes that would compute the same thing again, by a hash of the operation and its arguments.
+    known: HashMap<u64, ValueId>,
+    /// The node that makes a value; what is beyond the end is made by none.
+    producer: Vec<Option<usize>>,
 }
 
 impl Builder {
     /// Continues a body that is already there.
     pub fn resume(body: Body) -> Builder {
-        let made = body.nodes.iter().enumerate();
-        let producer = made.flat_map(|(i, n)| n.results.iter().map(move |r| (*r, i))).collect();
+        let producer = body.producers();
         Builder { body, known: HashMap::new(), producer }
     }
 
@@ -43,7 +44,7 @@ impl Builder {
 
     /// The operation that makes a value, if it is not an input.
     pub fn op(&self, id: ValueId) -> Option<&Node> {
-        self.producer.get(&id).map(|n| &self.body.nodes[*n])
+        self.producer.get(id.index()).copied().flatten().map(|n| &self.body.nodes[n])
     }
 
     /// Gives a value the name that the source has for it, unless it already has one.
@@ -73,7 +74,6 @@ impl Builder {
         if let Some(simple) = self.simplify(&op, args, &ty, span) {
             return Ok(simple);
         }
-        let key = format!("{op:?}{args:?}");
         let pure = !matches!(op.class(), Class::Kernel | Class::Repeat)
             || matches!(
                 op,
@@ -82,12 +82,15 @@ impl Builder {
                     | Op::GroupedContract { .. }
                     | Op::GroupedOuter { .. }
             );
-        if pure && let Some(id) = self.known.get(&key) {
+        let key = pure.then(|| key(&op, args));
+        if let Some(id) = key.and_then(|key| self.known.get(&key))
+            && self.op(*id).is_some_and(|n| n.op.same(&op) && n.args == args)
+        {
             return Ok(*id);
         }
         let name = op.name().to_string();
         let id = self.node(op, args.to_vec(), vec![(name, ty)], span)[0];
-        if pure {
+        if let Some(key) = key {
             self.known.insert(key, id);
         }
         Ok(id)
@@ -102,8 +105,9 @@ impl Builder {
         span: Place,
     ) -> Vec<ValueId> {
         let ids: Vec<ValueId> = results.into_iter().map(|(n, ty)| self.value(&n, ty)).collect();
+        self.producer.resize(self.body.values.len(), None);
         for id in &ids {
-            self.producer.insert(*id, self.body.nodes.len());
+            self.producer[id.index()] = Some(self.body.nodes.len());
         }
         self.body.nodes.push(Node { op, args, results: ids.clone(), span });
         ids
@@ -303,6 +307,13 @@ impl Builder {
         remove_dead(&mut self.body);
         self.body
     }
+}
+
+/// The same in every run, so that two operations which it mistook would be so in every run.
+fn key(op: &Op, args: &[ValueId]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (op, args).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Drops nodes that no output needs, and values that nothing mentions.

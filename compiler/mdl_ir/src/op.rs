@@ -3,6 +3,7 @@
 use crate::graph::Body;
 use crate::tensor_type::{Axis, DType};
 use serde::{Deserialize, Serialize};
+use std::hash::{Hash, Hasher};
 
 /// What a node does. Elementwise operations broadcast by axis name: their result has every axis of
 /// every argument.
@@ -262,7 +263,48 @@ pub enum Class {
     Repeat,
 }
 
+/// Numbers count by their bits. What holds a body is told apart by `same` alone.
+impl Hash for Op {
+    fn hash<H: Hasher>(&self, h: &mut H) {
+        std::mem::discriminant(self).hash(h);
+        match self {
+            Op::Const(c) => c.to_bits().hash(h),
+            Op::Position(axis) | Op::GroupedOuter { axis } | Op::ScatterAdd { axis } => {
+                axis.hash(h);
+            }
+            Op::Random { stream, axes } => (stream, axes).hash(h),
+            Op::Unary(op) => op.hash(h),
+            Op::Binary(op) => op.hash(h),
+            Op::Reduce { kind, axes } => (kind, axes).hash(h),
+            Op::Contract { axes } | Op::Reorder { axes } => axes.hash(h),
+            Op::GroupedContract { axis, axes } => (axis, axes).hash(h),
+            Op::Broadcast { axes } => axes.hash(h),
+            Op::Cast(dtype) => dtype.hash(h),
+            Op::StochasticRound { stream } => stream.hash(h),
+            Op::Rename { from, to } => (from, to).hash(h),
+            Op::Split { axis, into } => (axis, into).hash(h),
+            Op::Merge { axes, into } => (axes, into).hash(h),
+            Op::Slice { axis, start, into } | Op::Pad { axis, start, into } => {
+                (axis, start, into).hash(h);
+            }
+            Op::Concat { axis, into } => (axis, into).hash(h),
+            Op::Gather { axis } | Op::CacheWrite { axis } => axis.hash(h),
+            Op::Transfer { to } => to.hash(h),
+            Op::Collective { kind, group } => (kind, group).hash(h),
+            Op::Select | Op::StopGradient | Op::Repeat { .. } | Op::Call { .. } => {}
+        }
+    }
+}
+
 impl Op {
+    /// Is it the same operation? As `==`, but 0 is not −0, and a number that is none is itself.
+    pub fn same(&self, other: &Op) -> bool {
+        match (self, other) {
+            (Op::Const(a), Op::Const(b)) => a.to_bits() == b.to_bits(),
+            _ => self == other,
+        }
+    }
+
     pub fn class(&self) -> Class {
         match self {
             Op::Const(_) | Op::Position(_) | Op::Random { .. } => Class::Source,
