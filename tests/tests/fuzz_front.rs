@@ -88,6 +88,11 @@ fn run(text: &str) -> bool {
     }
     let few = front.sink.diagnostics.iter().take(3);
     few.for_each(|d| assert!(!mdl_syntax::render(d, &front.sources, false).is_empty()));
+    if front.sink.diagnostics.is_empty() {
+        let mut sink = mdl_syntax::Sink::default();
+        mdl_check::check::expand(&front.program, &mut sink);
+        assert!(sink.diagnostics.is_empty(), "only without a memo: {:?}", sink.diagnostics);
+    }
     let took = started.elapsed();
     assert!(took < Duration::from_secs(30), "{took:?} for\n{text}");
     !front.failed()

@@ -54,18 +54,18 @@ fn shown(text: &str, item: &Item) -> Option<(String, String)> {
     match &item.kind {
         ItemKind::Fn(f) => {
             let code = signature(text_of(text, f.span)).replacen(") fn ", ")\nfn ", 1) + "\n";
-            Some((f.name.text.clone(), code))
+            Some((f.name.text.to_string(), code))
         }
         ItemKind::Block(b) => {
             let mut code = signature(text_of(text, b.span)) + "\n";
             b.members.iter().for_each(|m| code.push_str(&entry(text, m.span)));
             b.methods.iter().for_each(|m| code.push_str(&method(text, m)));
-            Some((b.name.text.clone(), code))
+            Some((b.name.text.to_string(), code))
         }
         ItemKind::Config(c) => {
             let mut code = signature(own) + "\n";
             c.fields.iter().for_each(|f| code.push_str(&entry(text, f.span)));
-            Some((c.name.text.clone(), code))
+            Some((c.name.text.to_string(), code))
         }
         _ => None,
     }

@@ -22,16 +22,16 @@ use std::rc::Rc;
 #[derive(Debug)]
 pub struct Watch {
     /// Where the body ends: which of the expanded bodies it is.
-    body: Span,
+    pub body: Span,
     wanted: Vec<ast::Name>,
-    found: Vec<(String, TensorVal)>,
+    found: Vec<(Rc<str>, TensorVal)>,
 }
 
 /// Values of a body for the auxiliary loss of a block.
 #[derive(Clone, Debug)]
 pub struct Named {
     pub block: Rc<BlockVal>,
-    pub values: Vec<(String, TensorVal)>,
+    pub values: Vec<(Rc<str>, TensorVal)>,
 }
 
 const METHOD: &str = "auxiliary";
@@ -75,7 +75,7 @@ impl Elaborator<'_> {
             return Ok(());
         }
         for name in watch.wanted.clone() {
-            if let Some(Val::Tensor(t)) = scope.values.get(&name.text) {
+            if let Some(Val::Tensor(t)) = scope.values.get(&*name.text) {
                 let found = (name.text.clone(), t.clone());
                 self.watches.last_mut().expect("checked above").found.push(found);
             }
@@ -95,7 +95,8 @@ impl Elaborator<'_> {
         for mut name in named {
             for ((_, t), id) in name.values.iter_mut().zip(ids.by_ref()) {
                 let size = count.clone();
-                t.axes.insert(0, SymAxis { name: axis.to_string(), size, origin: at });
+                let layers = SymAxis { name: axis.into(), size, origin: at };
+                t.axes = std::iter::once(layers).chain(t.axes.iter().cloned()).collect();
                 t.id = *id;
             }
             self.frame().named.push(name);
@@ -140,7 +141,7 @@ pub fn lay_out(builder: &mut Builder, named: &mut [Named]) -> Vec<ValueId> {
     let values = named.iter_mut().flat_map(|n| &mut n.values);
     values
         .map(|(_, t)| {
-            let axes = t.axes.iter().map(|a| a.name.clone()).collect();
+            let axes = t.axes.iter().map(|a| a.name.to_string()).collect();
             let laid = builder.push(Op::Reorder { axes }, &[t.id], Place::default());
             laid.unwrap_or(t.id)
         })

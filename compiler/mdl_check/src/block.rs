@@ -33,7 +33,7 @@ pub fn block_decl(program: &Program, item: ItemRef) -> Option<&ast::Block> {
 
 /// A method of an instance by name.
 pub fn method<'p>(program: &'p Program, block: &BlockVal, name: &str) -> Option<&'p ast::Fn> {
-    block_decl(program, block.item)?.methods.iter().find(|m| m.name.text == name)
+    block_decl(program, block.item)?.methods.iter().find(|m| *m.name.text == *name)
 }
 
 /// What a method sees: the block's arguments and axes, its members, and its other methods.
@@ -51,7 +51,7 @@ pub struct Path {
     /// `model.layers.{}.self_attn`
     pub stored: String,
     /// The repeat that the instance is inside of.
-    pub repeat: Option<(String, Size)>,
+    pub repeat: Option<(Rc<str>, Size)>,
     /// The axis of which a checkpoint has one tensor for each index.
     pub part: Option<String>,
 }
@@ -63,7 +63,7 @@ impl Path {
             (_, true) => a.to_string(),
             _ => format!("{a}.{b}"),
         };
-        let stored = member.stored.as_ref().map_or(member.name.text.as_str(), |(s, _)| s.as_str());
+        let stored = member.stored.as_ref().map_or(&*member.name.text, |(s, _)| s.as_str());
         let (stored, part) = numbered(stored);
         Path {
             members: dot(&self.members, &member.name.text),
@@ -113,7 +113,8 @@ impl Elaborator<'_> {
         mut scope: Scope,
         path: &Path,
     ) -> Eval<Rc<BlockVal>> {
-        let mut members: BTreeMap<String, MemberVal> = BTreeMap::new();
+        let (shape, first) = (self.shape(decl, &scope), self.params.len());
+        let mut members: BTreeMap<Rc<str>, MemberVal> = BTreeMap::new();
         let mut complete = true;
         for member in &decl.members {
             let stored = member.stored.as_ref().map_or(0, |(name, _)| name.len());
@@ -131,13 +132,14 @@ impl Elaborator<'_> {
             return Err(Reported);
         }
         scope.values.extend(members.iter().map(|(n, m)| (n.clone(), member_value(m))));
-        Ok(Rc::new(BlockVal { item, scope, members, repeat: None }))
+        let layers = path.repeat.as_ref().map(|(axis, _)| axis.clone());
+        Ok(Rc::new(BlockVal { item, shape, first, layers, scope, members, repeat: None }))
     }
 
     fn member_of(
         &mut self,
         member: &Member,
-        above: &BTreeMap<String, MemberVal>,
+        above: &BTreeMap<Rc<str>, MemberVal>,
         scope: &Scope,
         path: &Path,
     ) -> Eval<MemberVal> {
@@ -192,7 +194,7 @@ impl Elaborator<'_> {
     fn check_part(&mut self, member: &Member, axes: &[SymAxis], path: &Path) -> Eval<()> {
         let (Some(part), Some((_, at))) = (&path.part, &member.stored) else { return Ok(()) };
         match axes.first() {
-            Some(first) if first.name == *part && axes.len() > 1 => Ok(()),
+            Some(first) if *first.name == **part && axes.len() > 1 => Ok(()),
             Some(first) => {
                 let message = format!("`{{{part}}}` is not the outermost axis of this parameter");
                 let d = Diagnostic::error("E0204", message, *at, "one tensor for each index");
@@ -239,18 +241,18 @@ impl Elaborator<'_> {
         &mut self,
         other: &ast::Name,
         axes: &[SymAxis],
-        above: &BTreeMap<String, MemberVal>,
+        above: &BTreeMap<Rc<str>, MemberVal>,
         path: &Path,
         at: Span,
     ) -> Eval<MemberVal> {
-        let Some(MemberVal::Param(p)) = above.get(&other.text) else {
+        let Some(MemberVal::Param(p)) = above.get(&*other.text) else {
             let message = format!("there is no parameter `{}` above", other.text);
             return self.fail("E0207", message, other.span, "tied to this");
         };
         let whole = &self.params[*p];
         let theirs = &whole.axes[usize::from(whole.repeat.is_some())..];
         let named = |axes: &[SymAxis]| {
-            let names: Vec<&str> = axes.iter().map(|a| a.name.as_str()).collect();
+            let names: Vec<&str> = axes.iter().map(|a| &*a.name).collect();
             format!("[{}]", names.join(", "))
         };
         let (mine, other_type) = (named(axes), named(theirs));
@@ -271,7 +273,7 @@ impl Elaborator<'_> {
     fn param_axes(&mut self, ty: &ast::TypeExpr, scope: &Scope) -> Eval<Vec<SymAxis>> {
         let mut axes: Vec<SymAxis> = Vec::new();
         for axis in &ty.axes {
-            let known = scope.axes.get(&axis.name.text).cloned();
+            let known = scope.axes.get(&*axis.name.text).cloned();
             let name = known.as_ref().map_or(axis.name.text.clone(), |k| k.name.clone());
             let origin = axis.size.as_ref().map_or(axis.name.span, |e| e.span);
             let size = match (&axis.size, known) {
@@ -350,7 +352,7 @@ impl Elaborator<'_> {
         };
         let repeat = path.repeat.as_ref().map(|(name, _)| name.clone());
         self.stored.insert(path.stored.clone(), self.params.len());
-        self.params.push(ParamInfo { param, axes, repeat, span: member.span });
+        self.params.push(ParamInfo { param, axes: axes.into(), repeat, span: member.span });
         Ok(self.params.len() - 1)
     }
 
@@ -366,7 +368,7 @@ impl Elaborator<'_> {
                 return self.fail("E0301", message, e.span, here);
             }
             // Random numbers know the axes by their numbers alone, so only those are compared.
-            for x in &t.axes {
+            for x in t.axes.iter() {
                 let own = axes.iter().find(|a| a.name == x.name);
                 if let Some(own) = own.filter(|own| own.size.value() != x.size.value()) {
                     return self.sizes_differ(own, x, e.span);
@@ -423,7 +425,7 @@ impl Elaborator<'_> {
     pub fn call_block(&mut self, block: &Rc<BlockVal>, given: Vec<Given>, at: Span) -> Eval<Val> {
         let Some(forward) = method(self.program, block, "forward") else {
             let decl = item_name(self.program.item(block.item));
-            let name = decl.map_or("this block", |n| n.text.as_str());
+            let name = decl.map_or("this block", |n| &*n.text);
             let message = format!("`{name}` has no `forward`");
             let d = Diagnostic::error("E0207", message, at, "called here");
             self.sink.push(match decl {
@@ -453,7 +455,7 @@ impl Elaborator<'_> {
         };
         let x = self.tensor(first.val.clone(), first.span)?;
         let ty = self.frame().builder.ty(x.id).clone();
-        self.frames.push(Frame::new(FrameKind::Repeat(axis.to_string())));
+        self.frames.push(Frame::new(FrameKind::Repeat(axis.into())));
         let id = self.frame().builder.input("x", ty.clone());
         let carried =
             Given { name: None, val: Val::Tensor(TensorVal { id, ..x.clone() }), span: first.span };
@@ -476,7 +478,7 @@ impl Elaborator<'_> {
         let mut results = vec![("x".to_string(), ty)];
         for t in named.iter().flat_map(|n| &n.values) {
             let axes = t.1.axes.iter().map(concrete).collect();
-            results.push((t.0.clone(), Type::new(t.1.dtype, axes).stacked(layers.clone())));
+            results.push((t.0.to_string(), Type::new(t.1.dtype, axes).stacked(layers.clone())));
         }
         let ids = self.frame().builder.node(op, outer.0, results, place(at));
         self.name_stacked(named, &ids[1..], (axis, size), at);
@@ -538,7 +540,7 @@ impl Elaborator<'_> {
 /// The sizes of a configuration are axes by their own names in the block that takes it.
 pub fn open_config(arg: &ast::Arg, scope: &mut Scope) {
     let (ArgType::Config(_), Some(Val::Config(config))) =
-        (&arg.ty, scope.values.get(&arg.name.text))
+        (&arg.ty, scope.values.get(&*arg.name.text))
     else {
         return;
     };
@@ -546,11 +548,11 @@ pub fn open_config(arg: &ast::Arg, scope: &mut Scope) {
     for (name, setting) in &config.fields {
         if let crate::config::Setting::Size(size) = setting {
             let axis = AxisVal {
-                name: name.clone(),
+                name: name.as_str().into(),
                 size: Some(size.clone()),
                 origin: config.places.get(name).copied().unwrap_or(arg.name.span),
             };
-            scope.axes.insert(name.clone(), axis);
+            scope.axes.insert(name.as_str().into(), axis);
         }
     }
 }

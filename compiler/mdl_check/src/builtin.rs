@@ -2,6 +2,7 @@
 
 use crate::elaborate::{Elaborator, concrete};
 use crate::frame::{FrameKind, Outside};
+use crate::memo::Origin;
 use crate::nearest::nearest;
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
@@ -140,7 +141,7 @@ impl Elaborator<'_> {
                 self.op(Op::Select, &refs, &[], call.at)?
             }
             "total" => {
-                let axes: Vec<String> = args[0].axes.iter().map(|a| a.name.clone()).collect();
+                let axes: Vec<String> = args[0].axes.iter().map(|a| a.name.to_string()).collect();
                 self.op(Op::Reduce { kind: Reduction::Sum, axes }, &refs, &[], call.at)?
             }
             "gather" => {
@@ -153,7 +154,7 @@ impl Elaborator<'_> {
                 if args[0].axis(&axis).is_none() {
                     return self.lacks_axis(&args[0], &axis, at, span(0));
                 }
-                self.op(Op::Gather { axis }, &refs, &[], call.at)?
+                self.op(Op::Gather { axis: axis.to_string() }, &refs, &[], call.at)?
             }
             _ => self.op(Op::StopGradient, &refs, &[], call.at)?,
         };
@@ -179,7 +180,13 @@ impl Elaborator<'_> {
             }
         }
         let kind = if call.name == "sum" { Reduction::Sum } else { Reduction::Max };
-        self.op(Op::Reduce { kind, axes }, &[&t], &[], call.at).map(Val::Tensor)
+        self.op(
+            Op::Reduce { kind, axes: axes.iter().map(|a| a.to_string()).collect() },
+            &[&t],
+            &[],
+            call.at,
+        )
+        .map(Val::Tensor)
     }
 
     /// What an axis name in brackets means: in scope, or an axis of one of these tensors.
@@ -191,7 +198,7 @@ impl Elaborator<'_> {
         among: &[&TensorVal],
     ) -> Eval<AxisVal> {
         let known = scope.axes.get(name);
-        let wanted = known.map_or(name, |k| k.name.as_str());
+        let wanted = known.map_or(name, |k| &*k.name);
         if let Some(found) = among.iter().find_map(|t| t.axis(wanted)) {
             return Ok(AxisVal {
                 name: found.name.clone(),
@@ -215,8 +222,8 @@ impl Elaborator<'_> {
         if scope.failed.contains(name) {
             return Err(Reported);
         }
-        let own = among.iter().flat_map(|t| &t.axes).map(|a| a.name.as_str());
-        let near = nearest(name, own.chain(scope.axes.keys().map(String::as_str)));
+        let own = among.iter().flat_map(|t| t.axes.iter()).map(|a| &*a.name);
+        let near = nearest(name, own.chain(scope.axes.keys().map(|k| &**k)));
         let message = format!("there is no axis `{name}` here");
         let mut d = Diagnostic::error("E0204", message, at, "unknown axis");
         if let Some(near) = near {
@@ -278,9 +285,11 @@ impl Elaborator<'_> {
         if base.axis(&axis.name).is_some() {
             return Ok(Val::Tensor(base));
         }
-        match self.origins.get(&axis.name).cloned() {
+        let origin = self.origins.get(&axis.name).cloned();
+        self.trail.origins.push(Origin::Found(axis.name.clone(), origin.clone()));
+        match origin {
             Some(from) if base.axis(&from).is_some() => {
-                let op = Op::Rename { from, to: axis.name.clone() };
+                let op = Op::Rename { from: from.to_string(), to: axis.name.to_string() };
                 self.op(op, &[&base], std::slice::from_ref(axis), at).map(Val::Tensor)
             }
             _ => {
@@ -352,16 +361,16 @@ impl Elaborator<'_> {
         self.agree(&[&a, &pair], call.at)?;
         self.want(&a, DType::F32, call.args[0].value.span)?;
         self.want(&b, DType::F32, call.args[1].value.span)?;
-        let b = self.in_order(&b, a.axes.iter().map(|x| x.name.clone()).collect(), call.at)?;
+        let b = self.in_order(&b, names(a.axes.iter()), call.at)?;
         let into = SymAxis { name: into.name, size, origin: into.origin };
-        let op = Op::Concat { axis: old.name, into: concrete(&into) };
+        let op = Op::Concat { axis: old.name.to_string(), into: concrete(&into) };
         // The old axis may differ in size between the parts, which `op` does not accept.
         self.unchecked(op, &[&a, &b], &[into], call.at).map(Val::Tensor)
     }
 
     /// The same tensor with its axes in this order, which means nothing but where they lie.
     fn in_order(&mut self, t: &TensorVal, axes: Vec<String>, at: Span) -> Eval<TensorVal> {
-        if t.axes.iter().map(|a| &a.name).eq(&axes) {
+        if t.axes.iter().map(|a| &*a.name).eq(&axes) {
             return Ok(t.clone());
         }
         self.op(Op::Reorder { axes }, &[t], &[], at)
@@ -397,10 +406,11 @@ impl Elaborator<'_> {
         }
         match (change.new.as_slice(), old.as_slice()) {
             ([new], [from]) => {
-                let name = scope.axes.get(&new.text).map_or(new.text.clone(), |a| a.name.clone());
+                let name = scope.axes.get(&*new.text).map_or(new.text.clone(), |a| a.name.clone());
                 self.origins.insert(name.clone(), from.name.clone());
+                self.trail.origins.push(Origin::Left(name.clone(), from.name.clone()));
                 let renamed = SymAxis { name: name.clone(), ..from.clone() };
-                let op = Op::Rename { from: from.name.clone(), to: name };
+                let op = Op::Rename { from: from.name.to_string(), to: name.to_string() };
                 self.op(op, &[t], &[renamed], change.span)
             }
             (many, [from]) => {
@@ -415,7 +425,7 @@ impl Elaborator<'_> {
                 }
                 self.multiplies_out(from, &into, change.span)?;
                 let axes: Vec<Axis> = into.iter().map(concrete).collect();
-                let op = Op::Split { axis: from.name.clone(), into: axes };
+                let op = Op::Split { axis: from.name.to_string(), into: axes };
                 self.op(op, &[t], &into, change.span)
             }
             ([new], many) => {
@@ -425,7 +435,7 @@ impl Elaborator<'_> {
                     return self.fail("E0307", message, change.span, "merged here");
                 };
                 self.whole(&new.text, &size, change.span)?;
-                let into = match scope.axes.get(&new.text) {
+                let into = match scope.axes.get(&*new.text) {
                     Some(AxisVal { name, size: Some(s), origin }) => {
                         SymAxis { name: name.clone(), size: s.clone(), origin: *origin }
                     }
@@ -446,18 +456,19 @@ impl Elaborator<'_> {
         into: SymAxis,
         at: Span,
     ) -> Eval<TensorVal> {
-        let axes: Vec<String> = many.iter().map(|a| a.name.clone()).collect();
+        let axes: Vec<String> = names(many.iter());
         if let Some(twice) = axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
             let message = format!("axis `{}` is merged twice", twice.1);
             return self.fail("E0306", message, at, "merged here");
         }
-        let others = t.axes.iter().map(|a| &a.name).filter(|n| !axes.contains(n));
-        let first = t.axes.iter().position(|a| a.name == axes[0]).unwrap_or(0);
-        let before = t.axes[..first].iter().filter(|a| !axes.contains(&a.name)).count();
-        let mut order: Vec<String> = others.cloned().collect();
+        let others = t.axes.iter().map(|a| a.name.to_string()).filter(|n| !axes.contains(n));
+        let first = t.axes.iter().position(|a| *a.name == *axes[0]).unwrap_or(0);
+        let before =
+            t.axes[..first].iter().filter(|a| !many.iter().any(|b| b.name == a.name)).count();
+        let mut order: Vec<String> = others.collect();
         order.splice(before..before, axes.iter().cloned());
         let t = &self.in_order(t, order, at)?;
-        let op = Op::Merge { axes, into: into.name.clone() };
+        let op = Op::Merge { axes, into: into.name.to_string() };
         self.op(op, &[t], &[into], at)
     }
 
@@ -504,9 +515,13 @@ impl Elaborator<'_> {
             return Err(Reported);
         }
         let into = SymAxis { name: new.name, size, origin: new.origin };
-        let op = Op::Slice { axis: old.name.clone(), start: first, into: concrete(&into) };
+        let op = Op::Slice { axis: old.name.to_string(), start: first, into: concrete(&into) };
         self.op(op, &[t], &[into], change.span)
     }
+}
+
+fn names<'s>(axes: impl Iterator<Item = &'s SymAxis>) -> Vec<String> {
+    axes.map(|a| a.name.to_string()).collect()
 }
 
 fn product<'s>(axes: impl Iterator<Item = &'s SymAxis>) -> Option<Size> {

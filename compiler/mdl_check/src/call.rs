@@ -37,6 +37,7 @@ impl Elaborator<'_> {
             return self.fail("E0411", message, at, "this call is one too deep");
         }
         self.depth += 1;
+        self.trail.depth = self.trail.depth.max(self.depth);
         let result = self.call_within(at, function, axes, args, scope);
         self.depth -= 1;
         result
@@ -51,7 +52,7 @@ impl Elaborator<'_> {
         scope: &Scope,
     ) -> Eval<Val> {
         if let ExprKind::Name(name) = &function.kind {
-            let shadowed = scope.values.contains_key(&name.text);
+            let shadowed = scope.values.contains_key(&*name.text);
             let program = self.program;
             let owner = scope.owner.as_ref().filter(|_| !shadowed);
             let method = owner.and_then(|o| Some((o, method(program, o, &name.text)?)));
@@ -63,7 +64,7 @@ impl Elaborator<'_> {
                 return self.call_fn(method, inner, given, at);
             }
             let defined = self.program.find(scope.module, &name.text).is_some();
-            if !shadowed && !defined && BUILTINS.contains(&name.text.as_str()) {
+            if !shadowed && !defined && BUILTINS.contains(&&*name.text) {
                 let call = BuiltinCall { name: &name.text, at, axes, args };
                 return self.builtin(&call, scope);
             }
@@ -133,13 +134,13 @@ impl Elaborator<'_> {
         given: &[Given],
         scope: &Scope,
         at: Span,
-    ) -> Eval<Vec<(String, AxisVal)>> {
+    ) -> Eval<Vec<(Rc<str>, AxisVal)>> {
         if axes.len() != decl.axes.len() {
             let name = &decl.name.text;
             let wanted = count(decl.axes.len(), "axis", "axes");
             let message = format!("`{name}` takes {wanted} in brackets, not {}", axes.len());
             let d = Diagnostic::error("E0208", message, at, "called here");
-            let own: Vec<&str> = decl.axes.iter().map(|a| a.text.as_str()).collect();
+            let own: Vec<&str> = decl.axes.iter().map(|a| &*a.text).collect();
             let d = d.label(decl.name.span, "declared here");
             self.sink.push(match own.as_slice() {
                 [] => d.help(format!("write `{name}(…)`")),
@@ -195,7 +196,7 @@ impl Elaborator<'_> {
                 fits = fits.and(bound);
             }
             fits?;
-            self.run_or_keep(decl, scope, at)
+            self.remembered(decl, scope, at, |e, scope| e.run_or_keep(decl, scope, at))
         });
         self.open.pop();
         result
@@ -210,6 +211,7 @@ impl Elaborator<'_> {
             return Err(Reported);
         }
         self.open.push(name.span);
+        self.trail.opened.push(name.span);
         self.work.reached.insert(name.span);
         Ok(())
     }
@@ -289,7 +291,7 @@ impl Elaborator<'_> {
                     Some(slot) => slot,
                     None => {
                         let message = format!("`{}` has no argument `{}`", owner.text, n.text);
-                        let known = declared.iter().map(|a| a.name.text.as_str());
+                        let known = declared.iter().map(|a| &*a.name.text);
                         let mut d = Diagnostic::error("E0208", message, n.span, "no such argument");
                         d = d.label(owner.span, "declared here");
                         if let Some(near) = nearest(&n.text, known) {
@@ -342,7 +344,7 @@ impl Elaborator<'_> {
                 let t = self.tensor(val, given.span)?;
                 self.check_arg(&t, ty, scope, given.span)?;
                 for axis in &ty.axes {
-                    let known = scope.axes.get(&axis.name.text);
+                    let known = scope.axes.get(&*axis.name.text);
                     let name = known.map_or(axis.name.text.clone(), |k| k.name.clone());
                     if let Some(found) = t.axis(&name) {
                         let (size, origin) = (Some(found.size.clone()), found.origin);
@@ -359,7 +361,7 @@ impl Elaborator<'_> {
                 self.fits_function(arg, axes, &function, given.span)?;
                 Val::Function(function)
             }
-            (ArgType::Config(n), val @ Val::Text(_)) if n.text == "text" => val,
+            (ArgType::Config(n), val @ Val::Text(_)) if &*n.text == "text" => val,
             (ArgType::Config(n), Val::Config(c))
                 if self.program.find(scope.module, &n.text) == Some(c.item) =>
             {
@@ -408,7 +410,7 @@ impl Elaborator<'_> {
     }
 
     fn check_dtype(&mut self, t: &TensorVal, ty: &TypeExpr, at: Span) -> Eval<()> {
-        let wanted = match ty.dtype.as_ref().map(|d| d.text.as_str()) {
+        let wanted = match ty.dtype.as_ref().map(|d| &*d.text) {
             None | Some("f32") => DType::F32,
             Some("ids" | "i32") => DType::I32,
             Some("bool") => DType::Bool,
@@ -446,8 +448,8 @@ impl Elaborator<'_> {
 
     fn check_sizes(&mut self, t: &TensorVal, ty: &TypeExpr, scope: &Scope, at: Span) -> Eval<()> {
         for axis in &ty.axes {
-            let known = scope.axes.get(&axis.name.text);
-            let name = known.map_or(axis.name.text.as_str(), |k| k.name.as_str());
+            let known = scope.axes.get(&*axis.name.text);
+            let name = known.map_or(&*axis.name.text, |k| &*k.name);
             let Some(found) = t.axis(name).cloned() else { continue };
             let declared = match &axis.size {
                 Some(e) => Some((size_of(self, e, scope)?, e.span)),
@@ -456,7 +458,7 @@ impl Elaborator<'_> {
             if let Some((size, origin)) = declared
                 && !size.same(&found.size)
             {
-                let declared = SymAxis { name: name.to_string(), size, origin };
+                let declared = SymAxis { name: name.into(), size, origin };
                 return self.sizes_differ(&declared, &found, at);
             }
         }
@@ -474,13 +476,13 @@ impl Elaborator<'_> {
         self.frames.push(Frame::new(FrameKind::Call));
         let mut outer: Vec<ValueId> = Vec::new();
         for arg in &decl.args {
-            let Some(Val::Tensor(t)) = scope.values.get(&arg.name.text).cloned() else { continue };
+            let Some(Val::Tensor(t)) = scope.values.get(&*arg.name.text).cloned() else { continue };
             outer.push(t.id);
             let ty = Type::new(t.dtype, t.axes.iter().map(concrete).collect());
             let id = self.frame().builder.input(&arg.name.text, ty);
             scope.values.insert(arg.name.text.clone(), Val::Tensor(TensorVal { id, ..t }));
         }
-        let axes = decl.axes.iter().map(|a| scope.axes[&a.text].name.clone()).collect();
+        let axes = decl.axes.iter().map(|a| scope.axes[&a.text].name.to_string()).collect();
         let result = self.run_fn(decl, scope).and_then(|val| self.laid_out(val, at));
         let frame = self.frames.pop().expect("pushed above");
         let results = result?;
@@ -489,8 +491,11 @@ impl Elaborator<'_> {
             outer.push(self.capture(what, depth).0);
         }
         let body = frame.builder.finish(results.iter().map(|t| t.id).collect());
-        let types: Vec<(String, Type)> =
-            body.outputs.iter().map(|o| (decl.name.text.clone(), body.ty(*o).clone())).collect();
+        let types: Vec<(String, Type)> = body
+            .outputs
+            .iter()
+            .map(|o| (decl.name.text.to_string(), body.ty(*o).clone()))
+            .collect();
         let op = Op::Call { kernel, axes, body: Box::new(body) };
         let ids = self.frame().builder.node(op, outer, types, place(at));
         let mut vals: Vec<Val> = ids
@@ -523,7 +528,7 @@ impl Elaborator<'_> {
 
 /// How a tensor's axes differ from the declared ones, in a clause.
 fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
-    let resolve = |n: &str| scope.axes.get(n).map_or(n.to_string(), |a| a.name.clone());
+    let resolve = |n: &str| scope.axes.get(n).map_or(n.to_string(), |a| a.name.to_string());
     let declared: Vec<String> = ty.axes.iter().map(|a| resolve(&a.name.text)).collect();
     let missing: Vec<String> =
         declared.iter().filter(|d| t.axis(d).is_none()).map(|d| format!("`{d}`")).collect();
@@ -534,7 +539,7 @@ fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
     let extra: Vec<String> = t
         .axes
         .iter()
-        .filter(|a| !declared.contains(&a.name))
+        .filter(|a| !declared.iter().any(|d| **d == *a.name))
         .map(|a| format!("`{}`", a.name))
         .collect();
     if !ty.open && !extra.is_empty() {
@@ -572,7 +577,7 @@ fn wanted(ty: &ArgType) -> String {
         ArgType::Real => "a number".into(),
         ArgType::Bool => "`true` or `false`".into(),
         ArgType::Function(axes) => format!("a function of {}", count(axes.len(), "axis", "axes")),
-        ArgType::Config(n) if n.text == "text" => "a text".into(),
+        ArgType::Config(n) if &*n.text == "text" => "a text".into(),
         ArgType::Config(n) => format!("a `{}`", n.text),
     }
 }

@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 /// Names of the root module's presets, in order.
 pub fn presets(program: &Program) -> Vec<String> {
-    preset_items(program).into_iter().map(|(_, p)| p.name.text.clone()).collect()
+    preset_items(program).into_iter().map(|(_, p)| p.name.text.to_string()).collect()
 }
 
 fn preset_items(program: &Program) -> Vec<(ItemRef, &Preset)> {
@@ -34,7 +34,7 @@ fn preset_items(program: &Program) -> Vec<(ItemRef, &Preset)> {
 
 /// Binds a preset by name; problems are reported.
 pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<Config>> {
-    let (item, preset) = preset_items(program).into_iter().find(|(_, p)| p.name.text == name)?;
+    let (item, preset) = preset_items(program).into_iter().find(|(_, p)| *p.name.text == *name)?;
     let config = program.find(item.module, &preset.config.text).or_else(|| {
         unknown_config(program, item.module, &preset.config, sink);
         None
@@ -49,7 +49,21 @@ pub fn check(program: &Program, sink: &mut Sink) {
     if sink.has_errors() {
         return;
     }
-    let mut work = Work::default();
+    let before = sink.diagnostics.len();
+    walk(program, sink, Work::with_memo());
+    if sink.diagnostics.len() > before {
+        // With a memo it is only known that something is wrong.
+        sink.diagnostics.truncate(before);
+        expand(program, sink);
+    }
+}
+
+/// What is said of names that are right, where everything is expanded however often it is called.
+pub fn expand(program: &Program, sink: &mut Sink) {
+    walk(program, sink, Work::default());
+}
+
+fn walk(program: &Program, sink: &mut Sink, mut work: Work) {
     let model = declared_model(program, sink);
     if let Some(model) = &model {
         check_presets(program, model, (sink, &mut work));
@@ -189,12 +203,12 @@ pub fn unused_param(name: &str, span: Span, sink: &mut Sink) {
 fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink) -> bool {
     let Some(decl) = block_decl(program, model.item) else { return false };
     // `build` says that it is missing.
-    let Some(method) = decl.methods.iter().find(|m| m.name.text == entry) else { return true };
+    let Some(method) = decl.methods.iter().find(|m| *m.name.text == *entry) else { return true };
     let names: &[&str] = if entry == "loss" { &["tokens", "targets"] } else { &["tokens"] };
     let is_ids = |arg: &Arg| match &arg.ty {
         ArgType::Tensor(ty) => {
-            let dtype = ty.dtype.as_ref().map(|d| d.text.as_str());
-            let axes: Vec<&str> = ty.axes.iter().map(|a| a.name.text.as_str()).collect();
+            let dtype = ty.dtype.as_ref().map(|d| &*d.text);
+            let axes: Vec<&str> = ty.axes.iter().map(|a| &*a.name.text).collect();
             matches!(dtype, Some("ids" | "i32")) && !ty.open && axes == ["B", "T"]
         }
         _ => false,
@@ -203,7 +217,7 @@ fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink
         .args
         .iter()
         .enumerate()
-        .find(|(i, arg)| names.get(*i) != Some(&arg.name.text.as_str()) || !is_ids(arg));
+        .find(|(i, arg)| names.get(*i) != Some(&&*arg.name.text) || !is_ids(arg));
     let (at, here) = match wrong {
         Some((_, arg)) => (arg.name.span, "a run does not have this"),
         None if method.args.len() < names.len() => (method.name.span, "an argument is missing"),
@@ -270,8 +284,8 @@ fn check_assertions(count: Option<u64>, config: &Config, preset: &Preset, sink: 
 fn number(e: &Expr, config: &Config, count: Option<u64>) -> Option<f64> {
     match &e.kind {
         ExprKind::Number(text) => text.parse().ok(),
-        ExprKind::Name(n) if n.text == "params" => count.map(|n| n as f64),
-        ExprKind::Name(n) => match config.fields.get(&n.text)? {
+        ExprKind::Name(n) if &*n.text == "params" => count.map(|n| n as f64),
+        ExprKind::Name(n) => match config.fields.get(&*n.text)? {
             Setting::Size(s) => Some(s.as_f64()),
             Setting::Real(x) => Some(*x),
             _ => None,

@@ -116,7 +116,7 @@ impl<'a, 'b> Binder<'a, 'b> {
     ) -> Option<Rc<Config>> {
         let program = self.program;
         let ItemKind::Config(decl) = &program.item(item).kind else {
-            let name = item_name(program.item(item)).map_or("", |n| n.text.as_str());
+            let name = item_name(program.item(item)).map_or("", |n| &*n.text);
             let message = format!("`{name}` is no configuration");
             return self.fail("E0405", message, at, "used as one here");
         };
@@ -150,7 +150,7 @@ impl<'a, 'b> Binder<'a, 'b> {
                 let message = format!("`{}` has no field `{}`", decl.name.text, name.text);
                 let d = Diagnostic::error("E0403", message, name.span, "no such field")
                     .label(decl.name.span, "declared here");
-                let known = decl.fields.iter().map(|f| f.name.text.as_str());
+                let known = decl.fields.iter().map(|f| &*f.name.text);
                 self.sink.push(match nearest(&name.text, known) {
                     Some(near) => d.help(format!("write `{near}`")),
                     None => d,
@@ -159,7 +159,7 @@ impl<'a, 'b> Binder<'a, 'b> {
         }
         let mut config = Config {
             item,
-            name: decl.name.text.clone(),
+            name: decl.name.text.to_string(),
             fields: BTreeMap::new(),
             places: BTreeMap::new(),
         };
@@ -173,8 +173,8 @@ impl<'a, 'b> Binder<'a, 'b> {
             }
             match self.field(field, binding.map(|(_, e)| *e), &config, scope, at) {
                 Some(setting) => {
-                    config.places.insert(field.name.text.clone(), field.span);
-                    config.fields.insert(field.name.text.clone(), setting);
+                    config.places.insert(field.name.text.to_string(), field.span);
+                    config.fields.insert(field.name.text.to_string(), setting);
                 }
                 None => complete = false,
             }
@@ -213,7 +213,7 @@ impl<'a, 'b> Binder<'a, 'b> {
         crate::names::each_name(e, &mut |n| names.push(n.text.clone()));
         names.dedup();
         let values = names.iter().filter_map(|n| {
-            let value = match config.fields.get(n)? {
+            let value = match config.fields.get(&**n)? {
                 Setting::Size(s) => s.as_f64().to_string(),
                 Setting::Real(x) => x.to_string(),
                 Setting::Bool(b) => b.to_string(),
@@ -245,7 +245,7 @@ impl<'a, 'b> Binder<'a, 'b> {
             (Some(e), _) => (self.eval(e, so_far)?, e.span),
             (None, FieldType::Config(ty)) => {
                 let item = self.lookup(so_far.item.module, ty)?;
-                self.path.push(name.clone());
+                self.path.push(name.to_string());
                 let bound = self.config(item, &[], item.module, at);
                 self.path.pop();
                 return bound.map(Setting::Config);
@@ -420,7 +420,7 @@ impl<'a, 'b> Binder<'a, 'b> {
             ExprKind::Number(text) => Some(Some(self.number(text, e.span)?)),
             ExprKind::Text(t) => Some(Some(Setting::Text(t.clone()))),
             ExprKind::Bool(b) => Some(Some(Setting::Bool(*b))),
-            ExprKind::Name(n) => match so_far.fields.get(&n.text) {
+            ExprKind::Name(n) => match so_far.fields.get(&*n.text) {
                 Some(setting) => Some(Some(setting.clone())),
                 None => {
                     let message = format!("there is no field `{}` above", n.text);
@@ -450,7 +450,7 @@ impl<'a, 'b> Binder<'a, 'b> {
                 self.binary(*op, x, y, e.span).map(Some)
             }
             ExprKind::Call { function, args, .. } => match (&function.kind, args.as_slice()) {
-                (ExprKind::Name(n), [arg]) if n.text == "from" => match &arg.value.kind {
+                (ExprKind::Name(n), [arg]) if &*n.text == "from" => match &arg.value.kind {
                     ExprKind::Text(path) => self.json_value(path, arg.value.span),
                     _ => self.fail("E0405", "`from` takes a text".into(), arg.value.span, "here"),
                 },

@@ -5,6 +5,7 @@ use crate::auxiliary::Watch;
 use crate::builtin::BUILTINS;
 use crate::config::{Setting, arithmetic};
 use crate::frame::{Frame, FrameKind, Outside};
+use crate::memo::Trail;
 use crate::nearest::nearest;
 use crate::program::{Program, item_name, standard_home};
 use crate::size::Size;
@@ -32,9 +33,9 @@ pub const MAX_NESTING: usize = 1000;
 #[derive(Clone, Debug)]
 pub struct ParamInfo {
     pub param: Param,
-    pub axes: Vec<SymAxis>,
+    pub axes: Rc<[SymAxis]>,
     /// The axis along which a repeated block stacks it.
-    pub repeat: Option<String>,
+    pub repeat: Option<Rc<str>>,
     pub span: Span,
 }
 
@@ -45,9 +46,9 @@ pub struct Elaborator<'a> {
     pub params: Vec<ParamInfo>,
     pub frames: Vec<Frame>,
     /// Axis that a rename made, and the axis it was made from.
-    pub origins: BTreeMap<String, String>,
+    pub origins: BTreeMap<Rc<str>, Rc<str>>,
     /// Axes of the graph's data inputs by name.
-    pub data: BTreeMap<String, Vec<SymAxis>>,
+    pub data: BTreeMap<Rc<str>, Rc<[SymAxis]>>,
     /// Is there a `documents` input?
     pub documents: bool,
     /// Are the sizes made up? Then their numbers are no facts.
@@ -62,6 +63,7 @@ pub struct Elaborator<'a> {
     /// Blocks with an auxiliary loss whose `forward` is being expanded, one within the other.
     pub watches: Vec<Watch>,
     pub work: &'a mut Work,
+    pub trail: Trail,
 }
 
 pub fn place(span: Span) -> Place {
@@ -136,8 +138,9 @@ impl Elaborator<'_> {
             }
         };
         let ty = self.frame().builder.ty(id);
-        let known: Vec<&SymAxis> = new.iter().chain(args.iter().flat_map(|t| &t.axes)).collect();
-        let axes: Vec<SymAxis> = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
+        let known: Vec<&SymAxis> =
+            new.iter().chain(args.iter().flat_map(|t| t.axes.iter())).collect();
+        let axes = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
         let made = TensorVal { id, dtype: ty.dtype, axes };
         self.limits(&made, at)?;
         Ok(made)
@@ -161,7 +164,7 @@ impl Elaborator<'_> {
             }
         }
         let mut bytes = made.dtype.bytes();
-        for axis in &made.axes {
+        for axis in made.axes.iter() {
             bytes = match bytes.checked_mul(axis.size.value().unwrap_or(1)) {
                 Some(b) if b <= MAX_TENSOR_BYTES => b,
                 _ if self.sample => return Ok(()),
@@ -180,7 +183,7 @@ impl Elaborator<'_> {
     pub fn agree(&mut self, args: &[&TensorVal], at: Span) -> Eval<()> {
         for (i, a) in args.iter().enumerate() {
             for b in &args[i + 1..] {
-                for x in &a.axes {
+                for x in a.axes.iter() {
                     let Some(y) = b.axis(&x.name) else { continue };
                     if !x.size.same(&y.size) {
                         let (x, y) = (x.clone(), y.clone());
@@ -210,7 +213,7 @@ impl Elaborator<'_> {
 
     /// The value of something outside, in the innermost frame: taken in through every region
     /// between.
-    pub fn capture(&mut self, what: &Outside, depth: usize) -> (ValueId, Vec<SymAxis>) {
+    pub fn capture(&mut self, what: &Outside, depth: usize) -> (ValueId, Rc<[SymAxis]>) {
         let known = self.frames[depth].captures.iter().find(|(w, _, _)| w == what);
         let (axes, dtype) = match what {
             Outside::Param(p) => (self.params[*p].axes.clone(), DType::F32),
@@ -226,14 +229,14 @@ impl Elaborator<'_> {
             _ => false,
         });
         let sliced = sliced_at.is_some_and(|at| at <= depth);
-        let axes = if sliced { axes[1..].to_vec() } else { axes };
+        let axes = if sliced { axes[1..].into() } else { axes };
         if let Some((_, id, _)) = known {
             return (*id, axes);
         }
         let ty = Type::new(dtype, axes.iter().map(concrete).collect());
         let name = match what {
             Outside::Param(p) => self.params[*p].param.name.clone(),
-            Outside::Data(name) => name.clone(),
+            Outside::Data(name) => name.to_string(),
         };
         let frame = &mut self.frames[depth];
         let id = frame.builder.input(&name, ty);
@@ -250,7 +253,7 @@ impl Elaborator<'_> {
 
     pub fn constant(&mut self, value: f64, at: Span) -> TensorVal {
         let id = self.frame().builder.number(value, place(at));
-        TensorVal { id, dtype: DType::F32, axes: Vec::new() }
+        TensorVal { id, dtype: DType::F32, axes: Rc::default() }
     }
 
     /// A value as a tensor: numbers become constants, weights are taken in.
@@ -274,6 +277,7 @@ impl Elaborator<'_> {
             return self.fail("E0411", message, e.span, "through all calls, as far as here");
         }
         self.nesting += 1;
+        self.trail.nesting = self.trail.nesting.max(self.nesting);
         let result = self.expr_within(e, scope);
         self.nesting -= 1;
         result
@@ -326,10 +330,10 @@ impl Elaborator<'_> {
     }
 
     fn name(&mut self, name: &ast::Name, scope: &Scope) -> Eval<Val> {
-        if let Some(val) = scope.values.get(&name.text) {
+        if let Some(val) = scope.values.get(&*name.text) {
             return Ok(val.clone());
         }
-        if let Some(AxisVal { size: Some(size), .. }) = scope.axes.get(&name.text) {
+        if let Some(AxisVal { size: Some(size), .. }) = scope.axes.get(&*name.text) {
             return Ok(Val::Size(size.clone()));
         }
         if let Some(item) = self.program.find(scope.module, &name.text) {
@@ -344,7 +348,7 @@ impl Elaborator<'_> {
                 }
             };
         }
-        if scope.axes.contains_key(&name.text) {
+        if scope.axes.contains_key(&*name.text) {
             let message = format!("axis `{}` is no value", name.text);
             let d = Diagnostic::error("E0405", message, name.span, "used as a value here");
             let help = format!("write `size[{0}]()` or `position[{0}]()`", name.text);
@@ -364,8 +368,8 @@ impl Elaborator<'_> {
             .filter(|(_, item)| matches!(program.item(**item).kind, ItemKind::Fn(_)))
             .map(|(name, _)| name.as_str());
         let methods = scope.owner.as_ref().and_then(|o| crate::block::block_decl(program, o.item));
-        let methods = methods.into_iter().flat_map(|b| &b.methods).map(|m| m.name.text.as_str());
-        let known = scope.values.keys().chain(scope.axes.keys()).map(String::as_str);
+        let methods = methods.into_iter().flat_map(|b| &b.methods).map(|m| &*m.name.text);
+        let known = scope.values.keys().chain(scope.axes.keys()).map(|k| &**k);
         let known = known.chain(functions).chain(methods).chain(BUILTINS.iter().copied());
         let message = format!("there is no `{}` here", name.text);
         let mut diagnostic = Diagnostic::error("E0201", message, name.span, "unknown name");
@@ -381,7 +385,7 @@ impl Elaborator<'_> {
     fn member(&mut self, base: &Expr, name: &ast::Name, scope: &Scope) -> Eval<Val> {
         let val = self.expr(base, scope)?;
         if let Val::Config(config) = &val {
-            return match config.fields.get(&name.text) {
+            return match config.fields.get(&*name.text) {
                 Some(setting) => Ok(from_setting(setting)),
                 None => {
                     let near = nearest(&name.text, config.fields.keys().map(String::as_str));
@@ -392,12 +396,12 @@ impl Elaborator<'_> {
             };
         }
         if let Val::Block(block) = &val {
-            return match block.members.get(&name.text) {
+            return match block.members.get(&*name.text) {
                 Some(member) => Ok(crate::block::member_value(member)),
                 None => {
-                    let near = nearest(&name.text, block.members.keys().map(String::as_str));
+                    let near = nearest(&name.text, block.members.keys().map(|k| &**k));
                     let place = item_name(self.program.item(block.item));
-                    let owner = place.map_or("this block", |n| n.text.as_str());
+                    let owner = place.map_or("this block", |n| &*n.text);
                     let what = format!("`{owner}` has no member `{}`", name.text);
                     self.no_member(what, name.span, place.map(|n| n.span), near)
                 }
@@ -405,7 +409,7 @@ impl Elaborator<'_> {
         }
         // In how many bits numbers are stored is the run's choice.
         let mut known = DType::ALL.into_iter().filter(|d| *d != DType::Bf16);
-        let Some(dtype) = known.clone().find(|d| d.name() == name.text) else {
+        let Some(dtype) = known.clone().find(|d| d.name() == &*name.text) else {
             let message = format!("{} has no member `{}`", val.kind(), name.text);
             let near = nearest(&name.text, known.by_ref().map(|d| d.name()));
             return self.no_member(message, name.span, None, near);
@@ -617,10 +621,12 @@ impl Elaborator<'_> {
 
 /// An axis with its symbolic size, found among the known ones by name and value.
 fn symbolic(axis: &Axis, known: &[&SymAxis], at: Span) -> SymAxis {
-    let fits = |k: &&&SymAxis| k.name == axis.name && k.size.value() == Some(axis.size);
+    let fits = |k: &&&SymAxis| *k.name == *axis.name && k.size.value() == Some(axis.size);
     match known.iter().find(fits) {
         Some(k) => (*k).clone(),
-        None => SymAxis { name: axis.name.clone(), size: Size::number(axis.size), origin: at },
+        None => {
+            SymAxis { name: axis.name.as_str().into(), size: Size::number(axis.size), origin: at }
+        }
     }
 }
 
@@ -630,7 +636,7 @@ pub fn in_range(n: u64) -> bool {
 }
 
 pub fn concrete(axis: &SymAxis) -> Axis {
-    Axis::new(&axis.name, axis.size.value().expect("axes have whole sizes"))
+    Axis::new(&*axis.name, axis.size.value().expect("axes have whole sizes"))
 }
 
 pub fn from_setting(setting: &Setting) -> Val {

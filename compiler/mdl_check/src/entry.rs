@@ -6,6 +6,7 @@ use crate::call::Given;
 use crate::config::Config;
 use crate::elaborate::Elaborator;
 use crate::frame::{Frame, FrameKind, Outside};
+use crate::memo::Trail;
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
 use crate::value::{BlockVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
@@ -48,7 +49,7 @@ pub fn find_model(program: &Program) -> Option<ModelRef> {
         ItemKind::Model(decl) => {
             let ArgType::Config(name) = &decl.args.first()?.ty else { return None };
             let config = program.find(item.module, &name.text)?;
-            Some(ModelRef { item, name: decl.name.text.clone(), config })
+            Some(ModelRef { item, name: decl.name.text.to_string(), config })
         }
         _ => None,
     })
@@ -75,6 +76,7 @@ pub(crate) fn elaborator<'a>(
         stored: HashMap::new(),
         watches: Vec::new(),
         work,
+        trail: Trail::default(),
     }
 }
 
@@ -147,7 +149,7 @@ pub(crate) fn build_with(
         given.push(Given { name: None, val: Val::Tensor(t), span: arg.name.span });
     }
     let batch = ["B", "T"].map(|n| run_axis(n, decl.name.span, options));
-    e.data.insert("documents".into(), batch.to_vec());
+    e.data.insert("documents".into(), batch.into());
     let result = e.call_fn(function, method_scope(&block), given, function.span).ok()?;
     let result = e.tensor(result, function.span).ok()?;
     let mut outputs = vec![(entry, result)];
@@ -174,7 +176,7 @@ pub fn wanted_entry(entry: &str) -> &'static str {
 fn run_axis(name: &str, origin: Span, options: &EntryOptions) -> SymAxis {
     let given = options.sizes.iter().find(|(n, _)| n == name);
     let size = Size::named(name, given.map_or(1, |(_, s)| *s));
-    SymAxis { name: name.to_string(), size, origin }
+    SymAxis { name: name.into(), size, origin }
 }
 
 fn finish(
@@ -189,7 +191,7 @@ fn finish(
         .iter()
         .map(|(what, _, _)| match what {
             Outside::Param(p) => InputRole::Param(*p),
-            Outside::Data(name) => InputRole::Data(name.clone()),
+            Outside::Data(name) => InputRole::Data(name.to_string()),
         })
         .collect();
     Graph {
@@ -220,13 +222,13 @@ pub fn function(
     let mut given = Vec::new();
     let mut types = tensors.iter();
     for arg in &decl.args {
-        let val = match (&arg.ty, reals.iter().find(|(n, _)| *n == arg.name.text)) {
+        let val = match (&arg.ty, reals.iter().find(|(n, _)| *n == &*arg.name.text)) {
             (_, Some((_, x))) => Val::Real(*x),
             _ => {
                 let ty = types.next()?;
                 let id = e.frame().builder.input(&arg.name.text, ty.clone());
                 let axis = |a: &mdl_ir::tensor_type::Axis| SymAxis {
-                    name: a.name.clone(),
+                    name: a.name.as_str().into(),
                     size: Size::number(a.size),
                     origin: arg.name.span,
                 };

@@ -15,6 +15,7 @@ pub mod config_json;
 mod elaborate;
 pub mod entry;
 mod frame;
+mod memo;
 mod names;
 pub mod nearest;
 pub mod overrides;

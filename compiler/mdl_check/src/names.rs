@@ -53,19 +53,32 @@ fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
 
 /// The functions of the language cannot be defined anew.
 fn own_name(name: &Name, sink: &mut Sink) {
-    if BUILTINS.contains(&name.text.as_str()) {
+    if BUILTINS.contains(&&*name.text) {
         let message = format!("`{}` is a function of the language", name.text);
         sink.push(Diagnostic::error("E0202", message, name.span, "defined again here"));
     }
 }
 
 fn once<'n>(names: impl Iterator<Item = &'n Name>, what: &str, sink: &mut Sink) {
+    again(names, |name, first| {
+        let message = format!("{what} `{}` is defined twice", name.text);
+        let d = Diagnostic::error("E0202", message, name.span, "defined again here");
+        sink.push(d.label(first.span, "first defined here"));
+    });
+}
+
+/// Finds the names that stand twice, each with the one before.
+fn again<'n>(names: impl Iterator<Item = &'n Name>, mut found: impl FnMut(&Name, &Name)) {
+    // Most lists are short, and looking through them takes less than a table.
+    let names: Vec<&Name> = names.collect();
     let mut seen: HashMap<&str, &Name> = HashMap::new();
-    for name in names {
-        if let Some(first) = seen.insert(&name.text, name) {
-            let message = format!("{what} `{}` is defined twice", name.text);
-            let d = Diagnostic::error("E0202", message, name.span, "defined again here");
-            sink.push(d.label(first.span, "first defined here"));
+    for (i, name) in names.iter().enumerate() {
+        let first = match names.len() <= 16 {
+            true => names[..i].iter().rev().find(|other| other.text == name.text).copied(),
+            false => seen.insert(&name.text, name),
+        };
+        if let Some(first) = first {
+            found(name, first);
         }
     }
 }
@@ -97,13 +110,12 @@ fn check_type(ty: &TypeExpr, sink: &mut Sink) {
         let d = Diagnostic::error("E0305", message, ty.span, "this type");
         sink.push(d.help("merge some, as in `x[merged = a * b]`"));
     }
-    let mut seen: HashMap<&str, &Name> = HashMap::new();
+    again(ty.axes.iter().map(|axis| &axis.name), |name, first| {
+        let message = format!("axis `{}` stands twice in a type", name.text);
+        let d = Diagnostic::error("E0306", message, name.span, "stands here again");
+        sink.push(d.label(first.span, "and here first"));
+    });
     for axis in &ty.axes {
-        if let Some(first) = seen.insert(&axis.name.text, &axis.name) {
-            let message = format!("axis `{}` stands twice in a type", axis.name.text);
-            let d = Diagnostic::error("E0306", message, axis.name.span, "stands here again");
-            sink.push(d.label(first.span, "and here first"));
-        }
         let Some(Expr { kind: ExprKind::Number(text), span }) = &axis.size else { continue };
         if !text.parse::<u64>().is_ok_and(in_range) {
             let message = format!("axis `{}` would be {text}", axis.name.text);
@@ -269,7 +281,7 @@ fn check_unused(program: &Program, sink: &mut Sink) {
     }
     let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
     let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(name.text.as_str()) {
+        if !used.contains(&*name.text) {
             let message = format!("{what} `{}` is never used", name.text);
             sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
         }
@@ -292,12 +304,15 @@ fn check_unused(program: &Program, sink: &mut Sink) {
 /// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
 /// functions with one signature are chosen from.
 fn unused_in_fn(f: &ast::Fn, sink: &mut Sink) {
+    if f.axes.is_empty() && f.body.lets.is_empty() {
+        return;
+    }
     let mut used: HashSet<&str> = HashSet::new();
     names_of_fn(f, &mut |n| {
         used.insert(&n.text);
     });
     let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(name.text.as_str()) {
+        if !used.contains(&*name.text) {
             let message = format!("{what} `{}` is never used", name.text);
             sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
         }

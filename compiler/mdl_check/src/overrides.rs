@@ -60,7 +60,7 @@ fn enter_paths(
         }
         let mut enter = |path: &str| {
             if !found.iter().any(|p| p.path == path) {
-                let (field, kind) = (field.name.text.clone(), field.ty.clone());
+                let (field, kind) = (field.name.text.to_string(), field.ty.clone());
                 found.push(JsonPath { path: path.to_string(), field, kind });
             }
         };

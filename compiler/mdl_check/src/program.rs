@@ -79,7 +79,7 @@ impl Program {
 pub fn standard_home<'p>(program: &'p Program, name: &str) -> Option<&'p str> {
     let defines = |m: &&LoadedModule| {
         let mut items = m.ast.items.iter().filter_map(item_name);
-        m.path.starts_with("std.") && items.any(|n| n.text == name)
+        m.path.starts_with("std.") && items.any(|n| &*n.text == name)
     };
     program.modules.iter().find(defines).map(|m| m.path.as_str())
 }
@@ -136,7 +136,7 @@ impl Loader<'_> {
         let mut places: BTreeMap<String, Span> = BTreeMap::new();
         for item in &ast.items {
             if let ItemKind::Use(u) = &item.kind {
-                let parts: Vec<String> = u.path.iter().map(|n| n.text.clone()).collect();
+                let parts: Vec<String> = u.path.iter().map(|n| n.text.to_string()).collect();
                 let Some(module) = self.import(&parts, item.span) else { continue };
                 for name in &u.names {
                     match self.program.find(module, &name.text) {
@@ -170,12 +170,12 @@ impl Loader<'_> {
         name: &Name,
         at: ItemRef,
     ) {
-        if let Some(first) = places.insert(name.text.clone(), name.span) {
+        if let Some(first) = places.insert(name.text.to_string(), name.span) {
             let message = format!("`{}` is defined twice", name.text);
             let diagnostic = Diagnostic::error("E0202", message, name.span, "defined again here");
             self.sink.push(diagnostic.label(first, "first defined here"));
         }
-        names.insert(name.text.clone(), at);
+        names.insert(name.text.to_string(), at);
     }
 
     fn import(&mut self, parts: &[String], span: Span) -> Option<usize> {

@@ -12,6 +12,7 @@ use crate::program::{ItemRef, Program};
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
 use crate::work::Work;
+use mdl_ir::graph::Body;
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
 use mdl_syntax::diag::Sink;
@@ -28,9 +29,7 @@ pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink,
     for (item, it) in program.root_items() {
         match &it.kind {
             // What is wrong with a configuration that is bound somewhere else is said there.
-            ItemKind::Config(decl)
-                if model != Some(item) && !bound.contains(decl.name.text.as_str()) =>
-            {
+            ItemKind::Config(decl) if model != Some(item) && !bound.contains(&*decl.name.text) => {
                 bind(program, item, &Source::Sample, decl.name.span, sink);
             }
             ItemKind::Fn(decl) if !work.reached.contains(&decl.name.span) => {
@@ -59,7 +58,7 @@ pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink,
 /// Names of the configurations that presets bind.
 fn bound_by_presets(program: &Program) -> BTreeSet<&str> {
     let presets = program.root_items().filter_map(|(_, it)| match &it.kind {
-        ItemKind::Preset(p) => Some(p.config.text.as_str()),
+        ItemKind::Preset(p) => Some(&*p.config.text),
         _ => None,
     });
     presets.collect()
@@ -101,7 +100,7 @@ fn arguments(e: &mut Elaborator<'_>, args: &[ast::Arg], scope: &mut Scope) -> Ev
             ArgType::Real => Val::Real(2.0),
             ArgType::Bool => Val::Bool(true),
             ArgType::Function(axes) => mask(e.program, axes.len())?,
-            ArgType::Config(name) if name.text == "text" => Val::Text(String::new()),
+            ArgType::Config(name) if &*name.text == "text" => Val::Text(String::new()),
             ArgType::Config(name) => config(e, name, scope.module)?,
         };
         let known = Given { name: None, val, span: arg.name.span };
@@ -119,8 +118,14 @@ fn config(e: &mut Elaborator<'_>, name: &ast::Name, module: usize) -> Eval<Val> 
         let message = format!("there is no configuration `{}`", name.text);
         return e.fail("E0201", message, name.span, "not defined or imported here");
     };
-    let bound = bind(program, item, &Source::Sample, name.span, e.sink);
-    bound.map(Val::Config).ok_or(Reported)
+    if let Some(known) = e.work.memo.as_ref().and_then(|memo| memo.configs.get(&item)) {
+        return Ok(Val::Config(known.clone()));
+    }
+    let bound = bind(program, item, &Source::Sample, name.span, e.sink).ok_or(Reported)?;
+    if let Some(memo) = &mut e.work.memo {
+        memo.configs.insert(item, bound.clone());
+    }
+    Ok(Val::Config(bound))
 }
 
 /// Some function over this many axes; without one, what takes it is not looked into.
@@ -146,7 +151,7 @@ fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) 
         axes.push(SymAxis { name: OPEN.into(), size, origin: ty.span });
     }
     for axis in &ty.axes {
-        let known = scope.axes.get(&axis.name.text).cloned();
+        let known = scope.axes.get(&*axis.name.text).cloned();
         let val = match (&axis.size, known) {
             (Some(size), _) => {
                 let origin = size.span;
@@ -161,14 +166,14 @@ fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) 
         axes.push(SymAxis { name: val.name.clone(), size, origin: val.origin });
         scope.axes.entry(axis.name.text.clone()).or_insert(val);
     }
-    let dtype = match ty.dtype.as_ref().map(|d| d.text.as_str()) {
+    let dtype = match ty.dtype.as_ref().map(|d| &*d.text) {
         Some("ids" | "i32") => DType::I32,
         Some("bool") => DType::Bool,
         _ => DType::F32,
     };
-    let known = axes.iter().map(|a| Axis::new(&a.name, a.size.value().unwrap_or(1))).collect();
+    let known = axes.iter().map(|a| Axis::new(&*a.name, a.size.value().unwrap_or(1))).collect();
     let id = e.frame().builder.input(name, Type::new(dtype, known));
-    Ok(TensorVal { id, dtype, axes })
+    Ok(TensorVal { id, dtype, axes: axes.into() })
 }
 
 /// Makes an instance and calls its methods.
@@ -195,8 +200,8 @@ fn block(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Block) -> Eval<()> {
     if !whole || block_decl(e.program, item).is_none() {
         return Ok(());
     }
-    let inputs = frame.builder.body.inputs.clone();
-    let live = live_inputs(&frame.builder.finish(results));
+    let body = Body { outputs: results, ..frame.builder.body };
+    let (inputs, live) = (&body.inputs, live_inputs(&body));
     let used = |p: usize| {
         let input = frame.captures.iter().find(|(what, _, _)| *what == Outside::Param(p));
         let at = input.and_then(|(_, id, _)| inputs.iter().position(|i| i == id));

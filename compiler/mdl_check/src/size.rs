@@ -6,7 +6,6 @@
 //! in messages and in graphs.
 
 use mdl_syntax::ast::BinaryOp;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
@@ -49,8 +48,8 @@ fn gcd(a: u128, b: u128) -> u128 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Exponents by name; a division by a named size is a negative exponent.
-type Monomial = BTreeMap<String, i32>;
+/// Exponents by name, in the order of the names; a division by a named size is a negative exponent.
+type Monomial = Vec<(Rc<str>, i32)>;
 
 /// Every axis of every value has one and few of them differ, so copies share the terms.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +65,7 @@ impl Size {
     }
 
     pub fn named(name: &str, value: u64) -> Size {
-        let monomial = Monomial::from([(name.to_string(), 1)]);
+        let monomial = Monomial::from([(name.into(), 1)]);
         let value = Ratio::whole(i128::from(value));
         Size { terms: Rc::new(vec![(monomial, Ratio::whole(1))]), value }
     }
@@ -144,13 +143,19 @@ const MAX_POWER: i32 = 64;
 fn joined(a: &Monomial, b: &Monomial, sign: i32) -> Option<Monomial> {
     let mut out = a.clone();
     for (name, power) in b {
-        let sum = out.entry(name.clone()).or_insert(0);
-        *sum += sign * power;
-        if sum.abs() > MAX_POWER {
+        let at = match out.binary_search_by(|(other, _)| other.cmp(name)) {
+            Ok(at) => at,
+            Err(at) => {
+                out.insert(at, (name.clone(), 0));
+                at
+            }
+        };
+        out[at].1 += sign * power;
+        if out[at].1.abs() > MAX_POWER {
             return None;
         }
     }
-    out.retain(|_, power| *power != 0);
+    out.retain(|(_, power)| *power != 0);
     (out.len() <= MAX_TERMS).then_some(out)
 }
 
@@ -182,14 +187,14 @@ impl fmt::Display for Size {
             if num != 1 || monomial.is_empty() {
                 parts.push(num.to_string());
             }
-            for (name, power) in monomial.iter().filter(|(_, p)| **p > 0) {
-                parts.extend(std::iter::repeat_n(name.clone(), *power as usize));
+            for (name, power) in monomial.iter().filter(|(_, p)| *p > 0) {
+                parts.extend(std::iter::repeat_n(name.to_string(), *power as usize));
             }
             if parts.is_empty() {
                 parts.push("1".into());
             }
             write!(f, "{}", parts.join(" * "))?;
-            for (name, power) in monomial.iter().filter(|(_, p)| **p < 0) {
+            for (name, power) in monomial.iter().filter(|(_, p)| *p < 0) {
                 write!(f, "{}", format!(" / {name}").repeat(power.unsigned_abs() as usize))?;
             }
             if c.den != 1 {

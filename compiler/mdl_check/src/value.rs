@@ -14,7 +14,7 @@ use std::rc::Rc;
 /// An axis of a tensor: its name, its size in symbols, and where the size was said.
 #[derive(Clone, Debug)]
 pub struct SymAxis {
-    pub name: String,
+    pub name: Rc<str>,
     pub size: Size,
     pub origin: Span,
 }
@@ -24,17 +24,17 @@ pub struct SymAxis {
 pub struct TensorVal {
     pub id: ValueId,
     pub dtype: DType,
-    pub axes: Vec<SymAxis>,
+    pub axes: Rc<[SymAxis]>,
 }
 
 impl TensorVal {
     pub fn axis(&self, name: &str) -> Option<&SymAxis> {
-        self.axes.iter().find(|a| a.name == name)
+        self.axes.iter().find(|a| *a.name == *name)
     }
 
     /// `[B, T, hidden]`, as the user writes it.
     pub fn show(&self) -> String {
-        let names: Vec<&str> = self.axes.iter().map(|a| a.name.as_str()).collect();
+        let names: Vec<&str> = self.axes.iter().map(|a| &*a.name).collect();
         format!("[{}]", names.join(", "))
     }
 }
@@ -51,11 +51,17 @@ pub enum MemberVal {
 #[derive(Clone, Debug)]
 pub struct BlockVal {
     pub item: ItemRef,
+    /// Those with the same members, if a check keeps a memo.
+    pub shape: Option<usize>,
+    /// The first of its weights.
+    pub first: usize,
+    /// The axis along which it is repeated, or one of its owners.
+    pub layers: Option<Rc<str>>,
     /// What its methods see, but for their owner: its arguments, axes and members.
     pub scope: Scope,
-    pub members: BTreeMap<String, MemberVal>,
+    pub members: BTreeMap<Rc<str>, MemberVal>,
     /// The axis and the count where the instance is repeated.
-    pub repeat: Option<(String, Size)>,
+    pub repeat: Option<(Rc<str>, Size)>,
 }
 
 /// A function with the arguments that it was bound to where it was named, as in `window(c.window)`.
@@ -100,7 +106,7 @@ impl Val {
 #[derive(Clone, Debug)]
 pub struct AxisVal {
     /// The name that tensors carry.
-    pub name: String,
+    pub name: Rc<str>,
     pub size: Option<Size>,
     pub origin: Span,
 }
@@ -108,7 +114,7 @@ pub struct AxisVal {
 /// Names of a scope. Every call starts from a copy of some scope and adds few names or none, so
 /// copies share their entries until one of them is changed.
 #[derive(Clone, Debug)]
-pub struct Names<V>(Rc<BTreeMap<String, V>>);
+pub struct Names<V>(Rc<BTreeMap<Rc<str>, V>>);
 
 impl<V> Default for Names<V> {
     fn default() -> Self {
@@ -117,7 +123,7 @@ impl<V> Default for Names<V> {
 }
 
 impl<V> Deref for Names<V> {
-    type Target = BTreeMap<String, V>;
+    type Target = BTreeMap<Rc<str>, V>;
 
     fn deref(&self) -> &Self::Target {
         &self.0
@@ -137,7 +143,7 @@ pub struct Scope {
     pub values: Names<Val>,
     pub axes: Names<AxisVal>,
     /// Names whose statement had a mistake: that they are unknown is no news.
-    pub failed: BTreeSet<String>,
+    pub failed: BTreeSet<Rc<str>>,
     /// The block whose method this is.
     pub owner: Option<Rc<BlockVal>>,
 }

@@ -1,6 +1,7 @@
 //! How much elaboration has done so far: a few lines that double each other would otherwise ask
 //! for any amount of work.
 
+use crate::memo::Memo;
 use mdl_syntax::span::Span;
 use std::collections::BTreeSet;
 
@@ -13,6 +14,8 @@ pub const OPERATION: usize = 10;
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     steps: usize,
+    /// Calls that need not be expanded again, where no graph is wanted.
+    pub memo: Option<Memo>,
     /// Functions, methods and blocks that were expanded, by the place of their names.
     pub reached: BTreeSet<Span>,
 }
@@ -28,6 +31,14 @@ pub enum Spent {
 }
 
 impl Work {
+    pub fn with_memo() -> Work {
+        Work { memo: Some(Memo::default()), ..Work::default() }
+    }
+
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
     pub fn spend(&mut self, cost: usize) -> Spent {
         let before = self.steps;
         self.steps = before.saturating_add(cost);

@@ -8,13 +8,13 @@ use crate::op::{Binary, Class, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 #[derive(Debug, Default)]
 pub struct Builder {
     pub body: Body,
     /// Nodes that would compute the same thing again, by a hash of the operation and its arguments.
-    known: HashMap<u64, ValueId>,
+    known: HashMap<u64, ValueId, BuildHasherDefault<Quick>>,
     /// The node that makes a value; what is beyond the end is made by none.
     producer: Vec<Option<usize>>,
 }
@@ -23,7 +23,7 @@ impl Builder {
     /// Continues a body that is already there.
     pub fn resume(body: Body) -> Builder {
         let producer = body.producers();
-        Builder { body, known: HashMap::new(), producer }
+        Builder { body, known: HashMap::default(), producer }
     }
 
     pub fn input(&mut self, name: &str, ty: Type) -> ValueId {
@@ -139,17 +139,14 @@ impl Builder {
 
     /// A value that is already there for this operation, if the operation is known to give it.
     fn simplify(&mut self, op: &Op, args: &[ValueId], ty: &Type, span: Place) -> Option<ValueId> {
-        let consts: Vec<Option<f64>> = args.iter().map(|a| self.constant(*a)).collect();
-        if !args.is_empty() && consts.iter().all(Option::is_some) && ty.axes.is_empty() {
-            let known: Vec<f64> = consts.iter().map(|c| c.unwrap_or(0.0)).collect();
-            if ty.dtype == DType::F32
-                && let Some(value) = fold(op, &known)
-            {
+        if !args.is_empty() && ty.axes.is_empty() && ty.dtype == DType::F32 {
+            let known: Option<Vec<f64>> = args.iter().map(|a| self.constant(*a)).collect();
+            if let Some(value) = known.and_then(|known| fold(op, &known)) {
                 return Some(self.number(value, span));
             }
         }
         let same = |id: ValueId, b: &Self| b.ty(id) == ty;
-        if let Some(kept) = self.neutral(op, args, &consts)
+        if let Some(kept) = self.neutral(op, args)
             && self.ty(kept).axes == ty.axes
             && self.ty(kept).is_float()
         {
@@ -174,7 +171,7 @@ impl Builder {
     }
 
     /// The argument of a sum or a product that the other one leaves as it is.
-    fn neutral(&self, op: &Op, args: &[ValueId], consts: &[Option<f64>]) -> Option<ValueId> {
+    fn neutral(&self, op: &Op, args: &[ValueId]) -> Option<ValueId> {
         let (first, second) = match op {
             Op::Binary(Binary::Mul) => (Some(1.0), Some(1.0)),
             Op::Binary(Binary::Add) => (Some(0.0), Some(0.0)),
@@ -182,9 +179,9 @@ impl Builder {
             Op::Binary(Binary::Sub) => (None, Some(0.0)),
             _ => return None,
         };
-        match consts {
-            [a, _] if first.is_some() && *a == first => Some(args[1]),
-            [_, b] if *b == second => Some(args[0]),
+        match args {
+            [a, b] if first.is_some() && self.constant(*a) == first => Some(*b),
+            [a, b] if self.constant(*b) == second => Some(*a),
             _ => None,
         }
     }
@@ -309,9 +306,33 @@ impl Builder {
     }
 }
 
-/// The same in every run, so that two operations which it mistook would be so in every run.
+/// A hash of few instructions, for keys that are compared where it matters. It is the same in every
+/// run, so operations that it mistook for one another would be so in every run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quick(u64);
+
+impl Hasher for Quick {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // The product's high half depends on all bits of both, which is where the low one lacks.
+        let product = u128::from(self.0 ^ word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 fn key(op: &Op, args: &[ValueId]) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Quick::default();
     (op, args).hash(&mut hasher);
     hasher.finish()
 }

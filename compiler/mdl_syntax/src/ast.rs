@@ -3,11 +3,12 @@
 //! Names are kept as written. What a name refers to is decided by `mdl_check`.
 
 use crate::span::Span;
+use std::rc::Rc;
 
-/// A name with the place where it stands.
+/// A name with the place where it stands. Checking hands names around, so copies share the text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Name {
-    pub text: String,
+    pub text: Rc<str>,
     pub span: Span,
 }
 

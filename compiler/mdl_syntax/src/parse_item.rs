@@ -89,7 +89,7 @@ fn function<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>, body: Rule<'t, Body>) -> Rule<
         .then(name(cx))
         .then_ignore(tok(Kind::ParenClose))
         .validate(|(word, kernel), e, emitter| {
-            if word.text != "kernel" {
+            if &*word.text != "kernel" {
                 emitter.emit(Fault::special(e.span(), &ANNOTATION));
             }
             kernel

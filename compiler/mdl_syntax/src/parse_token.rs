@@ -153,7 +153,7 @@ pub(crate) struct Cx<'t> {
 
 impl<'t> Cx<'t> {
     pub fn name(self, token: Token) -> Name {
-        Name { text: token.text(self.text).to_string(), span: self.token(token) }
+        Name { text: token.text(self.text).into(), span: self.token(token) }
     }
 
     pub fn token(self, token: Token) -> Span {

@@ -128,7 +128,7 @@ impl Tree {
                 ArgType::Real => "real".to_string(),
                 ArgType::Bool => "bool".to_string(),
                 ArgType::Function(axes) => format!("fn[{}]", join(axes, ", ")),
-                ArgType::Config(name) => name.text.clone(),
+                ArgType::Config(name) => name.text.to_string(),
             };
             self.line(format!("arg {}: {ty}{}", arg.name.text, default(&arg.default)));
         }
@@ -179,12 +179,12 @@ fn member_text(member: &Member) -> String {
 }
 
 fn join(names: &[Name], between: &str) -> String {
-    names.iter().map(|name| name.text.as_str()).collect::<Vec<_>>().join(between)
+    names.iter().map(|name| &*name.text).collect::<Vec<_>>().join(between)
 }
 
 fn head(name: &Name, axes: &[Name]) -> String {
     if axes.is_empty() {
-        return name.text.clone();
+        return name.text.to_string();
     }
     format!("{}[{}]", name.text, join(axes, ", "))
 }
@@ -194,11 +194,11 @@ fn default(value: &Option<Expr>) -> String {
 }
 
 fn tensor(ty: &TypeExpr) -> String {
-    let dtype = ty.dtype.as_ref().map_or("", |name| &name.text);
+    let dtype = ty.dtype.as_ref().map_or("", |name| &*name.text);
     let open = ty.open.then(|| "..".to_string());
     let axes = ty.axes.iter().map(|axis| match &axis.size {
         Some(size) => format!("{} = {}", axis.name.text, expr(size)),
-        None => axis.name.text.clone(),
+        None => axis.name.text.to_string(),
     });
     format!("{dtype}[{}]", open.into_iter().chain(axes).collect::<Vec<_>>().join(", "))
 }
@@ -235,12 +235,12 @@ fn expr(value: &Expr) -> String {
         ExprKind::Text(text) => format!("{text:?}"),
         ExprKind::Bool(value) => value.to_string(),
         ExprKind::Infinity => "inf".to_string(),
-        ExprKind::Name(name) => name.text.clone(),
+        ExprKind::Name(name) => name.text.to_string(),
         ExprKind::Member(owner, name) => format!("{}.{}", expr(owner), name.text),
         ExprKind::Call { function, axes, args } => {
             let axes = axes.iter().map(|axis| match &axis.old {
                 Some(old) => format!("{} = {}", axis.name.text, old.text),
-                None => axis.name.text.clone(),
+                None => axis.name.text.to_string(),
             });
             let axes = axes.collect::<Vec<_>>().join(", ");
             let axes = if axes.is_empty() { axes } else { format!("[{axes}]") };

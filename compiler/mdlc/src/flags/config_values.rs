@@ -8,7 +8,6 @@ use mdl_driver::embedded::MODELS;
 use mdl_driver::front::Front;
 use mdl_syntax::ast::FieldType;
 use serde_json::{Value, json};
-use std::sync::LazyLock;
 
 /// The values of `config.json` that flags give, by path.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +27,17 @@ const GUIDE: [(&str, &str, &str); 7] = [
     ("num_local_experts", "num_experts", "Experts of a layer"),
 ];
 
+thread_local! {
+    /// Names of a tree stay in their thread, and flags are there as long as the program is.
+    static KNOWN: &'static [JsonPath] = read_by_models().leak();
+}
+
 /// What the embedded models read, once each.
-static KNOWN: LazyLock<Vec<JsonPath>> = LazyLock::new(|| {
+fn known() -> &'static [JsonPath] {
+    KNOWN.with(|known| *known)
+}
+
+fn read_by_models() -> Vec<JsonPath> {
     let mut known: Vec<JsonPath> = Vec::new();
     for (name, text) in MODELS {
         let mut front = Front::load(name, text, &|_| None);
@@ -41,7 +49,7 @@ static KNOWN: LazyLock<Vec<JsonPath>> = LazyLock::new(|| {
         }
     }
     known
-});
+}
 
 /// The flag for a path of `config.json`.
 pub fn flag_name(path: &str) -> &str {
@@ -54,7 +62,7 @@ impl FromArgMatches for ConfigValues {
             let value = matches.get_one::<Value>(flag_name(&known.path))?;
             Some((known.path.clone(), value.clone()))
         };
-        Ok(ConfigValues { given: KNOWN.iter().filter_map(value).collect() })
+        Ok(ConfigValues { given: known().iter().filter_map(value).collect() })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
@@ -65,7 +73,7 @@ impl FromArgMatches for ConfigValues {
 
 impl Args for ConfigValues {
     fn augment_args(command: Command) -> Command {
-        command.args(KNOWN.iter().map(arg))
+        command.args(known().iter().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

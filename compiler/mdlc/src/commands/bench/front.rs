@@ -144,14 +144,14 @@ fn large(copies: usize) -> String {
         for item in &module.items {
             match &item.kind {
                 ItemKind::Use(u) => {
-                    let path: Vec<&str> = u.path.iter().map(|n| n.text.as_str()).collect();
+                    let path: Vec<&str> = u.path.iter().map(|n| &*n.text).collect();
                     let path = path.join(".");
                     imports.extend(u.names.iter().map(|n| format!("use {path}.{}\n", n.text)));
                 }
                 ItemKind::Preset(_) => {}
                 ItemKind::Fn(f) if f.kernel.is_some() => {}
                 _ => {
-                    names.extend(item_name(item).map(|n| n.text.clone()));
+                    names.extend(item_name(item).map(|n| n.text.to_string()));
                     body.push_str(&own_text(item, text));
                 }
             }

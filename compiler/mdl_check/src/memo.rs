@@ -1,0 +1,372 @@
+//! What a check has expanded before: a function that is called again with arguments of the same
+//! types says the same, which is nothing, so its value is enough.
+//!
+//! Nothing but "there is no mistake" is taken from this: `check` walks again without a memo where
+//! the walk with one has reported anything. So a call is kept here if it reported nothing, with all
+//! else that it does: its steps count, and its depth, the names it opens and the axes it renames
+//! decide whether it may stand for another call. The graph that comes of such a walk has a node in
+//! place of the call, with the weights that its value depends on, and is good for nothing else.
+
+use crate::check::live_inputs;
+use crate::config::Config;
+use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, MAX_NESTING, place};
+use crate::frame::{FrameKind, Outside};
+use crate::program::ItemRef;
+use crate::value::{AxisVal, BlockVal, Eval, Scope, TensorVal, Val};
+use mdl_ir::build::Quick;
+use mdl_ir::graph::{Body, ValueId};
+use mdl_ir::op::{Kernel, Op};
+use mdl_ir::tensor_type::Type;
+use mdl_syntax::ast;
+use mdl_syntax::span::Span;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::rc::Rc;
+
+type Table<V> = HashMap<u64, V, BuildHasherDefault<Quick>>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Memo {
+    calls: Table<Vec<Rc<Expansion>>>,
+    /// Blocks with their arguments; instances of the same one have the same members.
+    shapes: Table<Vec<(Call, usize)>>,
+    count: usize,
+    /// Configurations with made-up values.
+    pub configs: BTreeMap<ItemRef, Rc<Config>>,
+}
+
+/// A function or a block, and all that what it says depends on.
+#[derive(Clone, Debug)]
+pub struct Call {
+    name: Span,
+    /// Whose method it is.
+    shape: Option<usize>,
+    within: (bool, bool, FrameKind),
+    axes: Vec<AxisVal>,
+    args: Vec<Val>,
+}
+
+/// A call that reported nothing.
+#[derive(Debug)]
+struct Expansion {
+    call: Call,
+    /// With the ids of another graph, and then for each of its tensors what it is made from.
+    value: Val,
+    needs: Vec<(Type, Vec<Need>)>,
+    steps: usize,
+    depth: usize,
+    nesting: usize,
+    opened: Vec<Span>,
+    origins: Vec<Origin>,
+}
+
+#[derive(Clone, Debug)]
+enum Need {
+    Arg(usize),
+    /// A weight, counted from the first one of the instance.
+    Param(usize),
+    Data(Rc<str>),
+}
+
+/// An axis, and what it was renamed from: as it was found, or as it was left.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    Found(Rc<str>, Option<Rc<str>>),
+    Left(Rc<str>, Rc<str>),
+}
+
+/// What calls have done besides giving a value.
+#[derive(Debug, Default)]
+pub struct Trail {
+    pub opened: Vec<Span>,
+    pub origins: Vec<Origin>,
+    /// The most calls and expressions within each other.
+    pub depth: usize,
+    pub nesting: usize,
+}
+
+impl Call {
+    fn hash(&self) -> u64 {
+        let h = &mut Quick::default();
+        (self.name, self.shape, self.within.0, self.within.1).hash(h);
+        self.axes.iter().for_each(|a| a.name.hash(h));
+        for arg in &self.args {
+            match arg {
+                Val::Tensor(t) => t.axes.iter().for_each(|a| (&a.name, a.size.value()).hash(h)),
+                Val::Size(s) => s.value().hash(h),
+                Val::Real(x) => x.to_bits().hash(h),
+                Val::Bool(b) => b.hash(h),
+                Val::Text(text) => text.hash(h),
+                Val::Function(f) => (f.item.module, f.item.item).hash(h),
+                _ => {}
+            }
+        }
+        h.finish()
+    }
+
+    fn same(&self, other: &Call) -> bool {
+        let axis = |(a, b): (&AxisVal, &AxisVal)| a.name == b.name && a.size == b.size;
+        (self.name, self.shape) == (other.name, other.shape)
+            && self.within == other.within
+            && self.axes.len() == other.axes.len()
+            && self.axes.iter().zip(&other.axes).all(axis)
+            && self.args.iter().zip(&other.args).all(|(a, b)| same(a, b))
+    }
+}
+
+/// Does a call say the same with one as with the other? No, where that is not looked into.
+fn same(a: &Val, b: &Val) -> bool {
+    match (a, b) {
+        (Val::Tensor(a), Val::Tensor(b)) => {
+            let mut axes = a.axes.iter().zip(b.axes.iter());
+            a.dtype == b.dtype
+                && a.axes.len() == b.axes.len()
+                && axes.all(|(x, y)| x.name == y.name && x.size == y.size)
+        }
+        (Val::Size(a), Val::Size(b)) => a == b,
+        (Val::Real(a), Val::Real(b)) => a.to_bits() == b.to_bits(),
+        (Val::Bool(a), Val::Bool(b)) => a == b,
+        (Val::Text(a), Val::Text(b)) => a == b,
+        (Val::Config(a), Val::Config(b)) => Rc::ptr_eq(a, b) || a == b,
+        (Val::Function(a), Val::Function(b)) => {
+            let mut bound = a.bound.iter().zip(&b.bound);
+            a.item == b.item
+                && a.bound.len() == b.bound.len()
+                && bound.all(|(x, y)| same(&x.val, &y.val))
+        }
+        _ => false,
+    }
+}
+
+impl Elaborator<'_> {
+    /// A function or a block with its axes and arguments, which are in `scope`.
+    fn call_of(
+        &self,
+        (name, axes, args): (&ast::Name, &[ast::Name], &[ast::Arg]),
+        scope: &Scope,
+    ) -> Option<Call> {
+        let shape = match &scope.owner {
+            Some(owner) => Some(self.shape_seen(owner)?),
+            None => None,
+        };
+        let kind = match &self.frames.last()?.kind {
+            // Only weights are seen otherwise in a region, and `shape_seen` knows of that.
+            FrameKind::Graph | FrameKind::Repeat(_) => FrameKind::Graph,
+            other => other.clone(),
+        };
+        let axes: Option<_> = axes.iter().map(|a| scope.axes.get(&a.text).cloned()).collect();
+        let args: Option<_> =
+            args.iter().map(|a| scope.values.get(&a.name.text).cloned()).collect();
+        let within = (self.documents, self.sample, kind);
+        Some(Call { name: name.span, shape, within, axes: axes?, args: args? })
+    }
+
+    /// The shape of an instance whose weights are what one layer sees of them.
+    fn shape_seen(&self, owner: &BlockVal) -> Option<usize> {
+        let whole = match &owner.layers {
+            Some(layers) => {
+                !self.frames.iter().any(|f| f.kind == FrameKind::Repeat(layers.clone()))
+            }
+            None => false,
+        };
+        owner.shape.filter(|_| !whole)
+    }
+
+    /// Which instances have the same members as this one, if a memo is kept.
+    pub fn shape(&mut self, decl: &ast::Block, scope: &Scope) -> Option<usize> {
+        self.work.memo.as_ref()?;
+        let mut call = self.call_of((&decl.name, &decl.axes, &decl.args), scope)?;
+        call.within.2 = FrameKind::Graph;
+        let memo = self.work.memo.as_mut()?;
+        let known = memo.shapes.entry(call.hash()).or_default();
+        if let Some((_, shape)) = known.iter().find(|(other, _)| other.same(&call)) {
+            return Some(*shape);
+        }
+        memo.count += 1;
+        known.push((call, memo.count));
+        Some(memo.count)
+    }
+
+    /// What `expand` gives for a call, if need be by expanding it.
+    pub fn remembered(
+        &mut self,
+        decl: &ast::Fn,
+        scope: Scope,
+        at: Span,
+        expand: impl FnOnce(&mut Self, Scope) -> Eval<Val>,
+    ) -> Eval<Val> {
+        // Nobody calls a function with what is made up for it.
+        let alone = self.open.len() == 1 && scope.owner.is_none();
+        let watched = self.watches.last().is_some_and(|w| w.body == decl.body.result.span);
+        let call = match &self.work.memo {
+            Some(_) if !watched && !alone => {
+                self.call_of((&decl.name, &decl.axes, &decl.args), &scope)
+            }
+            _ => None,
+        };
+        let Some(call) = call else { return expand(self, scope) };
+        let (hash, owner) = (call.hash(), scope.owner.clone());
+        let known = self.work.memo.as_ref().and_then(|m| m.calls.get(&hash));
+        let known = known.and_then(|k| k.iter().find(|e| e.call.same(&call) && self.applies(e)));
+        if let Some(known) = known.cloned() {
+            return self.replay(&known, &call, owner.as_deref(), at);
+        }
+        let (opened, origins) = (self.trail.opened.len(), self.trail.origins.len());
+        let before = (self.trail.depth, self.trail.nesting);
+        (self.trail.depth, self.trail.nesting) = (self.depth, self.nesting);
+        let (steps, named) = (self.work.steps(), self.frame().named.len());
+        let value = expand(self, scope);
+        let (depth, nesting) = (self.trail.depth - self.depth, self.trail.nesting - self.nesting);
+        self.trail.depth = self.trail.depth.max(before.0);
+        self.trail.nesting = self.trail.nesting.max(before.1);
+        let value = value?;
+        // What auxiliary losses named belongs to the caller.
+        if named == self.frame().named.len()
+            && let Some(needs) = self.needs(&value, &call, owner.as_deref())
+        {
+            let steps = self.work.steps() - steps;
+            let mut opened = self.trail.opened[opened..].to_vec();
+            opened.sort_unstable();
+            opened.dedup();
+            let origins = settled(&self.trail.origins[origins..]);
+            let value = value.clone();
+            let made = Expansion { call, value, needs, steps, depth, nesting, opened, origins };
+            if let Some(memo) = &mut self.work.memo {
+                memo.calls.entry(hash).or_default().push(Rc::new(made));
+            }
+        }
+        Ok(value)
+    }
+
+    /// May a call that was expanded stand for one that is made here?
+    fn applies(&self, known: &Expansion) -> bool {
+        let as_found = |o: &Origin| match o {
+            Origin::Found(axis, from) => self.origins.get(axis) == from.as_ref(),
+            Origin::Left(..) => true,
+        };
+        self.depth + known.depth <= MAX_CALL_DEPTH
+            && self.nesting + known.nesting <= MAX_NESTING
+            && !self.open.iter().any(|name| known.opened.contains(name))
+            && known.origins.iter().all(as_found)
+    }
+
+    /// Does what a call did, and gives what it gave.
+    fn replay(
+        &mut self,
+        known: &Expansion,
+        call: &Call,
+        owner: Option<&BlockVal>,
+        at: Span,
+    ) -> Eval<Val> {
+        self.step(known.steps, at)?;
+        self.trail.depth = self.trail.depth.max(self.depth + known.depth);
+        self.trail.nesting = self.trail.nesting.max(self.nesting + known.nesting);
+        self.trail.opened.extend(&known.opened);
+        self.trail.origins.extend(known.origins.iter().cloned());
+        for origin in &known.origins {
+            if let Origin::Left(axis, from) = origin {
+                self.origins.insert(axis.clone(), from.clone());
+            }
+        }
+        let mut ids = Vec::new();
+        for (ty, needs) in &known.needs {
+            let first = owner.map_or(0, |o| o.first);
+            let mut args = Vec::new();
+            for need in needs {
+                args.push(match need {
+                    Need::Arg(i) => match &call.args[*i] {
+                        Val::Tensor(t) => t.id,
+                        _ => continue,
+                    },
+                    Need::Param(p) => self.outside(Outside::Param(first + p)).id,
+                    Need::Data(name) => self.outside(Outside::Data(name.clone())).id,
+                });
+            }
+            let op = Op::Call { kernel: Kernel::Region, axes: Vec::new(), body: Box::default() };
+            let result = vec![(String::new(), ty.clone())];
+            ids.extend(self.frame().builder.node(op, args, result, place(at)));
+        }
+        let mut ids = ids.into_iter();
+        let mut renewed = |t: &TensorVal| {
+            let id = ids.next().expect("a node for each tensor");
+            Val::Tensor(TensorVal { id, ..t.clone() })
+        };
+        Ok(match &known.value {
+            Val::Tensor(t) => renewed(t),
+            Val::Tuple(vals) => Val::Tuple(tensors(vals).map(renewed).collect()),
+            other => other.clone(),
+        })
+    }
+
+    /// What each tensor of a value is made from. None for what a memo does not keep.
+    fn needs(
+        &self,
+        value: &Val,
+        call: &Call,
+        owner: Option<&BlockVal>,
+    ) -> Option<Vec<(Type, Vec<Need>)>> {
+        let made: Vec<&TensorVal> = match value {
+            Val::Tensor(t) => vec![t],
+            Val::Tuple(vals) if tensors(vals).count() == vals.len() => tensors(vals).collect(),
+            Val::Size(_) | Val::Real(_) | Val::Bool(_) | Val::Text(_) => Vec::new(),
+            _ => return None,
+        };
+        let frame = self.frames.last()?;
+        let ty = |t: &TensorVal| frame.builder.ty(t.id).clone();
+        made.into_iter().map(|t| Some((ty(t), self.made_from(t.id, call, owner)?))).collect()
+    }
+
+    fn made_from(&self, id: ValueId, call: &Call, owner: Option<&BlockVal>) -> Option<Vec<Need>> {
+        let frame = self.frames.last()?;
+        let is = |arg: &Val, id| matches!(arg, Val::Tensor(t) if t.id == id);
+        let (mut needs, mut seen, mut open) = (Vec::new(), BTreeSet::from([id]), vec![id]);
+        while let Some(id) = open.pop() {
+            if let Some(arg) = call.args.iter().position(|arg| is(arg, id)) {
+                needs.push(Need::Arg(arg));
+            } else if let Some(node) = frame.builder.op(id) {
+                let live = inner(&node.op).map_or(Vec::new(), live_inputs);
+                let args = node.args.iter().enumerate();
+                let needed = args.filter(|(i, _)| live.get(*i).copied().unwrap_or(true));
+                open.extend(needed.map(|(_, arg)| *arg).filter(|arg| seen.insert(*arg)));
+            } else {
+                let (what, _, _) = frame.captures.iter().find(|(_, input, _)| *input == id)?;
+                needs.push(match what {
+                    Outside::Param(p) => Need::Param(p.checked_sub(owner?.first)?),
+                    Outside::Data(name) => Need::Data(name.clone()),
+                });
+            }
+        }
+        Some(needs)
+    }
+}
+
+fn inner(op: &Op) -> Option<&Body> {
+    match op {
+        Op::Repeat { body, .. } | Op::Call { body, .. } => Some(body),
+        _ => None,
+    }
+}
+
+fn tensors(vals: &[Val]) -> impl Iterator<Item = &TensorVal> {
+    vals.iter().filter_map(|val| match val {
+        Val::Tensor(t) => Some(t),
+        _ => None,
+    })
+}
+
+/// What a call found and left behind, of all that was looked up and renamed within it.
+fn settled(trail: &[Origin]) -> Vec<Origin> {
+    let mut found = Vec::new();
+    let mut left: BTreeMap<Rc<str>, Rc<str>> = BTreeMap::new();
+    for origin in trail {
+        match origin {
+            Origin::Found(axis, _) if left.contains_key(axis) => {}
+            Origin::Found(..) => found.push(origin.clone()),
+            Origin::Left(axis, from) => {
+                left.insert(axis.clone(), from.clone());
+            }
+        }
+    }
+    found.extend(left.into_iter().map(|(axis, from)| Origin::Left(axis, from)));
+    found
+}
