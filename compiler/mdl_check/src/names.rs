@@ -256,17 +256,11 @@ fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
             }
             // An assertion alone does not make a field of use.
         }
-        ItemKind::Fn(f) => names_of_fn(f, found),
-        ItemKind::Block(b) | ItemKind::Model(b) => {
-            names_of_args(&b.args, found);
-            b.members.iter().for_each(|m| names_of_member(m, found));
-            b.methods.iter().for_each(|m| names_of_fn(m, found));
-        }
         ItemKind::Preset(p) => {
             found(&p.config);
             p.bindings.iter().for_each(|(_, e)| each_name(e, found));
         }
-        ItemKind::Use(_) | ItemKind::Error => {}
+        _ => {}
     }
 }
 
@@ -274,55 +268,67 @@ fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
 fn check_unused(program: &Program, sink: &mut Sink) {
     let items = &program.modules[program.root()].ast.items;
     let mut used: HashSet<&str> = HashSet::new();
-    for item in items {
-        names_of_item(item, &mut |n| {
-            used.insert(&n.text);
-        });
-    }
+    // What is left over in a function is known before the rest is read, and said in its place.
+    let idle: Vec<Vec<Idle<'_>>> = items.iter().map(|item| idle_in(item, &mut used)).collect();
     let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
-    let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(&*name.text) {
-            let message = format!("{what} `{}` is never used", name.text);
-            sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
-        }
+    let report = |(name, what): Idle<'_>, sink: &mut Sink| {
+        let message = format!("{what} `{}` is never used", name.text);
+        sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
     };
-    for item in items {
-        match &item.kind {
-            ItemKind::Use(u) => u.names.iter().for_each(|n| unused(n, "import", sink)),
+    for (item, idle) in items.iter().zip(idle) {
+        let names: Vec<Idle<'_>> = match &item.kind {
+            ItemKind::Use(u) => u.names.iter().map(|n| (n, "import")).collect(),
             ItemKind::Config(c) if has_model => {
-                c.fields.iter().for_each(|f| unused(&f.name, "field", sink));
+                c.fields.iter().map(|f| (&f.name, "field")).collect()
             }
-            ItemKind::Fn(f) => unused_in_fn(f, sink),
-            ItemKind::Block(b) | ItemKind::Model(b) => {
-                b.methods.iter().for_each(|m| unused_in_fn(m, sink));
-            }
-            _ => {}
+            _ => Vec::new(),
+        };
+        let unused = names.into_iter().filter(|(name, _)| !used.contains(&*name.text));
+        unused.chain(idle).for_each(|idle| report(idle, sink));
+    }
+}
+
+/// A name that nothing mentions, and what it is.
+type Idle<'a> = (&'a Name, &'static str);
+
+/// What is left over in the functions of an item, all of whose names become used ones.
+fn idle_in<'a>(item: &'a Item, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
+    match &item.kind {
+        ItemKind::Fn(f) => idle_in_fn(f, used),
+        ItemKind::Block(b) | ItemKind::Model(b) => {
+            let mut enter = |n: &'a Name| {
+                used.insert(&n.text);
+            };
+            names_of_args(&b.args, &mut enter);
+            b.members.iter().for_each(|m| names_of_member(m, &mut enter));
+            b.methods.iter().flat_map(|m| idle_in_fn(m, used)).collect()
+        }
+        _ => {
+            names_of_item(item, &mut |n| {
+                used.insert(&n.text);
+            });
+            Vec::new()
         }
     }
 }
 
 /// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
 /// functions with one signature are chosen from.
-fn unused_in_fn(f: &ast::Fn, sink: &mut Sink) {
-    if f.axes.is_empty() && f.body.lets.is_empty() {
-        return;
-    }
-    let mut used: HashSet<&str> = HashSet::new();
-    names_of_fn(f, &mut |n| {
-        used.insert(&n.text);
+fn idle_in_fn<'a>(f: &'a ast::Fn, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
+    let mut own: Vec<&str> = Vec::new();
+    names_of_fn(f, &mut |n| own.push(&n.text));
+    used.extend(&own);
+    let lets = f.body.lets.iter().filter_map(|l| match l {
+        Let::Value { names, .. } if names.len() == 1 => Some((&names[0], "value")),
+        Let::Value { .. } => None,
+        Let::Axis { name, .. } => Some((name, "axis")),
     });
-    let unused = |name: &Name, what: &str, sink: &mut Sink| {
-        if !used.contains(&*name.text) {
-            let message = format!("{what} `{}` is never used", name.text);
-            sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
-        }
+    let declared: Vec<Idle<'_>> = f.axes.iter().map(|axis| (axis, "axis")).chain(lets).collect();
+    // Few are looked for one by one; many have a table.
+    let table: Option<HashSet<&str>> = (declared.len() > 16).then(|| own.iter().copied().collect());
+    let mentioned = |name: &Name| match &table {
+        Some(table) => table.contains(&*name.text),
+        None => own.contains(&&*name.text),
     };
-    f.axes.iter().for_each(|axis| unused(axis, "axis", sink));
-    for l in &f.body.lets {
-        match l {
-            Let::Value { names, .. } if names.len() == 1 => unused(&names[0], "value", sink),
-            Let::Value { .. } => {}
-            Let::Axis { name, .. } => unused(name, "axis", sink),
-        }
-    }
+    declared.into_iter().filter(|(name, _)| !mentioned(name)).collect()
 }
