@@ -54,12 +54,7 @@ fn gather<N: Size>(
 ) {
     let first = share(ids.len(), UNIT_POS as usize);
     let end = share(ids.len(), UNIT_POS as usize + 1);
-    let ahead = comptime!(rows_ahead(width, elem));
     for row in first..end {
-        let next = ids[min(row + ahead, end - 1)] as usize * width;
-        for i in range_stepped(0, width, N::value()) {
-            prefetch(table, next + i, elem);
-        }
         let id = ids[row] as usize;
         copy_row::<N>(table, id * width, out, row * width, width, elem);
     }

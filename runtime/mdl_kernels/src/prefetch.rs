@@ -1,5 +1,5 @@
 //! Asks for memory before it is needed, where no prefetcher can know what that will be: the next
-//! rows of a list of ids.
+//! rows of a list of ids, where each is read and written again.
 
 // The macros that declare operations write accessors for everything.
 #![allow(dead_code)]
