@@ -15,6 +15,7 @@ use mdl_ir::kernel::{Elem, KernelSpec, Target};
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Beyond about 48 launches in flight the queue's back-pressure puts the caller to sleep.
 const LAUNCHES_PER_FLUSH: u32 = 32;
@@ -433,6 +434,23 @@ impl Device {
     pub fn sync(&self) {
         self.in_flight.store(0, Ordering::Relaxed);
         cubecl::future::block_on(self.client.sync()).expect("invariant: launches compile");
+    }
+
+    /// How long what `issue` launches takes, which is waited for. On a CPU that is the threads' own
+    /// time, from the first one's start to the last one's end: in a step launches follow each
+    /// other, and nobody waits to be woken.
+    pub fn timed(&self, issue: impl FnOnce()) -> Duration {
+        self.sync();
+        let start = Instant::now();
+        let window = (self.class == Class::Cpu).then(|| self.client.profile_start());
+        issue();
+        let Some(Ok(window)) = window else {
+            self.sync();
+            return start.elapsed();
+        };
+        let span = self.client.profile_end(window).ok();
+        let span = span.and_then(|span| cubecl::future::block_on(span.into_future()));
+        span.map_or(Duration::ZERO, |span| span.duration())
     }
 
     /// What the pool holds: a step that allocates would show here.

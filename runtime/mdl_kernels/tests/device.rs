@@ -3,6 +3,7 @@
 use mdl_ir::kernel::{ContractSpec, Dim, Elem, KernelSpec, workspace_bytes};
 use mdl_kernels::{Device, KernelError};
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// The pool is the process's, so tests that count what it holds must not run beside others.
 static POOL: Mutex<()> = Mutex::new(());
@@ -59,8 +60,9 @@ fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
         arena.slice(c, 20 * 33 * 4),
         arena.slice(workspace, scratch),
     ];
-    device.launch(&spec, &args);
-    device.sync();
+    let (start, time) = (Instant::now(), device.timed(|| device.launch(&spec, &args)));
+    assert!(!time.is_zero() && time < start.elapsed());
+    assert!(device.timed(|| ()).is_zero(), "nothing takes no time");
     let before = device.memory_usage();
     for _ in 0..200 {
         device.launch(&spec, &args);

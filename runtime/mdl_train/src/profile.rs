@@ -27,13 +27,11 @@ pub fn each_launch(machine: &Machine, timed: &mut dyn FnMut(&Launch, Duration)) 
 }
 
 fn time(machine: &Machine, launch: &Launch, i: u64, timed: &mut dyn FnMut(&Launch, Duration)) {
-    let start = Instant::now();
     if machine.is_transfer(launch) {
+        let start = Instant::now();
         let number = machine.send(launch, i);
         machine.copier().wait(number);
-    } else {
-        machine.launch(launch, i);
-        machine.device.sync();
+        return timed(launch, start.elapsed());
     }
-    timed(launch, start.elapsed());
+    timed(launch, machine.device.timed(|| machine.launch(launch, i)));
 }

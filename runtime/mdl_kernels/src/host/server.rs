@@ -2,7 +2,7 @@
 //! has no memory and runs nothing.
 
 use super::table::{Slot, request};
-use super::threads::{Launch, Threads};
+use super::threads::{Launch, Span, Threads};
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
@@ -68,6 +68,8 @@ pub(crate) struct HostServer<const PAPER: bool = false> {
     /// None on paper.
     memory: Option<CpuServer>,
     threads: Threads,
+    /// Of the launches that are being profiled.
+    span: Option<Arc<Span>>,
     requested: Requested,
     /// Why the first kernel that was refused was.
     fault: Option<String>,
@@ -107,6 +109,7 @@ impl<const PAPER: bool> HostServer<PAPER> {
             utilities: Arc::new(utilities),
             memory,
             threads: Threads::new(),
+            span: None,
             requested: Requested::default(),
             fault: None,
         }
@@ -119,6 +122,11 @@ impl<const PAPER: bool> HostServer<PAPER> {
     /// Waits for all launches; then their memory may be touched.
     fn settled(&mut self) -> Result<&mut CpuServer, ServerError> {
         self.threads.wait();
+        self.sound()
+    }
+
+    /// The memory, unless a kernel was refused.
+    fn sound(&mut self) -> Result<&mut CpuServer, ServerError> {
         if let Some(reason) = self.fault.clone() {
             let error = CompilationError::Generic { reason, backtrace: Default::default() };
             return Err(ServerError::Launch(LaunchError::CompilationError(error)));
@@ -147,8 +155,8 @@ impl<const PAPER: bool> HostServer<PAPER> {
             kept.push(Box::new(held));
         }
         let (metadata, barrier) = (arguments.info.data, Default::default());
-        let function = compiled.function;
-        let launch = Launch { function, cubes, buffers, metadata, barrier, _kept: kept };
+        let (function, span) = (compiled.function, self.span.clone());
+        let launch = Launch { function, cubes, buffers, metadata, barrier, span, _kept: kept };
         self.threads.send(launch, units, compiled.barrier);
         Ok(())
     }
@@ -280,9 +288,10 @@ impl<const PAPER: bool> Server for HostServer<PAPER> {
         }
     }
 
-    fn flush(&mut self, stream: StreamId) -> Result<(), ServerError> {
+    /// Launches are with the threads already, and there is nothing to wait for.
+    fn flush(&mut self, _stream: StreamId) -> Result<(), ServerError> {
         match self.memory {
-            Some(_) => self.settled()?.flush(stream),
+            Some(_) => self.sound().map(|_| ()),
             None => Ok(()),
         }
     }
@@ -295,19 +304,22 @@ impl<const PAPER: bool> Server for HostServer<PAPER> {
         self.settled()?.memory_cleanup(stream)
     }
 
-    fn start_profile(&mut self, stream: StreamId) -> Result<ProfilingToken, ServerError> {
-        self.settled()?.start_profile(stream)
+    /// What is profiled is the threads' time, without the time that it takes to wake them.
+    fn start_profile(&mut self, _stream: StreamId) -> Result<ProfilingToken, ServerError> {
+        self.threads.wake();
+        self.span = Some(Arc::default());
+        Ok(ProfilingToken { id: 0 })
     }
 
     fn end_profile(
         &mut self,
-        stream: StreamId,
-        token: ProfilingToken,
+        _stream: StreamId,
+        _token: ProfilingToken,
     ) -> Result<ProfileDuration, ProfileError> {
-        match self.settled() {
-            Ok(memory) => memory.end_profile(stream, token),
-            Err(_) => Err(ProfileError::NotRegistered { backtrace: Default::default() }),
-        }
+        self.threads.wait();
+        let span = self.span.take().and_then(|span| span.get());
+        let none = || ProfileError::NotRegistered { backtrace: Default::default() };
+        span.map(|(start, end)| ProfileDuration::new_system_time(start, end)).ok_or_else(none)
     }
 
     fn allocation_mode(&mut self, mode: MemoryAllocationMode, stream: StreamId) {

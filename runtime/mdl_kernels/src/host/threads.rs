@@ -8,9 +8,9 @@ use super::code::Function;
 use cubecl::cpu::compute::affinity::{CoreId, get_active_cores, set_for_current};
 use cubecl_llvm::cpu::synchronization::SYNC_CUBE_STATE_LEN;
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a thread without work looks for some before it sleeps: waking costs a launch more than
@@ -28,6 +28,8 @@ pub(super) struct Launch {
     pub buffers: Vec<*mut c_void>,
     pub metadata: Vec<u64>,
     pub barrier: [AtomicU32; SYNC_CUBE_STATE_LEN],
+    /// None where nobody asks for it.
+    pub span: Option<Arc<Span>>,
     /// Keeps the memory of the buffers where it is.
     pub _kept: Vec<Box<dyn Send>>,
 }
@@ -37,6 +39,28 @@ pub(super) struct Launch {
 unsafe impl Send for Launch {}
 // SAFETY: as above.
 unsafe impl Sync for Launch {}
+
+/// When the first unit of some launches began and the last one ended.
+#[derive(Default)]
+pub(super) struct Span(Mutex<Option<(Instant, Instant)>>);
+
+impl Span {
+    fn add(&self, start: Instant, end: Instant) {
+        let mut span = self.0.lock().expect("invariant: nobody panics while holding it");
+        let (first, last) = span.unwrap_or((start, end));
+        *span = Some((first.min(start), last.max(end)));
+    }
+
+    pub(super) fn get(&self) -> Option<(Instant, Instant)> {
+        *self.0.lock().expect("invariant: nobody panics while holding it")
+    }
+}
+
+/// A kernel that does nothing.
+#[rustfmt::skip]
+extern "C" fn nothing(
+    _: *mut *mut c_void, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: *mut u32, _: *mut u64,
+) {}
 
 /// What a thread finds in its queue.
 enum Work {
@@ -54,11 +78,15 @@ struct Unit {
 
 impl Unit {
     fn run(self) {
-        let Launch { function, cubes, buffers, metadata, barrier, .. } = &*self.launch;
+        let Launch { function, cubes, buffers, metadata, barrier, span, .. } = &*self.launch;
         let [x, y, z] = self.place;
         let (buffers, metadata) = (buffers.as_ptr().cast_mut(), metadata.as_ptr().cast_mut());
         let barrier = barrier[0].as_ptr();
+        let start = span.as_ref().map(|_| Instant::now());
         function(buffers, cubes[0], cubes[1], cubes[2], x, y, z, barrier, metadata);
+        if let (Some(span), Some(start)) = (span, start) {
+            span.add(start, Instant::now());
+        }
     }
 }
 
@@ -121,6 +149,20 @@ impl Threads {
             queue.send(Work::Unit(unit)).expect("invariant: threads end with the process");
         }
         self.sent += count as u64;
+    }
+
+    /// Has every thread look for work, as it does between the launches of a step.
+    pub(super) fn wake(&mut self) {
+        let launch = Launch {
+            function: nothing,
+            cubes: [1; 3],
+            buffers: Vec::new(),
+            metadata: Vec::new(),
+            barrier: Default::default(),
+            span: None,
+            _kept: Vec::new(),
+        };
+        self.send(launch, [self.queues.len() as u32, 1, 1], true);
     }
 
     /// Waits for everything that was sent, asleep: whoever waits has no core of its own, and would
