@@ -160,32 +160,39 @@ fn pass_queries(
     let mut scratch = Shared::<[f32]>::new_aligned_slice(shape.scratch_words(), 16usize);
     let mut statistics = Shared::<[f32]>::new_slice(comptime!(2 * shape.columns));
     let passing = queries_of(place.position, s, shape);
-    for member in 0..shape.group {
+    // One loop over all members of the group: of two the outer one would be unrolled where groups
+    // are small, and units would hold the addresses of several members.
+    let mut member = 0usize.runtime();
+    let mut t = passing.first;
+    while member < shape.group && t < passing.end {
         let head = place.kv_head * shape.group + member;
         let base = queries_at(place.batch, head, shape);
-        for t in range_stepped(passing.first, passing.end, shape.columns) {
-            let source = Source { base, first: t, low: 0usize.runtime(), high: shape.t.runtime() };
-            sync_cube();
-            stage_both(q, &source, &mut queries, &mut queries_turned, shape);
-            stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
-            stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
-            sync_cube();
-            // One after the other, so that a unit holds either tile of numbers beside the sums.
-            let mut weights = Array::<f32>::new(comptime!(shape.weights()));
-            scores(keys, &queries, &mut weights, shape);
-            weigh_queries(&mut weights, &statistics, documents_t, documents_s, place, s, t, shape);
-            let mut changes = Array::<f32>::new(comptime!(shape.weights()));
-            if comptime!(shape.turns()) {
-                add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
-                scores(values, &dys, &mut changes, shape);
-                change_queries(&weights, &mut changes, &statistics, shape);
-                add_weighted(&changes, &queries_turned, dk_sums, &mut scratch, shape);
-            } else {
-                add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
-                scores(values, &dys, &mut changes, shape);
-                change_queries(&weights, &mut changes, &statistics, shape);
-                add_weighted(&changes, &queries, dk_sums, &mut scratch, shape);
-            }
+        let source = Source { base, first: t, low: 0usize.runtime(), high: shape.t.runtime() };
+        sync_cube();
+        stage_both(q, &source, &mut queries, &mut queries_turned, shape);
+        stage_both(dy, &source, &mut dys, &mut dys_turned, shape);
+        stage_statistics(lse, deltas, &mut statistics, place.batch, head, t, shape);
+        sync_cube();
+        // One after the other, so that a unit holds either tile of numbers beside the sums.
+        let mut weights = Array::<f32>::new(comptime!(shape.weights()));
+        scores(keys, &queries, &mut weights, shape);
+        weigh_queries(&mut weights, &statistics, documents_t, documents_s, place, s, t, shape);
+        let mut changes = Array::<f32>::new(comptime!(shape.weights()));
+        if comptime!(shape.turns()) {
+            add_weighted(&weights, &dys_turned, dv_sums, &mut scratch, shape);
+            scores(values, &dys, &mut changes, shape);
+            change_queries(&weights, &mut changes, &statistics, shape);
+            add_weighted(&changes, &queries_turned, dk_sums, &mut scratch, shape);
+        } else {
+            add_weighted(&weights, &dys, dv_sums, &mut scratch, shape);
+            scores(values, &dys, &mut changes, shape);
+            change_queries(&weights, &mut changes, &statistics, shape);
+            add_weighted(&changes, &queries, dk_sums, &mut scratch, shape);
+        }
+        t += shape.columns;
+        if t >= passing.end {
+            member += 1;
+            t = passing.first;
         }
     }
 }
