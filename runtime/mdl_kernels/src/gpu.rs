@@ -16,6 +16,7 @@ mod optimizer;
 pub(crate) mod peak;
 mod reduce;
 mod region;
+mod together;
 
 use crate::device::{Device, Slice};
 use attention::shape::Pass;

@@ -48,6 +48,8 @@ fn contractions_multiply_on_tensor_cores() {
         assert_eq!(contractions.len(), 18, "{:?}", kernels.iter().map(|k| &k.name));
         for kernel in contractions {
             assert!(kernel.text.contains("wmma.mma.sync"), "{} has no product", kernel.name);
+            // Without it the assembler would choose how many registers a unit has.
+            assert!(kernel.text.contains(".minnctapersm"), "{} has no bound", kernel.name);
             if let Ok(dir) = std::env::var("MDL_PTX") {
                 let path = format!("{dir}/sm_{capability}_{}.ptx", kernel.name);
                 std::fs::write(path, &kernel.text).expect("a folder to write to");

@@ -103,9 +103,14 @@ impl Side {
         self.tile * self.tile_depth / (self.units * self.width)
     }
 
+    /// Elements of a line of the stage.
+    fn across(&self) -> usize {
+        if self.along_k { self.tile_depth } else { self.tile }
+    }
+
     /// Elements between lines of the stage.
     pub(crate) fn line(&self) -> usize {
-        PAD + if self.along_k { self.tile_depth } else { self.tile }
+        PAD + self.across()
     }
 
     /// Elements of one part of the stage.
@@ -114,17 +119,15 @@ impl Side {
     }
 }
 
-/// Which row and step of k vector `i` of this unit begins with.
+/// Which row and step of k vector `i` of this unit begins with. Units fill whole lines, so that
+/// vectors of one unit are a fixed number of lines apart and share their addresses but for that.
 #[cube]
 fn row_and_step(#[comptime] i: usize, #[comptime] side: Side) -> (usize, usize) {
-    let vector = UNIT_POS as usize + comptime!(i * side.units);
-    if comptime!(side.along_k) {
-        let vectors = comptime!(side.tile_depth / side.width);
-        (vector / vectors, vector % vectors * comptime!(side.width))
-    } else {
-        let vectors = comptime!(side.tile / side.width);
-        (vector % vectors * comptime!(side.width), vector / vectors)
-    }
+    let unit = UNIT_POS as usize;
+    let vectors = comptime!(side.across() / side.width);
+    let line = unit / vectors + comptime!(i * side.units / vectors);
+    let lane = unit % vectors * comptime!(side.width);
+    if comptime!(side.along_k) { (line, lane) } else { (lane, line) }
 }
 
 /// Loads this unit's share of a stage that begins at step `k` of a place.

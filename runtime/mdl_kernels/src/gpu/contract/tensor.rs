@@ -7,9 +7,10 @@
 
 use super::fragments::{self, Fragment, SIDE as FRAGMENT};
 use super::stage::{fetch, put};
-use super::{Place, Plan, finish, finish_pair, place_of};
+use super::{Place, Plan, SMALL, finish, finish_pair, place_of};
 use crate::contract_rotary::first_of;
 use crate::gpu::cube_pos;
+use crate::gpu::together::hold_together;
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
@@ -21,6 +22,12 @@ const PLANE: usize = 32;
 /// Steps of k of one instruction.
 fn step_of(plan: &Plan) -> usize {
     if plan.a.parts == 1 { 16 } else { 8 }
+}
+
+/// Cubes that a multiprocessor has registers for at least: 168 of a unit of a small tile, and as
+/// many of a large one as there can be, 255. None of either needs more.
+fn together(plan: &Plan) -> usize {
+    if plan.tile.units > SMALL.units { 1 } else { 3 }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -35,6 +42,7 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
 ) {
     let cube = cube_pos();
     if cube < comptime!(plan.tiles().0 * plan.tiles().1 * plan.batches) {
+        hold_together(comptime!(together(&plan)));
         let place = place_of(cube, order, comptime!(plan.clone()));
         let mut stage_a =
             Shared::<[S]>::new_aligned_slice(comptime!(plan.a.stage() * plan.a.parts), 128usize);
@@ -49,6 +57,7 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
         for _ in 0..comptime!(fragments(&plan).0 * fragments(&plan).1) {
             sums.push(fragments::zeros(comptime!(step_of(&plan))));
         }
+        let origin = origin(comptime!(plan.clone()));
         let extra = prologue_inputs;
         fetch::<NA>(a, extra, order, &place, &mut held_a, 0, comptime!(side_a.clone()));
         fetch::<NB>(b, extra, order, &place, &mut held_b, 0, comptime!(side_b.clone()));
@@ -64,9 +73,9 @@ pub(crate) fn contract_tensor<S: Float, NA: Size, NB: Size>(
                 fetch::<NA>(a, extra, order, &place, &mut held_a, next, side_a);
                 fetch::<NB>(b, extra, order, &place, &mut held_b, next, side_b);
             }
-            multiply::<S>(&stage_a, &stage_b, &sums, comptime!(plan.clone()));
+            multiply::<S>(&stage_a, &stage_b, &sums, origin, comptime!(plan.clone()));
         }
-        finish_fragments(&sums, epilogue_inputs, outputs, order, &place, plan);
+        finish_fragments(&sums, epilogue_inputs, outputs, order, &place, origin, plan);
     }
 }
 
@@ -76,10 +85,11 @@ fn fragments(plan: &Plan) -> (usize, usize) {
     (plan.tile.rows / m / FRAGMENT, plan.tile.columns / n / FRAGMENT)
 }
 
-/// Where this plane's part of the tile begins.
+/// Where the plane's part of the tile begins. The assembler keeps what it knows to be the same for
+/// all units of a plane once for the plane, and that it knows of what they were told.
 #[cube]
 fn origin(#[comptime] plan: Plan) -> (usize, usize) {
-    let plane = UNIT_POS as usize / PLANE;
+    let plane = plane_broadcast(UNIT_POS / PLANE as u32, 0u32) as usize;
     let (planes_m, planes_n) = comptime!(plan.tile.planes);
     let height = comptime!(plan.tile.rows / planes_m);
     let width = comptime!(plan.tile.columns / planes_n);
@@ -92,9 +102,10 @@ fn multiply<S: Float>(
     stage_a: &[S],
     stage_b: &[S],
     sums: &Sequence<Fragment>,
+    origin: (usize, usize),
     #[comptime] plan: Plan,
 ) {
-    let (row, column) = origin(comptime!(plan.clone()));
+    let (row, column) = origin;
     let (high, wide) = comptime!(fragments(&plan));
     let steps = comptime!(plan.tile.depth / step_of(&plan));
     let parts = comptime!(plan.a.parts);
@@ -184,9 +195,10 @@ fn finish_fragments(
     outputs: &mut Sequence<Box<[f32]>>,
     order: &[u32],
     place: &Place,
+    origin: (usize, usize),
     #[comptime] plan: Plan,
 ) {
-    let (row, column) = origin(comptime!(plan.clone()));
+    let (row, column) = origin;
     let (high, wide) = comptime!(fragments(&plan));
     let size = comptime!(FRAGMENT * FRAGMENT);
     let planes = comptime!(plan.tile.units / PLANE);
