@@ -15,6 +15,7 @@ use super::attention::staging::{Source, stage_rows, stage_turned};
 use super::{address_type, cube_pos, cubes};
 use crate::attention::MaskArgs;
 use crate::device::{Device, Slice};
+use crate::gpu::together::hold_together;
 use crate::vector_io::load_one;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{AttentionSpec, Elem};
@@ -299,6 +300,12 @@ fn change_queries(
     }
 }
 
+/// Cubes that a multiprocessor has registers for at least: 128 of a unit where heads are small, and
+/// otherwise as many as there can be, 255. None of either needs more.
+fn together(shape: &Shape) -> usize {
+    if shape.head <= 32 { 4 } else { 2 }
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn attention_grad_queries(
     q: &[f32],
@@ -319,6 +326,7 @@ fn attention_grad_queries(
     let owners = comptime!(shape.batch * shape.heads());
     let cube = cube_pos();
     if cube < comptime!(owners * shape.query_blocks()) {
+        hold_together(comptime!(together(&shape)));
         let owner = cube % owners;
         let head = owner % shape.heads();
         let place = Place {
