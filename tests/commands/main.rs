@@ -10,6 +10,7 @@ mod mesh;
 mod presets;
 mod roofline;
 mod timeline;
+mod tune;
 
 use serde_json::Value;
 use std::path::PathBuf;

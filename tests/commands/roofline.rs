@@ -126,11 +126,13 @@ fn the_page_is_a_picture_and_a_table_and_asks_for_nothing() {
 }
 
 /// Arguments behind `bench`, and what is said about them.
-const WRONG: [(&[&str], &str); 7] = [
+const WRONG: [(&[&str], &str); 9] = [
     (&[], "name a model FILE, such as `mdlc bench llama"),
     (&["gem"], "help: the suite is called `gemm`"),
     (&["llama"], ": --preset tiny | bytes_small"),
     (&["gemm", "--html=no.html"], "name a model in place of the suite"),
+    (&["gemm", "--out=no.json"], "--out is the table of `mdlc bench tune`"),
+    (&["gemm", "--shape=64,64"], "--shape has three sizes"),
     (&["llama", "--preset=tiny", "--file=llama"], "are two models; drop one"),
     (&["llama", "--preset=tiny", "--mesh=2"], "leave out --mesh"),
     (&["--preset=tiny_", "--runs=1"], "no embedded model has a preset `tiny_`"),

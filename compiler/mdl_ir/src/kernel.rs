@@ -424,12 +424,12 @@ pub struct ContractBlocks {
 }
 
 impl ContractBlocks {
-    const DEPTH: u64 = 512;
-    const COLUMNS: u64 = 3072;
+    pub const DEPTH: u64 = 512;
+    pub const COLUMNS: u64 = 3072;
     const ROWS: u64 = 96;
     /// Common multiples of the widths and heights that tiles have.
-    const TILE_COLUMNS: u64 = 192;
-    const TILE_ROWS: u64 = 48;
+    pub const TILE_COLUMNS: u64 = 192;
+    pub const TILE_ROWS: u64 = 48;
     /// Up to so many rows a contraction is skinny.
     pub const SKINNY_ROWS: u64 = 8;
     /// Elements at the start of the workspace for the counters by which units take work.

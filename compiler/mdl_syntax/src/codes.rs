@@ -94,6 +94,7 @@ pub const CODES: &[Code] = &[
     code!("E0971", "state file cannot be used"),
     code!("E0972", "state file is damaged"),
     code!("E0973", "disk has no room for the state"),
+    code!("E0981", "table of tuned blocks cannot be used"),
 ];
 
 /// The row of a code such as `E0301`.

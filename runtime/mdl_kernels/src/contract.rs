@@ -11,8 +11,8 @@ use crate::contract_pack::{Block, pack_a, pack_b, pack_b_pieces};
 use crate::contract_pairs::words;
 use crate::contract_plan::{LayoutA, Plan, offset_of};
 use crate::contract_tile::{
-    Finish, Place, dense_rows, finish_rounded, finish_tile, multiply, multiply_tiles, row_offsets,
-    store_tile,
+    Finish, Place, dense_rows, expect_tile, finish_rounded, finish_tile, multiply, multiply_tiles,
+    row_offsets, store_tile,
 };
 use crate::device::{Device, Slice};
 use crate::products::Products;
@@ -370,6 +370,14 @@ fn sum_in_vectors<N: Size>(
         if comptime!(plan.has_tiles_of(vectors)) && at.columns.div_ceil(N::value()) == vectors {
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
             let plan_a = comptime!(plan.clone());
+            if comptime!(plan.direct) {
+                let to = at.row * comptime!(plan.columns) + at.column;
+                let out = outputs.index_mut(0usize);
+                expect_tile::<N>(&*out, to, height, vectors, comptime!(plan.columns));
+            } else if comptime!(plan.partial_elements > 0) {
+                let stride = comptime!(plan.block_columns);
+                expect_tile::<N>(&*workspace, at.partial, height, vectors, stride);
+            }
             sum_tile::<N>(a, &*workspace, offsets, packed_b, depth, &mut sums, vectors, plan_a);
             let whole = comptime!(plan.all_whole())
                 || at.rows == height && at.columns == vectors * N::value();

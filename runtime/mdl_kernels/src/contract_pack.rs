@@ -255,40 +255,89 @@ fn pack_a_columns<M: Size>(
     #[comptime] plan: Plan,
 ) {
     let height = comptime!(plan.tile_rows);
-    for panel in 0..rows.div_ceil(height) {
+    let length = comptime!(plan.tile_rows * plan.block_depth);
+    let group = comptime!(plan.panels_per_line());
+    let grouped = whole_panels(row, rows, group, comptime!(plan.clone()));
+    let whole = whole_panels(row, rows, 1usize, comptime!(plan.clone()));
+    for g in 0..grouped / group {
+        let panel = g * group;
+        let (first, out) = (row + panel * height, to + panel * length);
+        let plan = comptime!(plan.clone());
+        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, group, plan);
+    }
+    for panel in grouped..whole {
+        let (first, out) = (row + panel * height, to + panel * length);
+        let plan = comptime!(plan.clone());
+        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, 1usize, plan);
+    }
+    for panel in whole..rows.div_ceil(height) {
         let first = row + panel * height;
-        let out = to + panel * height * comptime!(plan.block_depth);
-        let contiguous = comptime!(plan.layout_a == LayoutA::Columns);
+        let out = to + panel * length;
         let mut from = Array::<usize>::new(height);
         #[unroll]
         for r in 0..height {
             let m = min(first + r, comptime!(plan.rows - 1));
             from[r] = base + offset_of(m, comptime!(plan.m.clone()), false);
         }
-        if contiguous && first + height <= comptime!(plan.rows) {
-            for k in 0..block.depth {
-                let at = from[0] + offset_of(block.k + k, comptime!(plan.k.clone()), false);
-                let lanes = load_as::<M>(a, at, comptime!(plan.a));
-                let preparation = comptime!(plan.preparation(Operand::A));
-                let lanes = prepare_across::<M>(inputs, first, block.k + k, lanes, preparation);
-                store::<f32, M>(workspace, out + k * height, lanes);
-            }
-        } else {
-            for k in 0..block.depth {
-                let at = offset_of(block.k + k, comptime!(plan.k.clone()), false);
-                #[unroll]
-                for r in 0..height {
-                    let value = prepare::<Const<1>>(
-                        inputs,
-                        min(first + r, comptime!(plan.rows - 1)),
-                        block.k + k,
-                        load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
-                        comptime!(plan.preparation(Operand::A)),
-                    );
-                    store::<f32, Const<1>>(workspace, out + k * height + r, value);
-                }
+        for k in 0..block.depth {
+            let at = offset_of(block.k + k, comptime!(plan.k.clone()), false);
+            #[unroll]
+            for r in 0..height {
+                let value = prepare::<Const<1>>(
+                    inputs,
+                    min(first + r, comptime!(plan.rows - 1)),
+                    block.k + k,
+                    load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
+                    comptime!(plan.preparation(Operand::A)),
+                );
+                store::<f32, Const<1>>(workspace, out + k * height + r, value);
             }
         }
+    }
+}
+
+/// So many panels of rows that are contiguous, from `from` in a and `first` among the rows.
+#[cube]
+fn pack_a_together<M: Size>(
+    a: &[f32],
+    from: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    first: usize,
+    block: &Block,
+    #[comptime] panels: usize,
+    #[comptime] plan: Plan,
+) {
+    let height = comptime!(plan.tile_rows);
+    for k in 0..block.depth {
+        let at = from + offset_of(block.k + k, comptime!(plan.k.clone()), false);
+        #[unroll]
+        for p in 0..panels {
+            let lanes = load_as::<M>(a, at + p * height, comptime!(plan.a));
+            let preparation = comptime!(plan.preparation(Operand::A));
+            let row = first + p * height;
+            let lanes = prepare_across::<M>(inputs, row, block.k + k, lanes, preparation);
+            let out = to + p * comptime!(plan.tile_rows * plan.block_depth) + k * height;
+            store::<f32, M>(workspace, out, lanes);
+        }
+    }
+}
+
+/// Panels that lie whole in `rows` rows of a from `row`, the most that is a multiple of `group`;
+/// none where m is not contiguous.
+#[cube]
+pub(crate) fn whole_panels(
+    row: usize,
+    rows: usize,
+    #[comptime] group: usize,
+    #[comptime] plan: Plan,
+) -> usize {
+    if comptime!(plan.layout_a == LayoutA::Columns) {
+        let height = comptime!(group * plan.tile_rows);
+        min(rows, comptime!(plan.rows) - row) / height * group
+    } else {
+        0usize.runtime()
     }
 }
 

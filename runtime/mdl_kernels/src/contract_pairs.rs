@@ -4,7 +4,7 @@
 //! or panels as `contract_pack` makes them of f32, and `Products::Tiles` takes tiles: 16 words of
 //! one row, then of the next. Where k ends, what is missing to a pair or a tile is zero.
 
-use crate::contract_pack::{Block, prepare, prepare_across};
+use crate::contract_pack::{Block, prepare, prepare_across, whole_panels};
 use crate::contract_plan::{LayoutA, LayoutB, Plan, Preparation, offset_of};
 use crate::pairs::{narrow, transpose};
 use crate::products::Products;
@@ -295,30 +295,63 @@ fn pack_a_panels<M: Size>(
     #[comptime] plan: Plan,
 ) {
     let height = comptime!(plan.tile_rows);
-    for panel in 0..rows.div_ceil(height) {
+    let length = comptime!(plan.tile_rows * plan.block_depth / 2);
+    let group = comptime!(plan.panels_per_line());
+    let grouped = whole_panels(row, rows, group, comptime!(plan.clone()));
+    let whole = whole_panels(row, rows, 1usize, comptime!(plan.clone()));
+    for g in 0..grouped / group {
+        let panel = g * group;
+        let (first, out) = (row + panel * height, to + panel * length);
+        let plan = comptime!(plan.clone());
+        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, group, plan);
+    }
+    for panel in grouped..whole {
+        let (first, out) = (row + panel * height, to + panel * length);
+        let plan = comptime!(plan.clone());
+        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, 1usize, plan);
+    }
+    for panel in whole..rows.div_ceil(height) {
         let first = row + panel * height;
-        let out = to + panel * height * comptime!(plan.block_depth / 2);
-        let contiguous = comptime!(plan.layout_a == LayoutA::Columns);
         for w in 0..words(block.depth, comptime!(plan.products)) {
             let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
-            let out = out + w * height;
-            if contiguous && first + height <= comptime!(plan.rows) {
-                let from = base + offset_of(first, comptime!(plan.m.clone()), false);
-                let spot = Spot { row: first, k: block.k, depth: block.depth };
+            let out = to + panel * length + w * height;
+            for r in 0..height {
+                let m = min(first + r, comptime!(plan.rows - 1));
+                let from = base + offset_of(m, comptime!(plan.m.clone()), false);
+                let spot = Spot { row: m, k: block.k, depth: block.depth };
                 let preparation = comptime!(plan.preparation(Operand::A));
                 let (at, next) = (from + at, from + next);
-                let lanes = zipped::<M>(a, inputs, &spot, at, next, 2 * w, preparation);
-                store::<f32, M>(workspace, out, lanes);
-            } else {
-                for r in 0..height {
-                    let m = min(first + r, comptime!(plan.rows - 1));
-                    let from = base + offset_of(m, comptime!(plan.m.clone()), false);
-                    let spot = Spot { row: m, k: block.k, depth: block.depth };
-                    let preparation = comptime!(plan.preparation(Operand::A));
-                    let (at, next) = (from + at, from + next);
-                    workspace[out + r] = word(a, inputs, &spot, at, next, 2 * w, preparation);
-                }
+                workspace[out + r] = word(a, inputs, &spot, at, next, 2 * w, preparation);
             }
+        }
+    }
+}
+
+/// So many panels of rows that are contiguous, from `from` in a and `first` among the rows.
+#[cube]
+fn pack_a_together<M: Size>(
+    a: &[f32],
+    from: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    to: usize,
+    first: usize,
+    block: &Block,
+    #[comptime] panels: usize,
+    #[comptime] plan: Plan,
+) {
+    let height = comptime!(plan.tile_rows);
+    for w in 0..words(block.depth, comptime!(plan.products)) {
+        let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
+        #[unroll]
+        for p in 0..panels {
+            let spot = Spot { row: first + p * height, k: block.k, depth: block.depth };
+            let preparation = comptime!(plan.preparation(Operand::A));
+            let from = from + p * height;
+            let (at, next) = (from + at, from + next);
+            let lanes = zipped::<M>(a, inputs, &spot, at, next, 2 * w, preparation);
+            let out = to + p * comptime!(plan.tile_rows * plan.block_depth / 2) + w * height;
+            store::<f32, M>(workspace, out, lanes);
         }
     }
 }

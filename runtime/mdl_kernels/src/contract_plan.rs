@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::products::Products;
 use crate::program::Program;
 use crate::tiles::SIDE;
+use crate::tuning::{Blocks, Rows};
 use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{ContractBlocks, ContractSpec, Dim, Elem, Instr, InstrOp, Operand, View};
@@ -144,6 +145,12 @@ impl Plan {
         Plan::with(spec, device, Products::Widened)
     }
 
+    /// The same with the tile that the model of the device has, whatever a tuner found.
+    pub(crate) fn untuned(spec: &ContractSpec, device: &Device) -> Plan {
+        let blocks = Blocks::model(device.as_cpu(), Products::Widened);
+        Plan::in_blocks(spec, device, Products::Widened, |_| blocks)
+    }
+
     /// By the fastest instructions that the device has for these elements.
     pub(crate) fn fastest(spec: &ContractSpec, device: &Device) -> Plan {
         let halves = spec.a == Elem::Bf16 && spec.b == Elem::Bf16;
@@ -152,16 +159,31 @@ impl Plan {
     }
 
     fn with(spec: &ContractSpec, device: &Device, products: Products) -> Plan {
+        Plan::in_blocks(spec, device, products, |rows| device.blocks(products, rows))
+    }
+
+    fn in_blocks(
+        spec: &ContractSpec,
+        device: &Device,
+        products: Products,
+        wanted: impl Fn(Rows) -> Blocks,
+    ) -> Plan {
         let units = device.units() as usize;
         let blocks = ContractBlocks::of(spec, device.units());
+        let (m, k) = (merge(&spec.m, false), merge(&spec.k, true));
+        let batch = merge(&spec.batch, true);
         let width = device.vector_width();
-        let (tile_rows, tile_vectors) = tile_shape(device, products);
+        let layout_a = layout_a(&m, &k, in_place(spec, products, [&batch, &m, &k]));
+        let in_place = layout_a == LayoutA::Direct;
+        let wanted = wanted(if in_place { Rows::InPlace } else { Rows::Packed });
+        let Blocks { tile_rows, tile_vectors, .. } = wanted;
         let rotary = Rotary::of(spec, tile_vectors * width);
         let n = spec.columns_in_runs(rotary.as_ref().map_or(1, |rotary| rotary.run as u32));
-        let (m, n, k) = (merge(&spec.m, false), merge(&n, false), merge(&spec.k, true));
+        let n = merge(&n, false);
         let size = |axes: &[Axis]| axes.iter().map(|axis| axis.size).product::<usize>();
         let (rows, columns) = (size(&m), size(&n));
-        let fit = Fit::of(&blocks, spec, products, units, tile_rows);
+        let words = size(&k).div_ceil(products.steps_per_word());
+        let fit = Fit::of(&blocks, spec, &wanted, words, (units, in_place));
         let panels_m = rows.div_ceil(tile_rows);
         let panels_n = columns.min(fit.columns).div_ceil(tile_vectors * width);
         let most = fit.rows / tile_rows;
@@ -170,7 +192,6 @@ impl Plan {
         if epilogue.is_empty() {
             epilogue.push(Instr { op: InstrOp::Store(0), dst: 0, a: 0, b: 0, c: 0 });
         }
-        let batch = merge(&spec.batch, true);
         Plan {
             products,
             a: spec.a,
@@ -178,11 +199,11 @@ impl Plan {
             outputs: spec.outputs.clone(),
             batches: size(&batch),
             depth: size(&k),
-            layout_a: layout_a(&m, &k, in_place(spec, products, [&batch, &m, &k])),
+            layout_a,
             layout_b: layout_b(&n, &k),
             skinny: blocks.skinny && layout_b(&n, &k) != LayoutB::Gathered,
             split_batch: blocks.split_batch,
-            block_depth: fit.depth,
+            block_depth: fit.words * products.steps_per_word(),
             block_columns: fit.columns,
             block_rows: fit.rows,
             direct: spec.is_plain_sum(),
@@ -225,15 +246,18 @@ impl Plan {
 
     /// Steps of k in one word of four bytes.
     pub(crate) fn steps_per_word(&self) -> usize {
-        match self.products {
-            Products::Widened => 1,
-            Products::Vectors | Products::Tiles => 2,
-        }
+        self.products.steps_per_word()
     }
 
     /// Elements of the workspace between packed rows of a, which one vector keeps apart.
     pub(crate) fn row_words(&self) -> usize {
         self.block_depth / self.steps_per_word() + 16
+    }
+
+    /// Panels of a that are packed together where m is contiguous: their rows share a line, which
+    /// with strides of a power of two might be gone before the next panel needs it.
+    pub(crate) fn panels_per_line(&self) -> usize {
+        (LINE_BYTES / (self.tile_rows * self.a.bytes() as usize)).max(1)
     }
 
     /// Of all buffers but the workspace.
@@ -275,9 +299,10 @@ pub(crate) fn epilogue_views(spec: &ContractSpec) -> Vec<View2> {
     views.map(View2::of).collect()
 }
 
-/// The blocks that products work in, within the workspace that is reserved for blocks of f32.
+/// Blocks of a contraction within the workspace that its spec reserves.
 struct Fit {
-    depth: usize,
+    /// The depth.
+    words: usize,
     columns: usize,
     rows: usize,
     packed_a: usize,
@@ -285,30 +310,33 @@ struct Fit {
 }
 
 impl Fit {
-    /// Pairs take twice the depth, so that sums are visited half as often. They are multiplied so
-    /// fast that a wide block of b would have to come from far too often: it is narrower, and the
-    /// rows that go with it are more.
-    const PAIR_COLUMNS: usize = 1536;
-    const PAIR_ROWS: usize = 256;
-
+    /// As near to what is wanted as there is room. The depth, which orders sums, does not depend on
+    /// the units; what a narrower block of b leaves is for rows of a.
     fn of(
         blocks: &ContractBlocks,
         spec: &ContractSpec,
-        products: Products,
-        units: usize,
-        tile_rows: usize,
+        wanted: &Blocks,
+        words: usize,
+        (units, in_place): (usize, bool),
     ) -> Fit {
-        let (depth, columns) = (blocks.depth as usize, blocks.columns as usize);
-        let (packed_a, packed_b) = (blocks.packed_a(spec) as usize, blocks.packed_b() as usize);
-        if products == Products::Widened {
-            return Fit { depth, columns, rows: blocks.rows as usize, packed_a, packed_b };
-        }
-        let narrow = columns.min(Fit::PAIR_COLUMNS);
-        let spared = (columns - narrow) * depth / if blocks.split_batch { 1 } else { units };
-        let rows = (packed_a + spared) / (depth + 16);
-        let rows = rows.min(Fit::PAIR_ROWS) / tile_rows * tile_rows;
-        let packed_a = rows * (depth + 16);
-        Fit { depth: 2 * depth, columns: narrow, rows, packed_a, packed_b: narrow * depth }
+        let (reserved_a, reserved_b) = (blocks.packed_a(spec) as usize, blocks.packed_b() as usize);
+        let least = ContractBlocks::TILE_COLUMNS as usize;
+        let room = (reserved_b / least).min(reserved_a / wanted.tile_rows - 16) / 16 * 16;
+        // Where nothing keeps partial sums, all of k is one block, for which there is room.
+        let whole = !blocks.partial && !spec.is_plain_sum();
+        let most = if whole { words } else { wanted.depth.min(room) };
+        // Blocks of nearly the same depth, in whole vectors.
+        let depth =
+            words.div_ceil(words.div_ceil(most.max(16)).max(1)).next_multiple_of(16).max(16);
+        let columns = wanted.columns.min(blocks.columns as usize).min(reserved_b / depth);
+        let columns = columns / least * least;
+        let packed_b = columns * depth;
+        let spared = (reserved_b - packed_b) / if blocks.split_batch { 1 } else { units };
+        let rows = if in_place { usize::MAX } else { (reserved_a + spared) / (depth + 16) };
+        let rows = rows.min(wanted.rows) / wanted.tile_rows * wanted.tile_rows;
+        let packed_a = if in_place { 0 } else { rows * (depth + 16) };
+        let packed_a = if blocks.skinny { reserved_a } else { packed_a };
+        Fit { words: depth, columns, rows, packed_a, packed_b }
     }
 }
 
@@ -371,16 +399,8 @@ fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
     }
 }
 
-/// Rows and vectors of a tile. Beside the accumulators it needs registers for a row of b and one
-/// broadcast of a: 8·3 + 3 + 1 of 32, or 4·2 + 2 + 1 of 16 (4·3 would need exactly 16). Of tile
-/// registers there are eight: 2·2 + 2 + 2.
-fn tile_shape(device: &Device, products: Products) -> (usize, usize) {
-    if products == Products::Tiles {
-        return (2 * SIDE, 2);
-    }
-    if device.vector_registers() >= 32 { (8, 3) } else { (4, 2) }
-}
-
+/// What a cache fetches at once.
+const LINE_BYTES: usize = 64;
 /// Pieces each unit should find, so that the last to end is not long behind the others.
 const PIECES_PER_UNIT: usize = 4;
 /// Panels of columns that are worth packing or fetching rows of a for again.

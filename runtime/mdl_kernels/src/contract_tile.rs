@@ -7,6 +7,7 @@ use crate::contract_pack::Block;
 use crate::contract_plan::{LayoutA, Plan, View2, offset_of};
 use crate::contract_rotary::finish_rotary;
 use crate::pairs::{dot, narrow};
+use crate::prefetch::prefetch_write;
 use crate::products::Products;
 use crate::program::{Environment, Lanes, Program, Registers, interpret};
 use crate::tiles::{self, SIDE};
@@ -127,6 +128,24 @@ pub(crate) fn dense_rows(
         starts[r] = at + r * stride;
     }
     starts
+}
+
+/// Asks for the lines that a tile's sums go to, which come while it is multiplied.
+#[cube]
+pub(crate) fn expect_tile<N: Size>(
+    out: &[f32],
+    first: usize,
+    #[comptime] rows: usize,
+    #[comptime] vectors: usize,
+    #[comptime] stride: usize,
+) {
+    #[unroll]
+    for r in 0..rows {
+        #[unroll]
+        for v in 0..vectors {
+            prefetch_write(out, first + r * stride + v * N::value());
+        }
+    }
 }
 
 /// Stores a whole tile whose rows start at `to`, or adds it to what is there.

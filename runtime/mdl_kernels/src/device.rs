@@ -6,6 +6,7 @@
 
 use crate::host::{HostServer, Requested};
 use crate::products::Products;
+use crate::tuning::{Blocks, Cpu, Rows, Table, Tuning};
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -132,8 +133,8 @@ pub struct Device {
     class: Class,
     tensor_cores: bool,
     units: u32,
-    vector_width: usize,
-    vector_registers: usize,
+    cpu: Cpu,
+    tuning: Tuning,
     products: Products,
     in_flight: AtomicU32,
     recording: AtomicBool,
@@ -146,7 +147,7 @@ impl fmt::Debug for Device {
         f.debug_struct("Device")
             .field("class", &self.class)
             .field("units", &self.units)
-            .field("vector_width", &self.vector_width)
+            .field("vector_width", &self.cpu.width)
             .finish_non_exhaustive()
     }
 }
@@ -159,12 +160,13 @@ impl Device {
         let cores = hardware.num_cpu_cores.unwrap_or(1);
         let width = (hardware.load_width / 32).max(1) as usize;
         let registers = hardware.vector_register_count.unwrap_or(16) as usize;
+        let cpu = Cpu::new(registers, width);
         Device {
             class: Class::Cpu,
             tensor_cores: false,
             units: threads.unwrap_or(cores).max(1),
-            vector_width: width,
-            vector_registers: registers,
+            cpu,
+            tuning: Tuning::of(Table::shipped(), &Device::cpu_name(), &cpu),
             products: if width == 16 { Products::fastest() } else { Products::Widened },
             in_flight: AtomicU32::new(0),
             recording: AtomicBool::new(false),
@@ -243,12 +245,13 @@ impl Device {
 
     pub(crate) fn gpu(client: Client, class: Class, tensor_cores: bool) -> Device {
         let hardware = &client.properties().hardware;
+        let cpu = Cpu { registers: 0, width: 1, caches: [0; 3] };
         Device {
             class,
             tensor_cores,
             units: hardware.num_streaming_multiprocessors.unwrap_or(1),
-            vector_width: 1,
-            vector_registers: 0,
+            cpu,
+            tuning: Tuning::of(&Table::default(), "", &cpu),
             products: Products::Widened,
             in_flight: AtomicU32::new(0),
             recording: AtomicBool::new(false),
@@ -322,12 +325,34 @@ impl Device {
 
     /// f32 lanes of one vector register.
     pub fn vector_width(&self) -> usize {
-        self.vector_width
+        self.cpu.width
     }
 
     /// Vector registers that a kernel may keep its accumulators in.
     pub fn vector_registers(&self) -> usize {
-        self.vector_registers
+        self.cpu.registers
+    }
+
+    /// This machine's CPU as LLVM calls it.
+    pub fn cpu_name() -> String {
+        crate::host::cpu_name()
+    }
+
+    /// The device as the model of contractions sees it.
+    pub fn as_cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The sizes that contractions work in, as far as there is room.
+    pub fn blocks(&self, products: Products, a: Rows) -> Blocks {
+        self.tuning.get(products, a)
+    }
+
+    /// The same device with other blocks for such contractions.
+    pub fn with_blocks(mut self, products: Products, a: Rows, blocks: Blocks) -> Device {
+        assert_eq!(blocks.fault(products, self.cpu.width), None, "blocks are whole tiles");
+        self.tuning.set(products, a, blocks);
+        self
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -54,7 +54,7 @@ impl GroupedPlan {
             packed_a_elements: parts.packed_a as usize,
             tile_elements: parts.tile as usize,
             partial_elements: parts.partial as usize,
-            ..Plan::of(one, device)
+            ..Plan::untuned(one, device)
         };
         let wanted = device.units() as usize * PIECES_PER_UNIT;
         // The narrowest are whole tiles on every device, and half of the next ones.

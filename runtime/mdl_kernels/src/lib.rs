@@ -44,6 +44,7 @@ mod region;
 mod state_files;
 mod tiles;
 mod transfer;
+mod tuning;
 mod vector_io;
 
 pub use device::{Arena, Class, Device, KernelError, MemoryUse, Slice};
@@ -56,3 +57,4 @@ pub use products::Products;
 pub use record::Repeated;
 pub use state_files::{StateFileError, StateFiles, free_bytes};
 pub use transfer::{Copier, Job, Side, Together, Transfer};
+pub use tuning::{Blocks, Cpu, Rows, Table, Tuned};

@@ -1,11 +1,12 @@
 //! Asks for memory before it is needed, where no prefetcher can know what that will be: the next
-//! rows of a list of ids, where each is read and written again.
+//! rows of a list of ids, or the tile that a product is about to be added to.
 
 // The macros that declare operations write accessors for everything.
 #![allow(dead_code)]
 
 use crate::tiles::address;
 use cubecl::intrinsic;
+use cubecl::ir::attributes::IndexAttr;
 use cubecl::ir::prelude::*;
 use cubecl::prelude::*;
 use cubecl_llvm::shared::intrinsic::call_op;
@@ -17,13 +18,14 @@ use pliron_llvm::types::VoidType;
 /// Bytes between what is copied and what is asked for: less does not hide how long memory takes,
 /// and more is driven out again before its turn.
 const AHEAD: usize = 8192;
-/// To read, into the nearest cache, as data.
-const HOW: [i128; 3] = [0, 3, 1];
+const READ: usize = 0;
+const WRITE: usize = 1;
 
 #[cube_op(name = "memory.prefetch")]
 #[result_ty(none)]
 pub(crate) struct PrefetchOp {
     pub at: Value,
+    pub what: IndexAttr,
 }
 
 #[op_interface_impl]
@@ -34,7 +36,9 @@ impl ToLLVMDialect for PrefetchOp {
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        let how = HOW.map(|number| insert_int_const(ctx, rewriter, 32, number));
+        // Into the nearest cache, as data.
+        let how = [self.what(ctx).0 as i128, 3, 1];
+        let how = how.map(|number| insert_int_const(ctx, rewriter, 32, number));
         let (args, nothing) = ([&[self.at(ctx)], &how[..]].concat(), VoidType::get(ctx).into());
         let call = call_op(ctx, "llvm.prefetch.p0", nothing, args);
         rewriter.insert_op(ctx, &call);
@@ -47,14 +51,21 @@ impl ToLLVMDialect for PrefetchOp {
 #[cube]
 pub(crate) fn prefetch(buffer: &[f32], at: usize, #[comptime] elem: Elem) {
     let words = if comptime!(elem == Elem::Bf16) { at / 2 } else { at };
-    prefetch_word(buffer, words);
+    prefetch_word(buffer, words, READ);
+}
+
+/// Asks for the line of a word that is going to be written.
+#[cube]
+pub(crate) fn prefetch_write(buffer: &[f32], at: usize) {
+    prefetch_word(buffer, at, WRITE);
 }
 
 #[cube]
 #[allow(unused_variables)]
-fn prefetch_word(buffer: &[f32], at: usize) {
+fn prefetch_word(buffer: &[f32], at: usize, #[comptime] what: usize) {
     intrinsic!(|scope| {
-        let op = PrefetchOp::new(scope.ctx_mut(), address(scope, buffer, at));
+        let at = address(scope, buffer, at);
+        let op = PrefetchOp::new(scope.ctx_mut(), at, IndexAttr(what));
         scope.register(&op);
     })
 }

@@ -1,10 +1,12 @@
 //! How this machine multiplies bf16 by bf16.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Instructions for contractions whose operands are both bf16. Sums are f32 in each case, but they
 /// are rounded in another order, so results differ in the last bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Products {
     /// Those of f32, on operands that are widened while they are packed.
     Widened,
@@ -31,6 +33,14 @@ impl Products {
             Products::Widened => true,
             Products::Vectors => machine::has_vectors(),
             Products::Tiles => machine::has_tiles(),
+        }
+    }
+
+    /// Steps of k in one word of four bytes.
+    pub(crate) fn steps_per_word(self) -> usize {
+        match self {
+            Products::Widened => 1,
+            Products::Vectors | Products::Tiles => 2,
         }
     }
 

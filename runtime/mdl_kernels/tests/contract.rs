@@ -6,6 +6,7 @@ use mdl_ir::kernel::{
 use mdl_kernels::{Arena, Class, Device, Products, Slice};
 
 mod elements;
+mod tuned;
 use elements::{from_bytes, nearest, storing_error, to_bytes};
 
 /// Higham and Mary's probabilistic bound for a sum of k products with rounding to nearest is

@@ -9,6 +9,7 @@ mod report;
 mod roofline;
 mod spec_name;
 mod table;
+mod tune;
 
 use super::say;
 use crate::choose::{Chosen, choose};
@@ -20,7 +21,7 @@ use clap::{Parser, ValueEnum};
 use mdl_ir::kernel::{
     AttentionSpec, ContractSpec, Dim, Elem, KernelSpec, MaskSpec, workspace_bytes,
 };
-use mdl_kernels::Device;
+use mdl_kernels::{Arena, Device, Slice};
 use mdl_passes::request::Precision;
 use mdl_train::packing::Batch;
 use mdl_train::resident;
@@ -57,6 +58,8 @@ enum What {
     Decode,
     /// The compiler: lines of source a second, and each preset up to its plan
     Front,
+    /// Tiles and blocks of contractions on this CPU, beside those of the cost model
+    Tune,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,7 +88,7 @@ impl Dtype {
 #[command(after_help = EXAMPLE)]
 pub struct Args {
     /// A model file, or the name of an embedded model: every kernel of its training step. Or a
-    /// suite: gemm, attention, step, decode or front
+    /// suite: gemm, attention, step, decode, front or tune
     #[arg(value_name = "FILE|SUITE", value_parser = Subject::of)]
     what: Option<Subject>,
     /// Model of the suites `step`, `decode` and `front`: a path, or the name of an embedded model
@@ -95,6 +98,13 @@ pub struct Args {
     /// Operands and results of `gemm`
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
+    /// Only these m, n and k of the forward form of `gemm` and `tune`, which need not be among
+    /// their shapes
+    #[arg(long, value_name = "M,N,K", value_delimiter = ',')]
+    shape: Vec<u64>,
+    /// Write what `tune` finds into this table, in place of its rows for this CPU
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Timed runs; the median counts
     #[arg(long, default_value_t = 10)]
     runs: usize,
@@ -118,6 +128,9 @@ Suites, which need no model file of one's own:
   mdlc bench step        the whole training step of --file and --preset
   mdlc bench decode      generation: prompts in chunks, then one token at a time
   mdlc bench front       the compiler: lines of source a second, and each preset up to its plan
+  mdlc bench tune        tiles and blocks of contractions beside those of the cost model
+Make the table of tuned blocks again that ships with the kernels, for the CPU of this machine:
+  mdlc bench tune --runs 15 --out runtime/mdl_kernels/tuned.json
 A file that is called like a suite is named with its folder, such as ./gemm.";
 
 pub fn run(args: &Args) -> Outcome {
@@ -132,7 +145,14 @@ pub fn run(args: &Args) -> Outcome {
                        suite, such as `mdlc bench llama --preset llama_15m --html roofline.html`";
         return Err(Failure::coded("E0941", message));
     }
+    if args.out.is_some() && !matches!(suite, What::Tune) {
+        return Err(Failure::coded("E0941", "--out is the table of `mdlc bench tune`"));
+    }
+    if !matches!(args.shape.len(), 0 | 3) {
+        return Err(Failure::coded("E0941", "--shape has three sizes, such as 2048,768,288"));
+    }
     let rows = match suite {
+        What::Tune => return tune::run(device()?.as_ref(), args),
         What::Gemm => gemm(device()?.as_ref(), args),
         What::Attention => attention(device()?.as_ref(), args),
         What::Step => step(&device()?, args)?,
@@ -147,7 +167,7 @@ pub fn run(args: &Args) -> Outcome {
         match suite {
             What::Decode => say(&decode::line(&row)),
             What::Front => say(&front::line(&row)),
-            What::Gemm | What::Attention | What::Step => say(&kernel_line(&row)),
+            What::Gemm | What::Attention | What::Step | What::Tune => say(&kernel_line(&row)),
         }
     }
     Ok(())
@@ -180,7 +200,7 @@ fn model(device: &Arc<Device>, args: &Args) -> Outcome {
     let named = file.is_some() || args.flags.model.preset.is_some();
     if !named && args.flags.model.model_type.is_none() {
         let message = "name a model FILE, such as `mdlc bench llama --preset llama_15m`, or a \
-                       suite: gemm, attention, step, decode or front";
+                       suite: gemm, attention, step, decode, front or tune";
         return Err(Failure::coded("E0941", message));
     }
     let report = kernels::report(device, args, file)?;
@@ -255,37 +275,57 @@ const SHAPES: &[[u64; 3]] = &[
     [2048, 32000, 768],
 ];
 
+/// What each of the three forms computes of the forward one's m, n and k: its name, and its own m,
+/// n and k with the strides of a over m and k, and of b over k and n.
+///
+/// y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m, k]
+fn forms([m, n, k]: [u64; 3]) -> [(&'static str, [u64; 3], [u64; 2], [u64; 2]); 3] {
+    [
+        ("forward", [m, n, k], [k, 1], [1, k]),
+        ("backward_x", [m, k, n], [n, 1], [k, 1]),
+        ("backward_w", [n, k, m], [1, n], [k, 1]),
+    ]
+}
+
+/// A contraction with operands and results of one type, and the lengths of its buffers.
+fn contraction(
+    elem: Elem,
+    [m, n, k]: [u64; 3],
+    a: [u64; 2],
+    b: [u64; 2],
+) -> (KernelSpec, [u64; 3]) {
+    let dim = |size: u64, stride: u64, stride_b: u64| {
+        vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
+    };
+    let spec = ContractSpec {
+        a: elem,
+        b: elem,
+        outputs: vec![elem],
+        batch: Vec::new(),
+        m: dim(m, a[0], 0),
+        n: dim(n, b[1], 0),
+        k: dim(k, a[1], b[0]),
+        prologue: None,
+        rotary: None,
+        epilogue_inputs: Vec::new(),
+        epilogue: Vec::new(),
+    };
+    (KernelSpec::Contract(spec), [m * k, n * k, m * n])
+}
+
+/// The shapes that are asked for.
+fn shapes(args: &Args, all: &[[u64; 3]]) -> Vec<[u64; 3]> {
+    args.shape[..].try_into().map_or_else(|_| all.to_vec(), |shape| vec![shape])
+}
+
 fn gemm(device: &Device, args: &Args) -> Vec<Value> {
     let elem = args.dtype.elem();
     let mut rows = Vec::new();
-    for [m, n, k] in SHAPES {
-        // y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m,
-        // k]
-        let forms = [
-            ("forward", [*m, *n, *k], [*k, 1], [1, *k]),
-            ("backward_x", [*m, *k, *n], [*n, 1], [*k, 1]),
-            ("backward_w", [*n, *k, *m], [1, *n], [*k, 1]),
-        ];
-        for (form, [m, n, k], a, b) in forms {
-            let dim = |size: u64, stride: u64, stride_b: u64| {
-                vec![Dim { size: size as u32, stride: stride as u32, stride_b: stride_b as u32 }]
-            };
-            let spec = KernelSpec::Contract(ContractSpec {
-                a: elem,
-                b: elem,
-                outputs: vec![elem],
-                batch: Vec::new(),
-                m: dim(m, a[0], 0),
-                n: dim(n, b[1], 0),
-                k: dim(k, a[1], b[0]),
-                prologue: None,
-                rotary: None,
-                epilogue_inputs: Vec::new(),
-                epilogue: Vec::new(),
-            });
-            let lengths = [m * k, n * k, m * n];
+    for shape in shapes(args, SHAPES) {
+        for (form, shape, a, b) in forms(shape) {
+            let (spec, lengths) = contraction(elem, shape, a, b);
             let seconds = time(device, &spec, elem, &lengths, args.runs);
-            let (shape, flops) = ([m, n, k], 2.0 * (m * n * k) as f64);
+            let flops = 2.0 * shape.iter().product::<u64>() as f64;
             let mut row = row(device, (&shape, form), args.dtype.precision(), flops, seconds);
             if let Dtype::Bf16 = args.dtype {
                 row["products"] = json!(device.products().to_string());
@@ -296,21 +336,35 @@ fn gemm(device: &Device, args: &Args) -> Vec<Value> {
     rows
 }
 
+/// Buffers of these lengths (in elements) and a kernel's workspace, one after the other.
+struct Buffers {
+    arena: Arena,
+    parts: Vec<(u64, u64)>,
+}
+
+impl Buffers {
+    fn new(device: &Device, spec: &KernelSpec, elem: Elem, lengths: &[u64]) -> Buffers {
+        let workspace = workspace_bytes(spec, device.target());
+        let bytes = lengths.iter().map(|l| l * elem.bytes());
+        let mut end = 0;
+        let placed = bytes.chain((workspace > 0).then_some(workspace)).map(|bytes| {
+            let at = end;
+            end += bytes.next_multiple_of(256);
+            (at, bytes)
+        });
+        let parts = placed.collect();
+        Buffers { arena: device.alloc(end), parts }
+    }
+
+    fn slices(&self) -> Vec<Slice<'_>> {
+        self.parts.iter().map(|(at, bytes)| self.arena.slice(*at, *bytes)).collect()
+    }
+}
+
 /// Times one kernel on buffers of these lengths (in elements) and its workspace.
 fn time(device: &Device, spec: &KernelSpec, elem: Elem, lengths: &[u64], runs: usize) -> f64 {
-    let mut bytes: Vec<u64> = lengths.iter().map(|l| l * elem.bytes()).collect();
-    let workspace = workspace_bytes(spec, device.target());
-    if workspace > 0 {
-        bytes.push(workspace);
-    }
-    let mut offsets = Vec::new();
-    let mut total = 0;
-    for b in &bytes {
-        offsets.push(total);
-        total += b.next_multiple_of(256);
-    }
-    let arena = device.alloc(total);
-    let args: Vec<_> = offsets.iter().zip(&bytes).map(|(o, b)| arena.slice(*o, *b)).collect();
+    let buffers = Buffers::new(device, spec, elem, lengths);
+    let args = buffers.slices();
     median(device, runs, || device.launch(spec, &args))
 }
 

@@ -180,6 +180,13 @@ impl Host {
     }
 }
 
+/// The CPU as LLVM calls it.
+pub(crate) fn cpu_name() -> String {
+    // SAFETY: it gives a text of its own.
+    let name = unsafe { taken(llvm::LLVMGetHostCPUName(), llvm::LLVMDisposeMessage) };
+    name.to_string_lossy().into_owned()
+}
+
 /// What machine code depends on besides the kernel and this program.
 pub(super) fn machine() -> String {
     let (mut major, mut minor, mut patch) = (0, 0, 0);
