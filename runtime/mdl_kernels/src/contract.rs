@@ -370,11 +370,11 @@ fn sum_in_vectors<N: Size>(
         if comptime!(plan.has_tiles_of(vectors)) && at.columns.div_ceil(N::value()) == vectors {
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
             let plan_a = comptime!(plan.clone());
-            if comptime!(plan.direct) {
+            if comptime!(plan.direct && plan.revisits()) {
                 let to = at.row * comptime!(plan.columns) + at.column;
                 let out = outputs.index_mut(0usize);
                 expect_tile::<N>(&*out, to, height, vectors, comptime!(plan.columns));
-            } else if comptime!(plan.partial_elements > 0) {
+            } else if comptime!(!plan.direct && plan.revisits()) {
                 let stride = comptime!(plan.block_columns);
                 expect_tile::<N>(&*workspace, at.partial, height, vectors, stride);
             }

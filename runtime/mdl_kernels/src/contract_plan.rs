@@ -260,6 +260,11 @@ impl Plan {
         (LINE_BYTES / (self.tile_rows * self.a.bytes() as usize)).max(1)
     }
 
+    /// Whether sums are taken from memory again.
+    pub(crate) fn revisits(&self) -> bool {
+        self.accumulate || self.depth > self.block_depth
+    }
+
     /// Of all buffers but the workspace.
     pub(crate) fn elems(&self) -> impl Iterator<Item = Elem> + '_ {
         let before = self.prologue.iter().flat_map(|prologue| &prologue.views);
@@ -452,3 +457,6 @@ pub(crate) fn offset_of(
         total
     })
 }
+
+#[cfg(test)]
+mod tests;
