@@ -275,11 +275,13 @@ const SHAPES: &[[u64; 3]] = &[
     [2048, 32000, 768],
 ];
 
-/// What each of the three forms computes of the forward one's m, n and k: its name, and its own m,
-/// n and k with the strides of a over m and k, and of b over k and n.
+/// A form's name, and its m, n and k with the strides of a over m and k, and of b over k and n.
+type Form = (&'static str, [u64; 3], [u64; 2], [u64; 2]);
+
+/// What each of the three forms computes, of the forward one's m, n and k.
 ///
 /// y[m, n] = x[m, k] · w[n, k]; dx[m, k] = dy[m, n] · w[n, k]; dw[n, k] = dyᵀ[n, m] · x[m, k]
-fn forms([m, n, k]: [u64; 3]) -> [(&'static str, [u64; 3], [u64; 2], [u64; 2]); 3] {
+fn forms([m, n, k]: [u64; 3]) -> [Form; 3] {
     [
         ("forward", [m, n, k], [k, 1], [1, k]),
         ("backward_x", [m, k, n], [n, 1], [k, 1]),

@@ -10,7 +10,7 @@ use super::attention::mask::{all_seen, keys_of, queries_of, seen, start_of};
 use super::attention::math::exp2;
 use super::attention::product_of;
 use super::attention::products::{add_weighted, lane, own_column, own_row, scores, write_rows};
-use super::attention::shape::{Pass, Shape};
+use super::attention::shape::{Pass, Product, Shape};
 use super::attention::staging::{Source, stage_rows, stage_turned};
 use super::{address_type, cube_pos, cubes};
 use crate::attention::MaskArgs;
@@ -326,7 +326,9 @@ fn attention_grad_queries(
     let owners = comptime!(shape.batch * shape.heads());
     let cube = cube_pos();
     if cube < comptime!(owners * shape.query_blocks()) {
-        hold_together(comptime!(together(&shape)));
+        if comptime!(shape.product != Product::Loops) {
+            hold_together(comptime!(together(&shape)));
+        }
         let owner = cube % owners;
         let head = owner % shape.heads();
         let place = Place {
