@@ -19,13 +19,13 @@ pub fn head(body: &Body, after: &[&Node]) -> Option<u32> {
 
 /// Writes the program; values of whole heads have two registers, of their halves.
 pub struct RotaryWriter<'a> {
-    pub body: &'a Body,
-    pub locs: &'a [Loc],
-    pub order: &'a mut Vec<usize>,
+    body: &'a Body,
+    locs: &'a [Loc],
+    order: &'a mut Vec<usize>,
     /// Axes of the rows, and those of the columns but the last.
-    pub rows: Vec<Axis>,
-    pub heads: Vec<Axis>,
-    pub head: u32,
+    rows: Vec<Axis>,
+    heads: Vec<Axis>,
+    head: u32,
     pub inputs: Vec<View>,
     pub code: Vec<Instr>,
     registers: HashMap<ValueId, Vec<u16>>,

@@ -2,7 +2,7 @@
 //!
 //! Rows and columns past the edge repeat the last one: their sums are never stored.
 
-use crate::contract_pairs::{pack_a_pairs, pack_b_pairs};
+use crate::contract_pairs::{pack_a_pairs, pack_a_words, pack_a_zipped, pack_b_pairs};
 use crate::contract_plan::{LayoutA, LayoutB, Plan, Preparation, offset_of};
 use crate::contract_tile::run_prologue;
 use crate::products::Products;
@@ -193,7 +193,7 @@ pub(crate) fn pack_a<N: Size, M: Size>(
     } else if comptime!(matches!(plan.layout_a, LayoutA::Rows)) {
         pack_a_rows::<N>(a, base, inputs, workspace, to, row, rows, block, plan);
     } else if comptime!(matches!(plan.layout_a, LayoutA::Columns | LayoutA::Gathered)) {
-        pack_a_columns::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
+        pack_a_panels::<M>(a, base, inputs, workspace, to, row, rows, block, plan);
     }
 }
 
@@ -241,9 +241,10 @@ fn pack_a_rows<N: Size>(
     }
 }
 
-/// Panels of a tile's rows, k outermost.
+/// Panels of a tile's rows, k outermost: those whose rows share a line together, then single ones,
+/// and at last what is not contiguous, row by row.
 #[cube]
-fn pack_a_columns<M: Size>(
+pub(crate) fn pack_a_panels<M: Size>(
     a: &[f32],
     base: usize,
     inputs: &Sequence<Box<[f32]>>,
@@ -255,7 +256,7 @@ fn pack_a_columns<M: Size>(
     #[comptime] plan: Plan,
 ) {
     let height = comptime!(plan.tile_rows);
-    let length = comptime!(plan.tile_rows * plan.block_depth);
+    let length = comptime!(plan.panel_words());
     let group = comptime!(plan.panels_per_line());
     let grouped = whole_panels(row, rows, group, comptime!(plan.clone()));
     let whole = whole_panels(row, rows, 1usize, comptime!(plan.clone()));
@@ -271,27 +272,12 @@ fn pack_a_columns<M: Size>(
         pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, 1usize, plan);
     }
     for panel in whole..rows.div_ceil(height) {
-        let first = row + panel * height;
-        let out = to + panel * length;
-        let mut from = Array::<usize>::new(height);
-        #[unroll]
-        for r in 0..height {
-            let m = min(first + r, comptime!(plan.rows - 1));
-            from[r] = base + offset_of(m, comptime!(plan.m.clone()), false);
-        }
-        for k in 0..block.depth {
-            let at = offset_of(block.k + k, comptime!(plan.k.clone()), false);
-            #[unroll]
-            for r in 0..height {
-                let value = prepare::<Const<1>>(
-                    inputs,
-                    min(first + r, comptime!(plan.rows - 1)),
-                    block.k + k,
-                    load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
-                    comptime!(plan.preparation(Operand::A)),
-                );
-                store::<f32, Const<1>>(workspace, out + k * height + r, value);
-            }
+        let (first, out) = (row + panel * height, to + panel * length);
+        let plan = comptime!(plan.clone());
+        if comptime!(plan.products == Products::Widened) {
+            pack_a_gathered(a, base, inputs, workspace, out, first, block, plan);
+        } else {
+            pack_a_words(a, base, inputs, workspace, out, first, block, plan);
         }
     }
 }
@@ -309,17 +295,56 @@ fn pack_a_together<M: Size>(
     #[comptime] panels: usize,
     #[comptime] plan: Plan,
 ) {
+    if comptime!(plan.products != Products::Widened) {
+        pack_a_zipped::<M>(a, from, inputs, workspace, to, first, block, panels, plan);
+    } else {
+        let height = comptime!(plan.tile_rows);
+        for k in 0..block.depth {
+            let at = from + offset_of(block.k + k, comptime!(plan.k.clone()), false);
+            #[unroll]
+            for p in 0..panels {
+                let lanes = load_as::<M>(a, at + p * height, comptime!(plan.a));
+                let preparation = comptime!(plan.preparation(Operand::A));
+                let row = first + p * height;
+                let lanes = prepare_across::<M>(inputs, row, block.k + k, lanes, preparation);
+                let out = to + p * comptime!(plan.panel_words()) + k * height;
+                store::<f32, M>(workspace, out, lanes);
+            }
+        }
+    }
+}
+
+/// One panel from row `first`, element by element.
+#[cube]
+fn pack_a_gathered(
+    a: &[f32],
+    base: usize,
+    inputs: &Sequence<Box<[f32]>>,
+    workspace: &mut [f32],
+    out: usize,
+    first: usize,
+    block: &Block,
+    #[comptime] plan: Plan,
+) {
     let height = comptime!(plan.tile_rows);
+    let mut from = Array::<usize>::new(height);
+    #[unroll]
+    for r in 0..height {
+        let m = min(first + r, comptime!(plan.rows - 1));
+        from[r] = base + offset_of(m, comptime!(plan.m.clone()), false);
+    }
     for k in 0..block.depth {
-        let at = from + offset_of(block.k + k, comptime!(plan.k.clone()), false);
+        let at = offset_of(block.k + k, comptime!(plan.k.clone()), false);
         #[unroll]
-        for p in 0..panels {
-            let lanes = load_as::<M>(a, at + p * height, comptime!(plan.a));
-            let preparation = comptime!(plan.preparation(Operand::A));
-            let row = first + p * height;
-            let lanes = prepare_across::<M>(inputs, row, block.k + k, lanes, preparation);
-            let out = to + p * comptime!(plan.tile_rows * plan.block_depth) + k * height;
-            store::<f32, M>(workspace, out, lanes);
+        for r in 0..height {
+            let value = prepare::<Const<1>>(
+                inputs,
+                min(first + r, comptime!(plan.rows - 1)),
+                block.k + k,
+                load_as::<Const<1>>(a, from[r] + at, comptime!(plan.a)),
+                comptime!(plan.preparation(Operand::A)),
+            );
+            store::<f32, Const<1>>(workspace, out + k * height + r, value);
         }
     }
 }
@@ -327,7 +352,7 @@ fn pack_a_together<M: Size>(
 /// Panels that lie whole in `rows` rows of a from `row`, the most that is a multiple of `group`;
 /// none where m is not contiguous.
 #[cube]
-pub(crate) fn whole_panels(
+fn whole_panels(
     row: usize,
     rows: usize,
     #[comptime] group: usize,

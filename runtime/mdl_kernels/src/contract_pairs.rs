@@ -4,7 +4,7 @@
 //! or panels as `contract_pack` makes them of f32, and `Products::Tiles` takes tiles: 16 words of
 //! one row, then of the next. Where k ends, what is missing to a pair or a tile is zero.
 
-use crate::contract_pack::{Block, prepare, prepare_across, whole_panels};
+use crate::contract_pack::{Block, pack_a_panels, prepare, prepare_across};
 use crate::contract_plan::{LayoutA, LayoutB, Plan, Preparation, offset_of};
 use crate::pairs::{narrow, transpose};
 use crate::products::Products;
@@ -281,55 +281,36 @@ pub(crate) fn pack_a_pairs<N: Size, M: Size>(
     }
 }
 
-/// Panels of a tile's rows, a word of each row after the other.
+/// One panel from row `first`, a word of each row after the other.
 #[cube]
-fn pack_a_panels<M: Size>(
+pub(crate) fn pack_a_words(
     a: &[f32],
     base: usize,
     inputs: &Sequence<Box<[f32]>>,
     workspace: &mut [f32],
-    to: usize,
-    row: usize,
-    rows: usize,
+    out: usize,
+    first: usize,
     block: &Block,
     #[comptime] plan: Plan,
 ) {
     let height = comptime!(plan.tile_rows);
-    let length = comptime!(plan.tile_rows * plan.block_depth / 2);
-    let group = comptime!(plan.panels_per_line());
-    let grouped = whole_panels(row, rows, group, comptime!(plan.clone()));
-    let whole = whole_panels(row, rows, 1usize, comptime!(plan.clone()));
-    for g in 0..grouped / group {
-        let panel = g * group;
-        let (first, out) = (row + panel * height, to + panel * length);
-        let plan = comptime!(plan.clone());
-        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, group, plan);
-    }
-    for panel in grouped..whole {
-        let (first, out) = (row + panel * height, to + panel * length);
-        let plan = comptime!(plan.clone());
-        pack_a_together::<M>(a, base + first, inputs, workspace, out, first, block, 1usize, plan);
-    }
-    for panel in whole..rows.div_ceil(height) {
-        let first = row + panel * height;
-        for w in 0..words(block.depth, comptime!(plan.products)) {
-            let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
-            let out = to + panel * length + w * height;
-            for r in 0..height {
-                let m = min(first + r, comptime!(plan.rows - 1));
-                let from = base + offset_of(m, comptime!(plan.m.clone()), false);
-                let spot = Spot { row: m, k: block.k, depth: block.depth };
-                let preparation = comptime!(plan.preparation(Operand::A));
-                let (at, next) = (from + at, from + next);
-                workspace[out + r] = word(a, inputs, &spot, at, next, 2 * w, preparation);
-            }
+    for w in 0..words(block.depth, comptime!(plan.products)) {
+        let (at, next) = steps(block, 2 * w, false, comptime!(plan.clone()));
+        for r in 0..height {
+            let m = min(first + r, comptime!(plan.rows - 1));
+            let from = base + offset_of(m, comptime!(plan.m.clone()), false);
+            let spot = Spot { row: m, k: block.k, depth: block.depth };
+            let preparation = comptime!(plan.preparation(Operand::A));
+            let (at, next) = (from + at, from + next);
+            let value = word(a, inputs, &spot, at, next, 2 * w, preparation);
+            workspace[out + w * height + r] = value;
         }
     }
 }
 
 /// So many panels of rows that are contiguous, from `from` in a and `first` among the rows.
 #[cube]
-fn pack_a_together<M: Size>(
+pub(crate) fn pack_a_zipped<M: Size>(
     a: &[f32],
     from: usize,
     inputs: &Sequence<Box<[f32]>>,
@@ -350,8 +331,7 @@ fn pack_a_together<M: Size>(
             let from = from + p * height;
             let (at, next) = (from + at, from + next);
             let lanes = zipped::<M>(a, inputs, &spot, at, next, 2 * w, preparation);
-            let out = to + p * comptime!(plan.tile_rows * plan.block_depth / 2) + w * height;
-            store::<f32, M>(workspace, out, lanes);
+            store::<f32, M>(workspace, to + p * comptime!(plan.panel_words()) + w * height, lanes);
         }
     }
 }

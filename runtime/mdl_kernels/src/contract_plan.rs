@@ -254,6 +254,11 @@ impl Plan {
         self.block_depth / self.steps_per_word() + 16
     }
 
+    /// Elements of the workspace that a panel of a's rows takes.
+    pub(crate) fn panel_words(&self) -> usize {
+        self.tile_rows * self.block_depth / self.steps_per_word()
+    }
+
     /// Panels of a that are packed together where m is contiguous: their rows share a line, which
     /// with strides of a power of two might be gone before the next panel needs it.
     pub(crate) fn panels_per_line(&self) -> usize {

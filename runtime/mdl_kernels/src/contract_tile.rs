@@ -49,8 +49,7 @@ pub(crate) fn row_offsets(
             let stride = comptime!(plan.row_words());
             offsets[r] = place.packed_a + (packed_panel * height + r) * stride;
         } else {
-            let panel = comptime!(plan.tile_rows * plan.block_depth / plan.steps_per_word());
-            offsets[r] = place.packed_a + packed_panel * panel + r;
+            offsets[r] = place.packed_a + packed_panel * comptime!(plan.panel_words()) + r;
         }
     }
     offsets
