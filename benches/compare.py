@@ -2,7 +2,7 @@
 """`mdlc bench` beside its peers, alternating, so that both see the same machine.
 
     python3 benches/compare.py gemm --pairs 3
-    python3 benches/compare.py attention --dtypes f32,bf16 --pairs 3
+    python3 benches/compare.py attention --pairs 3
     python3 benches/compare.py step --presets llama_15m,llama_110m --pairs 3
     python3 benches/compare.py build --pairs 2
     python3 benches/compare.py step --peers candle,burn --presets llama_15m

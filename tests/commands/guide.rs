@@ -1,6 +1,8 @@
-//! The flags of the guide that the project starts from, as they stand there.
+//! Command lines under the names that common training scripts use: sizes of published models, and
+//! settings of memory, training, machines, data and logs.
 //!
-//! The guide lies beside the repository; where it is absent the tests say so.
+//! They are fenced blocks of a guide to configuring models, a Markdown file that is no part of the
+//! repository; where it is absent the tests say so.
 
 use crate::presets::embedded;
 use crate::{mdlc, plan};

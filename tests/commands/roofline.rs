@@ -35,6 +35,17 @@ fn kernels(report: &Value) -> &[Value] {
     report["kernels"].as_array().expect("a list")
 }
 
+#[test]
+fn generation_has_room_for_all_runs_at_both_positions() {
+    // A step takes microseconds here, so nothing but the number of runs may decide how many follow.
+    let called = mdlc(&["bench", "decode", "--file=llama", "--preset=tiny", "--runs=3", "--json"]);
+    assert_eq!(called.status, 0, "{}", called.err);
+    let rows: Value = serde_json::from_str(&called.out).expect("an array");
+    let rows: Vec<&str> =
+        rows.as_array().into_iter().flatten().flat_map(|r| r["what"].as_str()).collect();
+    assert_eq!(rows, ["prefill", "token 40", "token 400"]);
+}
+
 /// Relative, for numbers that are added up here and there in another order.
 const SUMS_AGREE: f64 = 1e-9;
 

@@ -402,12 +402,12 @@ pub struct AdamWSpec {
 /// norm.
 pub const SUM_CHUNK: u64 = 16384;
 
-/// The blocks that a contraction is cut into: fixed by the spec and the number of units alone, so
-/// that the memory plan knows the workspace. No block of k depends on the units, and with it no
-/// order of summation.
+/// What a contraction's workspace has room for: fixed by the spec and the number of units alone, so
+/// that the memory plan knows it. A CPU works in blocks of its own within that, and a GPU in its
+/// tiles. No block of k depends on the units, and with it no order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContractBlocks {
-    /// Steps of k between two visits of a partial sum.
+    /// Steps of k of a packed block.
     pub depth: u64,
     /// Columns of the packed block of b, a multiple of every tile's width.
     pub columns: u64,

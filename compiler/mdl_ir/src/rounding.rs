@@ -1,4 +1,4 @@
-//! Rounding to bf16: to the nearest, and by chance.
+//! Rounding to bf16: to the nearest, and stochastically.
 //!
 //! A bf16 is the upper half of an f32, so both add something to the lower half and drop it. The
 //! kernels compute the same bits.

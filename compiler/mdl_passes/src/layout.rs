@@ -138,6 +138,12 @@ pub fn has_one_stride(ty: &Type, groups: &[&[Axis]]) -> bool {
     })
 }
 
+/// A size, a stride or an offset as kernels have them.
+pub fn word(elements: u64) -> Result<u32, String> {
+    let message = |_| format!("kernels count in 32 bits, and {elements} elements are more");
+    u32::try_from(elements).map_err(message)
+}
+
 /// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with
 /// 0.
 pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {

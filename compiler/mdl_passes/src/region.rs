@@ -5,7 +5,7 @@
 //! p of the kernel first works out the row values of level p, then walks the row for the reductions
 //! and the stored values of that level.
 
-use crate::layout::{Loc, collapsed};
+use crate::layout::{Loc, collapsed, word};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{Elem, Instr, InstrOp, Phase, RegionSpec, View, Walk};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
@@ -63,9 +63,9 @@ impl Space {
             let each: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
             let stride = collapsed(axes, &each)
                 .ok_or_else(|| format!("{ty} cannot be walked as one axis"))?;
-            strides.push(stride as u32);
+            strides.push(word(stride)?);
         }
-        Ok(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides })
+        Ok(View { elem: elem(ty.dtype), offset: word(loc.offset)?, strides })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Kernel specs of the calls other than regions: what is read off the types and bodies of a fused
 //! graph.
 
-use crate::layout::{Loc, collapsed};
+use crate::layout::{Loc, collapsed, word};
 use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
 use crate::specs_rotary::{RotaryWriter, head};
@@ -16,8 +16,8 @@ use std::collections::HashMap;
 
 type Spec<T> = Result<T, String>;
 
-fn product<'a>(axes: impl IntoIterator<Item = &'a Axis>) -> u32 {
-    axes.into_iter().map(|a| a.size).product::<u64>() as u32
+fn product<'a>(axes: impl IntoIterator<Item = &'a Axis>) -> Spec<u32> {
+    word(axes.into_iter().map(|a| a.size).product())
 }
 
 /// The contraction with its prologue and epilogue; `locs` are the places of the call's arguments.
@@ -32,16 +32,18 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     let (ia, ib) = (whole(0)?, whole(1)?);
     let (ta, tb) = (body.ty(body.inputs[ia]), body.ty(body.inputs[ib]));
     let result = body.ty(node.results[0]);
-    let dim = |axis: &Axis| Dim {
-        size: axis.size as u32,
-        stride: locs[ia].stride(ta, &axis.name) as u32,
-        stride_b: locs[ib].stride(tb, &axis.name) as u32,
+    let dim = |axis: &Axis| -> Spec<Dim> {
+        Ok(Dim {
+            size: word(axis.size)?,
+            stride: word(locs[ia].stride(ta, &axis.name))?,
+            stride_b: word(locs[ib].stride(tb, &axis.name))?,
+        })
     };
     let along = |in_a: bool, in_b: bool| -> Vec<&Axis> {
         let here = |x: &&Axis| ta.has(&x.name) == in_a && tb.has(&x.name) == in_b;
         result.axes.iter().filter(here).collect()
     };
-    let group = |axes: Vec<&Axis>| -> Vec<Dim> { axes.into_iter().map(dim).collect() };
+    let group = |axes: Vec<&Axis>| -> Spec<Vec<Dim>> { axes.into_iter().map(dim).collect() };
     let (m, n) = (along(true, false), along(false, true));
     let k: Vec<&Axis> = ta.axes.iter().filter(|x| axes.contains(&x.name)).collect();
     let mut order = vec![ia, ib];
@@ -59,10 +61,10 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         None => None,
     };
     let mut spec = ContractSpec {
-        batch: group(along(true, true)),
-        n: group(n).into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect(),
-        m: group(m),
-        k: group(k),
+        batch: group(along(true, true))?,
+        n: group(n)?.into_iter().map(|d| Dim { stride: d.stride_b, ..d }).collect(),
+        m: group(m)?,
+        k: group(k)?,
         prologue,
         rotary: head(body, &after),
         epilogue_inputs: Vec::new(),
@@ -170,8 +172,8 @@ impl ProgramWriter<'_> {
             let strides: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
             collapsed(axes, &strides).ok_or_else(|| format!("{ty} does not lie along the result"))
         };
-        let strides = vec![part(&along[0])? as u32, part(&along[1])? as u32];
-        self.inputs.push(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides });
+        let strides = vec![word(part(&along[0])?)?, word(part(&along[1])?)?];
+        self.inputs.push(View { elem: elem(ty.dtype), offset: word(loc.offset)?, strides });
         self.order.push(i);
         Ok(instr(InstrOp::Load(self.inputs.len() as u16 - 1), 0, [0; 3]))
     }
@@ -200,11 +202,11 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
         return Err(format!("attention on {q} and {k} is laid out in another order"));
     }
     Ok(AttentionSpec {
-        batch: product(&q.axes[..t]),
+        batch: product(&q.axes[..t])?,
         t: q.axes[t].size as u32,
         s: k.axes[s].size as u32,
-        kv_heads: product(kv),
-        group: product(&heads[shared..]),
+        kv_heads: product(kv)?,
+        group: product(&heads[shared..])?,
         head: q.axes[q.axes.len() - 1].size as u32,
         scale,
         mask,
@@ -231,7 +233,7 @@ pub fn linear_cross_entropy(
     }
     let more = body.inputs.iter().skip(3).map(|id| body.ty(*id));
     Ok(LinearCrossEntropySpec {
-        rows: product(&x.axes[..x.axes.len() - 1]),
+        rows: product(&x.axes[..x.axes.len() - 1])?,
         vocab: w.axes[0].size as u32,
         width: w.axes[1].size as u32,
         grad,

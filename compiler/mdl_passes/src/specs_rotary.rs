@@ -1,6 +1,6 @@
 //! The epilogue of a contraction that turns pairs of its columns: `rotation` says which.
 
-use crate::layout::{Loc, collapsed};
+use crate::layout::{Loc, collapsed, word};
 use crate::region::{elem, instr, operation, same_value};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{Instr, InstrOp, View};
@@ -129,8 +129,8 @@ impl<'a> RotaryWriter<'a> {
         strides.push(heads.ok_or_else(|| format!("{ty} does not lie along the heads"))?);
         strides.push(last.map_or(0, |a| loc.stride(ty, &a.name)));
         let whole = last.is_some_and(|a| a.size == u64::from(self.head));
-        let strides = strides.into_iter().map(|s| s as u32).collect();
-        self.inputs.push(View { elem: elem(ty.dtype), offset: loc.offset as u32, strides });
+        let strides = strides.into_iter().map(word).collect::<Result<_, _>>()?;
+        self.inputs.push(View { elem: elem(ty.dtype), offset: word(loc.offset)?, strides });
         self.order.push(i);
         let first = 2 * (self.inputs.len() - 1);
         let halves = first..first + 1 + usize::from(whole);

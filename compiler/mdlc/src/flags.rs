@@ -1,5 +1,5 @@
-//! The flags of a training step, shared by `train`, `plan` and `bench step`. Names and defaults are
-//! those of the guide that the project starts from.
+//! The flags of a training step, shared by `train`, `plan`, `build` and `bench`. Names and defaults
+//! are those that common training scripts use.
 
 pub mod bytes;
 pub mod config_values;
@@ -81,7 +81,8 @@ pub struct SourceFlags {
     /// A TOML file whose keys are names of flags
     #[arg(long, value_name = "RUN.toml")]
     pub config: Option<PathBuf>,
-    /// Batch size, sharding, checkpointing and offload for a machine; `plan` says what fits there
+    /// Batch size, mesh and offload for a machine, within the memory of each of its devices; `plan`
+    /// says what fits there. Kernels are those of --device
     #[arg(long)]
     pub hardware: Option<Hardware>,
 }

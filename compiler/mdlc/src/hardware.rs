@@ -59,8 +59,9 @@ impl Hardware {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
     }
 
-    /// The guide's flags for the machine; flags that are given win over them. Which activations are
-    /// kept, computed again or moved away is chosen by `Machine::budget`.
+    /// Flags that suit the machine, as common training scripts set them; flags that are given win
+    /// over them. Which activations are kept, computed again or moved away is chosen by
+    /// `Machine::budget`.
     pub fn flags(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Hardware::P5 => {

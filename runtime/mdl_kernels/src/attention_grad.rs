@@ -34,15 +34,18 @@ pub(crate) struct GradShape {
 impl GradShape {
     fn new(spec: &AttentionSpec, lanes: usize, registers: usize) -> Self {
         let mut tile = Shape::new(spec, lanes, registers);
-        let outer = OuterShape::new(tile.head, lanes, registers);
-        tile.step = tile.rows.max(outer.rows);
+        let outer = OuterShape::new(tile.head, lanes, registers, tile.keys);
+        let both = (1..).map(|n| n * tile.rows).find(|keys| keys.is_multiple_of(outer.rows));
+        tile.step = both.expect("invariant: the product of both is one");
+        // Blocks of queries that keys pass together have the room that is reserved for so many.
+        tile.together = AttentionBlocks::QUERIES as usize / tile.queries;
         let parts = AttentionBlocks::of(spec).grad_parts as usize;
         GradShape { tile, outer, parts }
     }
 
     /// Elements of a unit's tiles: p and ds of the block at work, and what each block has.
     pub(crate) fn unit(&self) -> usize {
-        2 * self.tile.keys * self.tile.queries + TOGETHER * self.block()
+        2 * self.tile.keys * self.tile.queries + self.tile.together * self.block()
     }
 
     fn block(&self) -> usize {
@@ -58,9 +61,6 @@ impl GradShape {
         self.tile.batch * self.tile.kv_heads * self.parts
     }
 }
-
-/// Blocks of queries that keys pass together. They have the room of `AttentionBlocks::QUERIES`.
-const TOGETHER: usize = 2;
 
 /// Where the parts of a unit's workspace begin, of one of its blocks of queries.
 #[derive(CubeType, Clone, Copy)]
@@ -143,9 +143,9 @@ fn attention_grad<N: Size>(
             for i in range_stepped(0, comptime!(2 * shape.sum()), N::value()) {
                 store::<f32, N>(workspace, sums + i, Vector::new(0.0));
             }
-            let step = comptime!(TOGETHER * shape.parts);
+            let step = comptime!(tile.together * shape.parts);
             for index in range_stepped(item % shape.parts, blocks, step) {
-                let members = min(TOGETHER, (blocks - index).div_ceil(shape.parts));
+                let members = min(tile.together, (blocks - index).div_ceil(shape.parts));
                 let mut from = comptime!(tile.s).runtime();
                 let mut end = 0usize.runtime();
                 for member in 0..members {
@@ -195,7 +195,7 @@ fn pass_keys<N: Size>(
     let owner = item / shape.parts;
     let kv_head = owner % tile.kv_heads;
     for s in range_stepped(from, end, tile.keys) {
-        for member in 0..min(TOGETHER, (blocks - index).div_ceil(shape.parts)) {
+        for member in 0..min(tile.together, (blocks - index).div_ceil(shape.parts)) {
             let (block, _) = block_at(start, owner, index + member * shape.parts, tile);
             let places = parts(item, member, shape);
             let packed = places.documents;

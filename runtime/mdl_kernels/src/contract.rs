@@ -26,7 +26,7 @@ const PACKED: usize = 0;
 const MULTIPLIED: usize = 16;
 const BATCHES: usize = 32;
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "u64")]
 fn contract<N: Size, M: Size>(
     a: &[f32],
     b: &[f32],
@@ -370,17 +370,17 @@ fn sum_in_vectors<N: Size>(
         if comptime!(plan.has_tiles_of(vectors)) && at.columns.div_ceil(N::value()) == vectors {
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.tile_rows * vectors));
             let plan_a = comptime!(plan.clone());
-            if comptime!(plan.direct && plan.revisits()) {
+            let whole = comptime!(plan.all_whole())
+                || at.rows == height && at.columns == vectors * N::value();
+            if comptime!(plan.direct && plan.revisits()) && whole {
                 let to = at.row * comptime!(plan.columns) + at.column;
                 let out = outputs.index_mut(0usize);
                 expect_tile::<N>(&*out, to, height, vectors, comptime!(plan.columns));
-            } else if comptime!(!plan.direct && plan.revisits()) {
+            } else if comptime!(!plan.direct && plan.revisits()) && whole {
                 let stride = comptime!(plan.block_columns);
                 expect_tile::<N>(&*workspace, at.partial, height, vectors, stride);
             }
             sum_tile::<N>(a, &*workspace, offsets, packed_b, depth, &mut sums, vectors, plan_a);
-            let whole = comptime!(plan.all_whole())
-                || at.rows == height && at.columns == vectors * N::value();
             if comptime!(plan.direct) && whole {
                 let out = at.row * comptime!(plan.columns) + at.column;
                 let to = dense_rows(out, height, comptime!(plan.columns));

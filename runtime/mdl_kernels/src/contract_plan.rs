@@ -4,6 +4,7 @@
 
 use crate::contract_rotary::Rotary;
 use crate::device::Device;
+use crate::prefetch::LINE_BYTES;
 use crate::products::Products;
 use crate::program::Program;
 use crate::tiles::SIDE;
@@ -112,6 +113,7 @@ pub(crate) struct Plan {
     pub tile_rows: usize,
     pub tile_vectors: usize,
     pub width: usize,
+    pub registers: usize,
     pub block_depth: usize,
     pub block_columns: usize,
     pub block_rows: usize,
@@ -225,6 +227,7 @@ impl Plan {
             tile_rows,
             tile_vectors,
             width,
+            registers: device.vector_registers(),
             units,
             piece_panels,
             column_pieces,
@@ -338,10 +341,12 @@ impl Fit {
         // Blocks of nearly the same depth, in whole vectors.
         let depth =
             words.div_ceil(words.div_ceil(most.max(16)).max(1)).next_multiple_of(16).max(16);
-        let columns = wanted.columns.min(blocks.columns as usize).min(reserved_b / depth);
-        let columns = columns / least * least;
+        // Units that pack a block each share the third cache.
+        let packing = if blocks.split_batch { units } else { 1 };
+        let columns = (wanted.columns / packing).min(blocks.columns as usize);
+        let columns = (columns.min(reserved_b / depth) / least * least).max(least);
         let packed_b = columns * depth;
-        let spared = (reserved_b - packed_b) / if blocks.split_batch { 1 } else { units };
+        let spared = (reserved_b - packed_b) / (units / packing);
         let rows = if in_place { usize::MAX } else { (reserved_a + spared) / (depth + 16) };
         let rows = rows.min(wanted.rows) / wanted.tile_rows * wanted.tile_rows;
         let packed_a = if in_place { 0 } else { rows * (depth + 16) };
@@ -409,8 +414,6 @@ fn layout_b(n: &[Axis], k: &[Axis]) -> LayoutB {
     }
 }
 
-/// What a cache fetches at once.
-const LINE_BYTES: usize = 64;
 /// Pieces each unit should find, so that the last to end is not long behind the others.
 const PIECES_PER_UNIT: usize = 4;
 /// Panels of columns that are worth packing or fetching rows of a for again.

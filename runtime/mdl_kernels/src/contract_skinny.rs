@@ -16,10 +16,8 @@ use mdl_ir::kernel::{Elem, Operand};
 
 /// Steps of k for which a sum stays in a register while b is contiguous along n.
 const STEPS: usize = 4;
-/// Accumulators that leave registers for the operands.
-const ACCUMULATORS: usize = 24;
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "u64")]
 fn contract_skinny<N: Size>(
     a: &[f32],
     b: &[f32],
@@ -132,7 +130,7 @@ fn dot_columns<N: Size>(
 ) {
     let rows = comptime!(plan.rows);
     let depth = comptime!(plan.depth);
-    let group = comptime!(columns_at_once(plan.rows));
+    let group = comptime!(columns_at_once(plan.rows, plan.registers));
     // A copy that is indexed by constants alone stays in registers.
     let mut row_at = Array::<usize>::new(rows);
     #[unroll]
@@ -204,9 +202,10 @@ fn sum_lanes<N: Size>(lanes: Vector<f32, N>) -> f32 {
     parts[0]
 }
 
-/// Columns whose sums for all rows fit the registers; a divisor of every chunk.
-fn columns_at_once(rows: usize) -> usize {
-    [8, 6, 4, 3, 2, 1].into_iter().find(|c| rows * c <= ACCUMULATORS).unwrap_or(1)
+/// Columns whose sums for all rows fit the registers and leave a quarter of them for the operands;
+/// a divisor of every chunk.
+fn columns_at_once(rows: usize, registers: usize) -> usize {
+    [8, 6, 4, 3, 2, 1].into_iter().find(|c| rows * c <= registers * 3 / 4).unwrap_or(1)
 }
 
 /// b contiguous along n: rows of b are added to rows of sums that stay in the nearest cache.

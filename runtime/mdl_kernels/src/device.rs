@@ -376,7 +376,11 @@ impl Device {
         let handle = self.client.empty((bytes + ARENA_TAIL_BYTES) as usize);
         let arena = Arena { handle, bytes };
         match self.class {
-            Class::Cpu => crate::peak::fill(self, &arena.slice(0, bytes), 0.0),
+            Class::Cpu => {
+                let (at, _held) = self.address(&arena);
+                crate::large_pages::ask(at, bytes as usize);
+                crate::peak::fill(self, &arena.slice(0, bytes), 0.0);
+            }
             Class::Cuda | Class::Wgpu => crate::gpu::fill(self, &arena.slice(0, bytes), 0.0),
         }
         self.sync();

@@ -14,7 +14,7 @@
 
 use crate::device::{Device, Slice};
 use crate::grouped::sort::{sort_rows, start_of};
-use crate::prefetch::{prefetch, rows_ahead};
+use crate::prefetch::{LINE_BYTES, prefetch, rows_ahead};
 use crate::vector_io::{copy, load, load_as, store, store_as};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, ScatterAddSpec};
@@ -81,6 +81,16 @@ fn add_at<N: Size>(g: &[f32], from: usize, out: &mut [f32], to: usize, #[comptim
     store::<f32, N>(out, to, sum);
 }
 
+/// The columns of a row that are this unit's, in whole lines: two units that write to one line
+/// would take it from each other all the time.
+#[cube]
+fn columns_of_unit(#[comptime] width: usize, #[comptime] elem: Elem) -> (usize, usize) {
+    let line = comptime!(LINE_BYTES / elem.bytes() as usize);
+    let lines = comptime!(width.div_ceil(line));
+    let first = share(lines, UNIT_POS as usize) * line;
+    (min(first, width), min(share(lines, UNIT_POS as usize + 1) * line, width))
+}
+
 #[cube(launch_unchecked, address_type = "u64")]
 fn scatter_add<N: Size>(
     ids: &[i32],
@@ -93,9 +103,7 @@ fn scatter_add<N: Size>(
     _unaligned: &[f32],
 ) {
     let lanes = N::value();
-    let blocks = comptime!(width.div_ceil(lanes));
-    let first = share(blocks, UNIT_POS as usize) * lanes;
-    let end = min(share(blocks, UNIT_POS as usize + 1) * lanes, width);
+    let (first, end) = columns_of_unit(width, Elem::F32);
     let tail = first + (end - first) / lanes * lanes;
     if comptime!(!accumulate) {
         clear::<N>(out, vocab * width, Elem::F32);
@@ -141,9 +149,7 @@ fn scatter_rounded<N: Size>(
     }
     sync_cube();
     let lanes = N::value();
-    let blocks = comptime!(width.div_ceil(lanes));
-    let first = share(blocks, UNIT_POS as usize) * lanes;
-    let end = min(share(blocks, UNIT_POS as usize + 1) * lanes, width);
+    let (first, end) = columns_of_unit(width, Elem::Bf16);
     let tail = first + (end - first) / lanes * lanes;
     for id in 0..vocab {
         let from = start_of(&*sorted, id, rows);

@@ -88,7 +88,7 @@ fn split<'a>(parts: GroupedParts, workspace: &Slice<'a>) -> [Slice<'a>; 3] {
 /// Buffers: a, w, ids, out, workspace.
 pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args: &[Slice]) {
     let one = spec.of_one_group();
-    if spec.rows * spec.n == 0 {
+    if spec.rows == 0 || spec.n == 0 {
         return;
     }
     let plan = GroupedPlan::new(spec.rows, spec.groups, [spec.share, 1], &one, device);
@@ -142,7 +142,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
 /// Buffers: a, b, ids, out, workspace.
 pub(crate) fn launch_outer(device: &Device, spec: &GroupedOuterSpec, args: &[Slice]) {
     let one = spec.of_one_group();
-    if spec.groups * spec.m * spec.n == 0 {
+    if [spec.groups, spec.m, spec.n].contains(&0) {
         return;
     }
     let shares = [spec.share_a, spec.share_b];

@@ -29,6 +29,7 @@ mod exchange;
 mod gpu;
 mod grouped;
 mod host;
+mod large_pages;
 mod launch;
 mod linear_cross_entropy;
 mod optimizer;

@@ -15,6 +15,8 @@ use cubecl_llvm::shared::to_llvm::constant::insert_int_const;
 use mdl_ir::kernel::Elem;
 use pliron_llvm::types::VoidType;
 
+/// What a cache fetches at once.
+pub(crate) const LINE_BYTES: usize = 64;
 /// Bytes between what is copied and what is asked for: less does not hide how long memory takes,
 /// and more is driven out again before its turn.
 const AHEAD: usize = 8192;

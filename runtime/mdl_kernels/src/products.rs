@@ -78,7 +78,8 @@ mod machine {
         const BF16: u32 = 1 << 22;
         const TILES: u32 = 1 << 24;
         *GRANTED.get_or_init(|| {
-            let known = is_x86_feature_detected!("avx512bw") && __cpuid(0).eax >= 7;
+            // What tiles give is rounded to bf16 by the vectors' instruction.
+            let known = has_vectors() && is_x86_feature_detected!("avx512bw");
             known && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES && ask_for_tiles()
         })
     }

@@ -115,8 +115,8 @@ impl Blocks {
             let loads = (rows + vectors) as f64 / Blocks::LOADS_PER_CYCLE;
             (loads + bytes as f64 / Blocks::BYTES_PER_CYCLE) / (rows * vectors) as f64
         };
-        // Panels of a are packed by vectors as long as a tile has rows, hence powers of two.
-        let rows = [1, 2, 4, 8, 16];
+        // Blocks of rows are whole tiles, hence divisors of `ContractBlocks::TILE_ROWS`.
+        let rows = [1, 2, 4, 6, 8, 12, 16];
         let tiles =
             rows.into_iter().flat_map(|rows| [1, 2, 3, 4, 6].map(|vectors| (rows, vectors)));
         let fit = tiles.filter(|(rows, vectors)| rows * vectors + vectors + 1 < cpu.registers);

@@ -46,7 +46,7 @@ impl Subject {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Contractions of the Llama shapes, forward and both backward forms
     Gemm,
@@ -95,9 +95,9 @@ pub struct Args {
     /// [default: llama_15m of llama; for `front` all embedded models]
     #[arg(long)]
     file: Option<String>,
-    /// Operands and results of `gemm`
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
+    /// Operands and results of `gemm` [default: f32]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
     /// Only these m, n and k of the forward form of `gemm` and `tune`, which need not be among
     /// their shapes
     #[arg(long, value_name = "M,N,K", value_delimiter = ',')]
@@ -137,20 +137,11 @@ pub fn run(args: &Args) -> Outcome {
     // Opened only where something is measured on it.
     let device = || args.flags.training.device.open(args.flags.training.threads);
     let suite = match &args.what {
-        Some(Subject::Suite(suite)) => *suite,
-        _ => return model(&device()?, args),
+        Some(Subject::Suite(suite)) => Some(*suite),
+        _ => None,
     };
-    if args.html.is_some() {
-        let message = "--html is the roofline of a model's kernels; name a model in place of the \
-                       suite, such as `mdlc bench llama --preset llama_15m --html roofline.html`";
-        return Err(Failure::coded("E0941", message));
-    }
-    if args.out.is_some() && !matches!(suite, What::Tune) {
-        return Err(Failure::coded("E0941", "--out is the table of `mdlc bench tune`"));
-    }
-    if !matches!(args.shape.len(), 0 | 3) {
-        return Err(Failure::coded("E0941", "--shape has three sizes, such as 2048,768,288"));
-    }
+    refuse_flags_of_others(suite, args)?;
+    let Some(suite) = suite else { return model(&device()?, args) };
     let rows = match suite {
         What::Tune => return tune::run(device()?.as_ref(), args),
         What::Gemm => gemm(device()?.as_ref(), args),
@@ -171,6 +162,30 @@ pub fn run(args: &Args) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// A flag that would be without effect belongs to another suite, or to a model.
+fn refuse_flags_of_others(suite: Option<What>, args: &Args) -> Outcome {
+    let of = |all: &[What]| suite.is_some_and(|suite| all.contains(&suite));
+    let (gemm, tune) = (of(&[What::Gemm]), of(&[What::Tune]));
+    let html = "--html is the roofline of a model's kernels; name a model in place of the suite, \
+                such as `mdlc bench llama --preset llama_15m --html roofline.html`";
+    let dtype = "--dtype is of `mdlc bench gemm`; a model's step takes --bf16 1";
+    let sizes = args.shape.iter().all(|size| (1..1 << 31).contains(size));
+    let wrong = [
+        (args.html.is_some() && suite.is_some(), html),
+        (args.out.is_some() && !tune, "--out is the table of `mdlc bench tune`"),
+        (args.dtype.is_some() && !gemm, dtype),
+        (!args.shape.is_empty() && !gemm && !tune, "--shape is of `mdlc bench gemm` and `tune`"),
+        (
+            !matches!(args.shape.len(), 0 | 3) || !sizes,
+            "--shape has three sizes from 1 to 2147483647, such as 2048,768,288",
+        ),
+    ];
+    match wrong.into_iter().find(|(wrong, _)| *wrong) {
+        Some((_, message)) => Err(Failure::coded("E0941", message)),
+        None => Ok(()),
+    }
 }
 
 /// A row of kernels or of the step.
@@ -234,7 +249,11 @@ fn median(device: &Device, runs: usize, mut f: impl FnMut()) -> f64 {
     };
     timed(1);
     let times = (TOGETHER / timed(1)).clamp(1.0, 1000.0) as usize;
-    let mut seconds: Vec<f64> = (0..runs.max(1)).map(|_| timed(times)).collect();
+    middle((0..runs.max(1)).map(|_| timed(times)).collect())
+}
+
+/// The median of these seconds.
+fn middle(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
@@ -321,15 +340,16 @@ fn shapes(args: &Args, all: &[[u64; 3]]) -> Vec<[u64; 3]> {
 }
 
 fn gemm(device: &Device, args: &Args) -> Vec<Value> {
-    let elem = args.dtype.elem();
+    let dtype = args.dtype.unwrap_or(Dtype::F32);
+    let elem = dtype.elem();
     let mut rows = Vec::new();
     for shape in shapes(args, SHAPES) {
         for (form, shape, a, b) in forms(shape) {
             let (spec, lengths) = contraction(elem, shape, a, b);
             let seconds = time(device, &spec, elem, &lengths, args.runs);
             let flops = 2.0 * shape.iter().product::<u64>() as f64;
-            let mut row = row(device, (&shape, form), args.dtype.precision(), flops, seconds);
-            if let Dtype::Bf16 = args.dtype {
+            let mut row = row(device, (&shape, form), dtype.precision(), flops, seconds);
+            if let Dtype::Bf16 = dtype {
                 row["products"] = json!(device.products().to_string());
             }
             rows.push(row);

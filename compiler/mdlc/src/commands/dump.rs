@@ -15,23 +15,35 @@ use std::fmt::Write;
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Stage {
+    /// The text as tokens
     Tokens,
+    /// The text as a syntax tree
     Ast,
+    /// Modules, names and the bound configuration
     Program,
+    /// The graph of the loss
     Forward,
+    /// That with gradients and the optimizer step
     Training,
+    /// That with what all layers share moved out of them
     Placed,
+    /// That with every node a kernel, a view or a repeated region
     Fused,
+    /// The launches in order
     Schedule,
+    /// The buffers with their offsets
     Plan,
+    /// All of the executable as JSON
     Executable,
 }
 
 #[derive(Debug, Parser)]
 pub struct Args {
+    /// What to print, from the text to what runs
     stage: Stage,
     /// A path, or the name of an embedded model
     file: String,
+    /// A preset of the file, needed from `program` on where it has several
     #[arg(long)]
     preset: Option<String>,
     #[command(flatten)]

@@ -1,4 +1,5 @@
-//! `mdlc generate`: continues texts; standard output is the texts and nothing else.
+//! `mdlc generate`: continues texts; standard output is the texts, their ids or JSON, and nothing
+//! else.
 
 mod output;
 
@@ -29,6 +30,7 @@ pub struct Args {
     /// More prompts: one per line, or in a .jsonl file one object with `prompt` per line
     #[arg(long = "prompts_file")]
     prompts_file: Option<PathBuf>,
+    /// Tokens added at most; a text ends earlier where the model ends it
     #[arg(long = "max_tokens", default_value_t = 128)]
     max_tokens: u64,
     /// Logits are divided by it; 0 always takes the most likely token

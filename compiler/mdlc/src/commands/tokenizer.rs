@@ -16,7 +16,7 @@ use std::time::Duration;
     Train a tokenizer on a text and look at what it does:\n  \
     mdlc tokenizer train --dataset book.txt --vocab_size 2048 --out tokens\n  \
     mdlc tokenizer encode tokens \"Once upon a time\"\n  \
-    mdlc train llama --preset bytes_small --tokenizer tokens --dataset book.txt")]
+    mdlc train llama --preset bytes_small --vocab_size 2048 --tokenizer tokens --dataset book.txt")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,

@@ -15,8 +15,8 @@ pub struct ConfigValues {
     pub given: Vec<(String, Value)>,
 }
 
-/// Names of the guide for keys that `config.json` calls otherwise, with what they mean. The keys'
-/// own names work too.
+/// Names that common training scripts use for keys of `config.json`, with what they mean. Where the
+/// two differ, the keys' own names work too.
 const GUIDE: [(&str, &str, &str); 7] = [
     ("hidden_size", "hidden_width", "Numbers that stand for a token between layers"),
     ("num_hidden_layers", "num_layers", "Layers"),

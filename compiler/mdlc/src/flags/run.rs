@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Data, checkpoints and logs")]
 pub struct RunFlags {
-    /// Text files, .jsonl or .json.gz; folders and globs too
+    /// Text files or .jsonl, plain, .gz or .zst; folders and globs too
     #[arg(long, num_args = 1.., value_name = "FILES")]
     pub dataset: Vec<String>,
     /// The part of a data set that has several, such as `en`

@@ -27,9 +27,8 @@ pub(crate) fn block_of(start: &[i32], batch: usize, t: usize, #[comptime] shape:
     let mut first_key = 0usize;
     if comptime!(shape.window.is_some()) {
         let window = comptime!(shape.window.unwrap_or(0));
-        // The oldest key that the first query sees, rounded down to a whole register tile.
-        let past = max(position + 1, window) - window;
-        first_key = past / shape.step * shape.step;
+        // The oldest key that the first query sees.
+        first_key = max(position + 1, window) - window;
     }
     let mut end_key = shape.s.runtime();
     if comptime!(shape.causal) {

@@ -33,17 +33,16 @@ pub(crate) struct Shape {
     pub keys: usize,
     /// Keys, or components of the head, in a register tile.
     pub rows: usize,
-    /// Keys are visited from a multiple of this on; those that no query sees are masked.
+    /// Keys are visited in multiples of this; those that no query sees are masked.
     pub step: usize,
 }
 
 impl Shape {
     pub(crate) fn new(spec: &AttentionSpec, lanes: usize, registers: usize) -> Shape {
-        // Half of the registers are accumulators: 16 are enough to hide the latency of two
-        // multiply-adds a cycle, and one vector of queries and the broadcast stay in the rest.
-        let most = if spec.t as usize <= 2 * lanes { 1 } else { 2 };
-        let rows = |vectors: usize| (registers / 2 / vectors).min(8);
-        let vectors = (spec.t as usize).div_ceil(lanes).min(most).min(registers / 8);
+        // Two multiply-adds a cycle that take five need ten sums; beside them there are registers
+        // for the queries and a broadcast.
+        let vectors = if spec.t as usize <= 2 * lanes { 1 } else { 2 };
+        let rows = ((registers - 4) / vectors).min(8);
         Shape {
             elem: spec.elem,
             batch: spec.batch as usize,
@@ -60,10 +59,9 @@ impl Shape {
             vectors,
             queries: vectors * lanes,
             together: 1,
-            keys: 64,
-            rows: rows(vectors),
-            // One query has no tiles: its keys are visited from the first that it sees.
-            step: if spec.t == 1 { 1 } else { rows(vectors) },
+            keys: if 64usize.is_multiple_of(rows) { 64 } else { 48 },
+            rows,
+            step: rows,
         }
     }
 

@@ -14,11 +14,16 @@ pub(crate) struct OuterShape {
 }
 
 impl OuterShape {
-    pub(crate) fn new(head: usize, lanes: usize, registers: usize) -> Self {
+    /// The tile with the most sums, beside which there are registers for values and a weight; of
+    /// those the one that loads least.
+    pub(crate) fn new(head: usize, lanes: usize, registers: usize, keys: usize) -> Self {
         let all = head.div_ceil(lanes);
-        let vectors = (1..=4).rev().find(|n| all.is_multiple_of(*n)).unwrap_or(1);
-        let most = registers * 3 / 4 / vectors;
-        let rows = (1 << most.max(1).ilog2()).min(16);
+        let rows = (1..=16).filter(|rows| keys.is_multiple_of(*rows));
+        let vectors = (1..=4).filter(|vectors| all.is_multiple_of(*vectors));
+        let tiles = rows.flat_map(|rows| vectors.clone().map(move |vectors| (rows, vectors)));
+        let fit = tiles.filter(|(rows, vectors)| rows * vectors + vectors + 1 < registers);
+        let best = fit.max_by_key(|(rows, vectors)| (rows * vectors, usize::MAX - rows - vectors));
+        let (rows, vectors) = best.unwrap_or((1, 1));
         OuterShape { padded: all * lanes, vectors, rows }
     }
 }

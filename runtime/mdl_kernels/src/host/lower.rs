@@ -81,6 +81,7 @@ pub(super) fn lower(kernel: &dyn CubeKernel, alignment: u32) -> Result<Lowered, 
     }
     let barrier = uses_cube_barrier(ctx, operation);
     operation.deref_mut(ctx).attributes.set(STOP.clone(), Stop);
+    TEXT.set(None);
     MODULE.set(Some(module));
     let options = PlironOptions { cpu_buffer_alignment: Some(alignment), ..Default::default() };
     let stopped = PlironCompiler { target: LlvmTarget::Cpu }.compile(definition, &options);

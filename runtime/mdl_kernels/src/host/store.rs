@@ -115,7 +115,9 @@ fn header(key: &str, code: &[u8]) -> [u8; HEAD] {
 #[cfg(unix)]
 fn only_ours(file: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
-    file.metadata().is_ok_and(|about| about.is_file() && about.mode() & 0o022 == 0)
+    let own = rustix::process::geteuid().as_raw();
+    file.metadata()
+        .is_ok_and(|about| about.is_file() && about.uid() == own && about.mode() & 0o022 == 0)
 }
 
 #[cfg(not(unix))]

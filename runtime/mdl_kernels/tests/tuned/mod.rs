@@ -21,9 +21,9 @@ fn the_model_fills_registers_and_caches() {
     assert_eq!(of(Products::Tiles), "32 × 2, 512 deep, 1920 columns, 224 rows");
     // Half of each cache, with AVX2's 16 registers of eight lanes.
     let small = [32 * KIB, 256 * KIB, 6 * MIB];
-    assert_eq!(model(16, 8, small, Products::Widened), "4 × 2, 512 deep, 768 columns, 48 rows");
+    assert_eq!(model(16, 8, small, Products::Widened), "6 × 2, 512 deep, 768 columns, 48 rows");
     // Nothing is known, or a cache is far too large: blocks stay within what specs reserve.
-    assert_eq!(model(16, 4, [0; 3], Products::Widened), "4 × 2, 16 deep, 192 columns, 48 rows");
+    assert_eq!(model(16, 4, [0; 3], Products::Widened), "6 × 2, 16 deep, 192 columns, 48 rows");
     let large = [64 * KIB, 64 * MIB, 1024 * MIB];
     let blocks = Blocks::model(&Cpu { registers: 32, width: 16, caches: large }, Products::Vectors);
     assert_eq!((blocks.depth, blocks.columns), (512, 3072));

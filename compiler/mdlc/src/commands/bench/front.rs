@@ -1,7 +1,7 @@
 //! `mdlc bench front`: lines of source a second through the lexer, the parser and the checker, and
 //! what compiling each preset takes before any kernel.
 
-use super::Args;
+use super::{Args, middle};
 use crate::Failure;
 use mdl_check::program::item_name;
 use mdl_driver::embedded::{MODELS, STDLIB};
@@ -37,7 +37,7 @@ pub fn rows(args: &Args) -> Result<Vec<Value>, Failure> {
             plan.push(start.elapsed().as_secs_f64());
             layers = model.size("layers");
         }
-        let (open, plan) = (median(open), median(plan));
+        let (open, plan) = (middle(open), middle(plan));
         rows.push(json!({
             "model": file, "preset": preset, "layers": layers, "load_ms": open * 1e3,
             "plan_ms": plan * 1e3, "compile_ms": (open + plan) * 1e3,
@@ -117,18 +117,13 @@ fn stages(text: &str, runs: usize) -> Result<Vec<Value>, Failure> {
     let lines = text.lines().count();
     let rows = [("lex", lex), ("parse", parse), ("check", check), ("parse and check", all)];
     let row = |(what, seconds): (&str, Vec<f64>)| {
-        let seconds = median(seconds);
+        let seconds = middle(seconds);
         json!({
             "what": what, "lines": lines, "ms": seconds * 1e3,
             "lines_per_s": lines as f64 / seconds,
         })
     };
     Ok(rows.map(row).to_vec())
-}
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
 }
 
 /// A module with the items of all embedded files, many times over, each with a name of its own.
