@@ -484,7 +484,8 @@ fn contract_workspace_bytes(spec: &ContractSpec, units: u32) -> u64 {
         + (blocks.packed_a(spec) + blocks.tile()) * u64::from(units))
 }
 
-/// The blocks that attention works in; they depend on the spec alone, so results do too.
+/// What attention's workspace has room for, and the parts that a head is divided into; they depend
+/// on the spec alone. How many keys a CPU passes at a time depends on its registers too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionBlocks {
     /// Parts of a sequence's keys that decoding visits on their own and combines.
@@ -494,7 +495,7 @@ pub struct AttentionBlocks {
 }
 
 impl AttentionBlocks {
-    /// Queries of a block, at most; keys of a block.
+    /// Queries and keys of a block, at most.
     pub const QUERIES: u64 = 64;
     pub const KEYS: u64 = 64;
     /// Queries that a tile of keys meets at once.

@@ -144,6 +144,11 @@ pub fn word(elements: u64) -> Result<u32, String> {
     u32::try_from(elements).map_err(message)
 }
 
+/// The stride along so many indices, of which nothing depends on that of one.
+pub fn stride_word(indices: u64, stride: u64) -> Result<u32, String> {
+    if indices == 1 { Ok(stride as u32) } else { word(stride) }
+}
+
 /// The one stride that walks these axes as a single one, if there is one. Broadcast axes walk with
 /// 0.
 pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {
@@ -157,4 +162,17 @@ pub fn collapsed(axes: &[Axis], strides: &[u64]) -> Option<u64> {
     }
     let fits = |w: &[(u64, u64)]| w[0].1 == w[1].1 * w[1].0;
     (last.1 != 0 && real.windows(2).all(fits)).then_some(last.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{stride_word, word};
+
+    #[test]
+    fn what_kernels_cannot_count_is_refused() {
+        assert_eq!(word(u32::MAX.into()), Ok(u32::MAX));
+        assert!(word(1 << 32).is_err_and(|e| e.contains("4294967296 elements")));
+        assert!(stride_word(2, 1 << 32).is_err());
+        assert!(stride_word(1, 1 << 32).is_ok());
+    }
 }

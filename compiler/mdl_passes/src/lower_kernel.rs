@@ -1,7 +1,7 @@
 //! One launch for each node of a fused body: its kernel's spec and the memory it reads and writes.
 
 use crate::executable::Space;
-use crate::layout::{Loc, aligned};
+use crate::layout::{Loc, aligned, word};
 use crate::lower::{Access, Done, Lowering, Places, access, extent, is_region};
 use crate::region::{elem, region_spec};
 use crate::specs::{parts, whole_input};
@@ -103,13 +103,13 @@ impl Lowering {
             }
             Op::Gather { axis } => KernelSpec::Gather(gather(body, node, axis)?),
             Op::GroupedContract { axis, .. } => {
-                KernelSpec::GroupedContract(crate::specs_grouped::contract(body, node, axis))
+                KernelSpec::GroupedContract(crate::specs_grouped::contract(body, node, axis)?)
             }
             Op::GroupedOuter { .. } => {
-                KernelSpec::GroupedOuter(crate::specs_grouped::outer(body, node))
+                KernelSpec::GroupedOuter(crate::specs_grouped::outer(body, node)?)
             }
             Op::ScatterAdd { .. } => {
-                let (spec, base) = scatter(body, node);
+                let (spec, base) = scatter(body, node)?;
                 if base && full[2] != *to {
                     self.copy(&name, body.ty(node.results[0]), &full[2], to)?;
                 }
@@ -320,25 +320,25 @@ fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
         return Err("a table is gathered along its outermost axis".into());
     }
     Ok(GatherSpec {
-        rows: body.ty(node.args[1]).elements() as u32,
-        vocab: table.axes[0].size as u32,
-        width: (table.elements() / table.axes[0].size) as u32,
+        rows: word(body.ty(node.args[1]).elements())?,
+        vocab: word(table.axes[0].size)?,
+        width: word(table.elements() / table.axes[0].size)?,
         elem: elem(table.dtype),
     })
 }
 
-fn scatter(body: &Body, node: &Node) -> (ScatterAddSpec, bool) {
+fn scatter(body: &Body, node: &Node) -> Done<(ScatterAddSpec, bool)> {
     let table = body.ty(node.results[0]);
     let accumulate = node.args.len() == 3;
     let spec = ScatterAddSpec {
-        rows: body.ty(node.args[0]).elements() as u32,
-        vocab: table.axes[0].size as u32,
-        width: (table.elements() / table.axes[0].size) as u32,
+        rows: word(body.ty(node.args[0]).elements())?,
+        vocab: word(table.axes[0].size)?,
+        width: word(table.elements() / table.axes[0].size)?,
         accumulate,
         elem: elem(body.ty(node.args[1]).dtype),
         out: elem(table.dtype),
     };
-    (spec, accumulate)
+    Ok((spec, accumulate))
 }
 
 fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
@@ -346,10 +346,10 @@ fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
     let at = cache.index_of(axis).ok_or("a cache has its axis")?;
     let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
     Ok(CacheWriteSpec {
-        batch: product(&cache.axes[..at]) as u32,
-        t: x.axes[at].size as u32,
-        capacity: cache.axes[at].size as u32,
-        width: product(&cache.axes[at + 1..]) as u32,
+        batch: word(product(&cache.axes[..at]))?,
+        t: word(x.axes[at].size)?,
+        capacity: word(cache.axes[at].size)?,
+        width: word(product(&cache.axes[at + 1..]))?,
         elem: elem(cache.dtype),
     })
 }

@@ -5,7 +5,7 @@
 //! p of the kernel first works out the row values of level p, then walks the row for the reductions
 //! and the stored values of that level.
 
-use crate::layout::{Loc, collapsed, word};
+use crate::layout::{Loc, collapsed, stride_word, word};
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{Elem, Instr, InstrOp, Phase, RegionSpec, View, Walk};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
@@ -47,9 +47,8 @@ impl Space {
         Space { dims, walk: Walk::Rows }
     }
 
-    fn sizes(&self) -> Vec<u32> {
-        let size = |axes: &Vec<Axis>| axes.iter().map(|a| a.size).product::<u64>() as u32;
-        self.dims.iter().map(size).collect()
+    fn sizes(&self) -> Result<Vec<u32>, String> {
+        self.dims.iter().map(|axes| word(axes.iter().map(|a| a.size).product())).collect()
     }
 
     fn is_row(&self, ty: &Type) -> bool {
@@ -63,7 +62,7 @@ impl Space {
             let each: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
             let stride = collapsed(axes, &each)
                 .ok_or_else(|| format!("{ty} cannot be walked as one axis"))?;
-            strides.push(word(stride)?);
+            strides.push(stride_word(axes.iter().map(|a| a.size).product(), stride)?);
         }
         Ok(View { elem: elem(ty.dtype), offset: word(loc.offset)?, strides })
     }
@@ -99,7 +98,7 @@ pub fn region_spec(
         ids.iter().zip(locs).map(|(id, loc)| space.view(body.ty(*id), loc)).collect()
     };
     let (inputs, outputs) = (view(&body.inputs, inputs)?, view(&body.outputs, outputs)?);
-    let (dims, walk) = (space.sizes(), space.walk);
+    let (dims, walk) = (space.sizes()?, space.walk);
     let mut w = Writer {
         body,
         producers: body.producers(),

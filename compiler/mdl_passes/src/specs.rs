@@ -1,7 +1,7 @@
 //! Kernel specs of the calls other than regions: what is read off the types and bodies of a fused
 //! graph.
 
-use crate::layout::{Loc, collapsed, word};
+use crate::layout::{Loc, collapsed, stride_word, word};
 use crate::mask::recognise;
 use crate::region::{elem, instr, operation, same_value};
 use crate::specs_rotary::{RotaryWriter, head};
@@ -35,8 +35,8 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     let dim = |axis: &Axis| -> Spec<Dim> {
         Ok(Dim {
             size: word(axis.size)?,
-            stride: word(locs[ia].stride(ta, &axis.name))?,
-            stride_b: word(locs[ib].stride(tb, &axis.name))?,
+            stride: stride_word(axis.size, locs[ia].stride(ta, &axis.name))?,
+            stride_b: stride_word(axis.size, locs[ib].stride(tb, &axis.name))?,
         })
     };
     let along = |in_a: bool, in_b: bool| -> Vec<&Axis> {

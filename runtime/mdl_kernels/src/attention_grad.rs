@@ -37,7 +37,7 @@ impl GradShape {
         let outer = OuterShape::new(tile.head, lanes, registers, tile.keys);
         let both = (1..).map(|n| n * tile.rows).find(|keys| keys.is_multiple_of(outer.rows));
         tile.step = both.expect("invariant: the product of both is one");
-        // Blocks of queries that keys pass together have the room that is reserved for so many.
+        // Blocks that keys pass together have the room that is reserved for this many queries.
         tile.together = AttentionBlocks::QUERIES as usize / tile.queries;
         let parts = AttentionBlocks::of(spec).grad_parts as usize;
         GradShape { tile, outer, parts }

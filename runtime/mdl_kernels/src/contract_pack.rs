@@ -211,9 +211,8 @@ fn pack_a_rows<N: Size>(
     #[comptime] plan: Plan,
 ) {
     let stride = comptime!(plan.row_words());
-    let padded = rows.div_ceil(comptime!(plan.tile_rows)) * comptime!(plan.tile_rows);
     let whole = block.depth / N::value() * N::value();
-    for r in 0..padded {
+    for r in 0..rows {
         let m = min(row + r, comptime!(plan.rows - 1));
         let from = base + offset_of(m, comptime!(plan.m.clone()), false) + block.k;
         let out = to + r * stride;

@@ -10,6 +10,7 @@ use crate::contract_pack::prepare;
 use crate::contract_plan::{LayoutB, Plan, offset_of};
 use crate::contract_tile::{Finish, dense_rows, finish_tile};
 use crate::device::{Device, Slice};
+use crate::region::environment::sum_lanes;
 use crate::vector_io::{load, load_as, load_one, store};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{Elem, Operand};
@@ -180,26 +181,6 @@ fn dot_columns<N: Size>(
             tiles[tile + m * chunk + g * group + c] = sum;
         }
     }
-}
-
-/// The sum of the lanes, pairwise.
-#[cube]
-fn sum_lanes<N: Size>(lanes: Vector<f32, N>) -> f32 {
-    let width = N::value();
-    let mut parts = Array::<f32>::new(width);
-    #[unroll]
-    for lane in 0..N::value() {
-        parts[lane] = lanes.extract(lane);
-    }
-    #[unroll]
-    for level in 0..comptime!(width.trailing_zeros() as usize) {
-        let half = comptime!(width >> (level + 1));
-        #[unroll]
-        for lane in 0..half {
-            parts[lane] += parts[lane + half];
-        }
-    }
-    parts[0]
 }
 
 /// Columns whose sums for all rows fit the registers and leave a quarter of them for the operands;

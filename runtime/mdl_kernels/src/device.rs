@@ -411,7 +411,7 @@ impl Device {
     /// The address of an arena on a device whose memory the host reaches, with what keeps it there.
     pub(crate) fn address(&self, arena: &Arena) -> (*mut u8, Box<dyn Send>) {
         let held = self.client.get_resource::<HostServer>(arena.handle.clone());
-        let held = held.expect("invariant: the device is the CPU, and the arena was written");
+        let held = held.expect("invariant: the device is the CPU, and the arena was allocated");
         let (address, _) = held.resource().get_write_ptr_and_length();
         (address, Box::new(held))
     }

@@ -12,8 +12,12 @@ use cubecl::prelude::*;
 use mdl_ir::kernel::Elem;
 use std::time::Instant;
 
-/// Enough for two multiply-adds a cycle that take five, and few enough for sixteen registers.
-const ACCUMULATORS: usize = 12;
+/// Sums of a chain for so many registers: enough for all multiply-adds that are under way, and few
+/// enough to stay there.
+fn accumulators(device: &Device) -> usize {
+    device.vector_registers() * 3 / 4
+}
+
 const ROUNDS: usize = 1 << 16;
 const REPEATS: usize = 15;
 /// Elements of a tile of sums, and operations of one visit of it.
@@ -28,13 +32,14 @@ fn fma_chain<N: Size>(
     rounds: u32,
     _unaligned: &[f32],
     #[comptime] products: Products,
+    #[comptime] count: usize,
 ) {
-    let mut sums = Array::<Vector<f32, N>>::new(ACCUMULATORS);
+    let mut sums = Array::<Vector<f32, N>>::new(count);
     let factor = load::<f32, N>(&*out, UNIT_POS as usize * N::value());
     let term = factor * Vector::new(0.5);
     for _ in 0..rounds {
         #[unroll]
-        for i in 0..ACCUMULATORS {
+        for i in 0..count {
             if comptime!(products == Products::Vectors) {
                 sums[i] = dot::<N>(sums[i], factor, term);
             } else {
@@ -44,7 +49,7 @@ fn fma_chain<N: Size>(
     }
     let mut total = Vector::<f32, N>::new(0.0);
     #[unroll]
-    for i in 0..ACCUMULATORS {
+    for i in 0..count {
         total += sums[i];
     }
     store::<f32, N>(out, UNIT_POS as usize * N::value(), total);
@@ -139,7 +144,8 @@ fn measure_chains(device: &Device, products: Products) -> f64 {
     let bytes = device.units() as u64 * lanes as u64 * 4;
     let arena = device.alloc(bytes);
     let steps = if products == Products::Vectors { 2 } else { 1 };
-    let flops = 2.0 * (steps * ROUNDS * ACCUMULATORS * lanes) as f64 * device.units() as f64;
+    let count = accumulators(device);
+    let flops = 2.0 * (steps * ROUNDS * count * lanes) as f64 * device.units() as f64;
     best_of(device, flops, || {
         // SAFETY: each unit accesses its own vector of `out`.
         unsafe {
@@ -152,6 +158,7 @@ fn measure_chains(device: &Device, products: Products) -> f64 {
                 ROUNDS as u32,
                 device.unaligned(&arena.slice(0, bytes), [Elem::F32]),
                 products,
+                count,
             );
         }
     })
@@ -178,9 +185,9 @@ fn measure_tiles(device: &Device) -> f64 {
 
 /// GB/s of `out = a + 3·b` on arrays far larger than the caches, the best of several runs.
 pub fn measure_triad(device: &Device) -> f64 {
-    // All three are four times what the last cache holds, so that next to nothing stays there.
-    let cached = device.as_cpu().caches[2] as u64 / 3 / 64 * 64;
-    let bytes = 4 * cached.max(TRIAD_ELEMENTS);
+    // Twice what this core's last cache holds, so that next to nothing of it stays there.
+    let cache = device.as_cpu().caches[2] as u64;
+    let bytes = (2 * cache).max(4 * TRIAD_ELEMENTS).next_multiple_of(256);
     let arena = device.alloc(3 * bytes);
     let part = |i: u64| arena.slice(i * bytes, bytes);
     if device.class() != Class::Cpu {

@@ -174,6 +174,10 @@ fn refuse_flags_of_others(suite: Option<What>, args: &Args) -> Outcome {
     let sizes = args.shape.iter().all(|size| (1..1 << 31).contains(size));
     let wrong = [
         (args.html.is_some() && suite.is_some(), html),
+        (
+            args.file.is_some() && of(&[What::Gemm, What::Attention, What::Tune]),
+            "--file is the model of `mdlc bench step`, `decode` and `front`",
+        ),
         (args.out.is_some() && !tune, "--out is the table of `mdlc bench tune`"),
         (args.dtype.is_some() && !gemm, dtype),
         (!args.shape.is_empty() && !gemm && !tune, "--shape is of `mdlc bench gemm` and `tune`"),

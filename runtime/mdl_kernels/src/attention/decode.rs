@@ -9,26 +9,12 @@ use super::tile::Shape;
 use super::{MaskArgs, fair_item, rounds_of};
 use crate::device::{Device, Slice};
 use crate::embedding::share;
-use crate::region::environment::across_lanes;
-use crate::region::plan::Reduction;
+use crate::region::environment::{max_lanes, sum_lanes};
 use crate::vector_io::{load_as, load_one, store, store_one};
-use cubecl::intrinsic;
 use cubecl::prelude::*;
 use mdl_ir::kernel::{AttentionBlocks, Elem};
 
 const PART: usize = AttentionBlocks::DECODE_KEYS as usize;
-
-#[cube]
-#[allow(unused_variables)]
-fn sum_lanes<N: Size>(x: Vector<f32, N>) -> f32 {
-    intrinsic!(|scope| across_lanes::<N>(scope, Reduction::Sum, x).expand.into())
-}
-
-#[cube]
-#[allow(unused_variables)]
-fn max_lanes<N: Size>(x: Vector<f32, N>) -> f32 {
-    intrinsic!(|scope| across_lanes::<N>(scope, Reduction::Max, x).expand.into())
-}
 
 /// Σ_d a[at + d] · b[to + d] over the head.
 #[cube]

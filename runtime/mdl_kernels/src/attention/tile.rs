@@ -39,8 +39,8 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn new(spec: &AttentionSpec, lanes: usize, registers: usize) -> Shape {
-        // Two multiply-adds a cycle that take five need ten sums; beside them there are registers
-        // for the queries and a broadcast.
+        // Two multiply-adds a cycle that take five need ten sums, which few queries do not give;
+        // beside them there are registers for the queries and a broadcast.
         let vectors = if spec.t as usize <= 2 * lanes { 1 } else { 2 };
         let rows = ((registers - 4) / vectors).min(8);
         Shape {

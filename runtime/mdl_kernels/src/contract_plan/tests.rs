@@ -53,8 +53,10 @@ fn planned(spec: &ContractSpec, products: Products, blocks: Blocks, units: u32) 
 #[test]
 fn plans_fit_their_workspace() {
     let width = Device::cpu(None).vector_width();
-    let cpu = Cpu { registers: 32, width, caches: [32 << 10, 1 << 20, 32 << 20] };
-    for products in [Products::Widened, Products::Vectors, Products::Tiles] {
+    let caches = [32 << 10, 1 << 20, 32 << 20];
+    let all = [Products::Widened, Products::Vectors, Products::Tiles];
+    for (registers, products) in [16, 32].into_iter().flat_map(|r| all.map(|p| (r, p))) {
+        let cpu = Cpu { registers, width, caches };
         let model = Blocks::model(&cpu, products);
         let (rows, deep) = (4 * model.rows, 4 * model.depth);
         let changed = [model, Blocks { depth: 16, ..model }, Blocks { depth: deep, rows, ..model }];

@@ -169,8 +169,10 @@ impl Buffers {
 pub(crate) fn relative_error(elem: Elem, a: &[f32], b: &[f64]) -> f64 {
     let norm = |xs: &mut dyn Iterator<Item = f64>| xs.map(|x| x * x).sum::<f64>().sqrt();
     let off = |(x, y): (&f32, &f64)| {
-        let off = (f64::from(*x) - y).abs();
-        (off - storing_error(elem, *y)).max(0.0)
+        let (x, allowed) = (f64::from(*x), storing_error(elem, *y));
+        let off = (x - y).abs();
+        // What is not a number stays one, and is no result.
+        if x == *y || off <= allowed { 0.0 } else { off - allowed }
     };
     let difference = norm(&mut a.iter().zip(b).map(off));
     let scale = norm(&mut b.iter().copied());

@@ -121,12 +121,16 @@ impl Threads {
         Threads { cores, queues: Vec::new(), sent: 0, ended: Arc::default() }
     }
 
-    /// One more, on the core whose turn it is.
-    fn start(&mut self) {
+    /// One more of the threads that a launch needs. Where that is one for each core it keeps to its
+    /// own; fewer go where the system puts them, since other programs have cores too.
+    fn start(&mut self, threads: usize) {
         let core = self.cores[self.queues.len() % self.cores.len()];
+        let own = (threads >= self.cores.len()).then_some(core);
         let ((queue, work), ended) = (channel(), self.ended.clone());
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-            set_for_current(core);
+            if let Some(core) = own {
+                set_for_current(core);
+            }
             run_all(&work, &ended);
         });
         thread.expect("invariant: the system has a thread for each unit");
@@ -139,7 +143,7 @@ impl Threads {
         let count = units.iter().product::<u32>() as usize;
         let threads = if barrier { count } else { count.min(self.cores.len()) };
         while self.queues.len() < threads {
-            self.start();
+            self.start(threads);
         }
         let (launch, after) = (Arc::new(launch), self.sent);
         for i in 0..count as u32 {

@@ -5,6 +5,7 @@
 use super::plan::{Plan, PlanView, Reduction};
 use crate::program::{Environment, Lanes, Registers, splat};
 use crate::vector_io::{load_strided, store_strided};
+use cubecl::intrinsic;
 use cubecl::prelude::*;
 use std::ops::Range;
 
@@ -131,6 +132,20 @@ pub(crate) fn across_lanes<N: Size>(
         }
     }
     parts[0]
+}
+
+/// The sum of all lanes, as part of a kernel.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn sum_lanes<N: Size>(x: Vector<f32, N>) -> f32 {
+    intrinsic!(|scope| across_lanes::<N>(scope, Reduction::Sum, x).expand.into())
+}
+
+/// The largest of all lanes.
+#[cube]
+#[allow(unused_variables)]
+pub(crate) fn max_lanes<N: Size>(x: Vector<f32, N>) -> f32 {
+    intrinsic!(|scope| across_lanes::<N>(scope, Reduction::Max, x).expand.into())
 }
 
 pub(crate) fn combine<N: Size>(

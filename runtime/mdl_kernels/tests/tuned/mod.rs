@@ -22,6 +22,8 @@ fn the_model_fills_registers_and_caches() {
     // Half of each cache, with AVX2's 16 registers of eight lanes.
     let small = [32 * KIB, 256 * KIB, 6 * MIB];
     assert_eq!(model(16, 8, small, Products::Widened), "6 × 2, 512 deep, 768 columns, 48 rows");
+    // 32 registers of four lanes, as on ARM.
+    assert_eq!(model(32, 4, zen4, Products::Widened), "6 × 4, 512 deep, 3072 columns, 96 rows");
     // Nothing is known, or a cache is far too large: blocks stay within what specs reserve.
     assert_eq!(model(16, 4, [0; 3], Products::Widened), "6 × 2, 16 deep, 192 columns, 48 rows");
     let large = [64 * KIB, 64 * MIB, 1024 * MIB];
