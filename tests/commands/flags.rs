@@ -69,7 +69,7 @@ fn a_model_without_presets_takes_all_sizes_from_flags() {
 }
 
 /// Arguments, the exit status, and what is said.
-const WRONG: [(&[&str], i32, &[&str]); 25] = [
+const WRONG: [(&[&str], i32, &[&str]); 26] = [
     (&["plan"], FAILED, &["error[E0941]: name a FILE"]),
     (&["plan", "--preset=tiny", "--max_step=3"], USAGE, &["error[E0941]", "`--max_steps`"]),
     (&["plan", "--preset=tiny", "--hidden_width=0"], USAGE, &["1 to 2147483647"]),
@@ -110,6 +110,7 @@ const WRONG: [(&[&str], i32, &[&str]); 25] = [
     (&["bench", "llama", "--out=t"], FAILED, &["error[E0941]", "`mdlc bench tune`"]),
     (&["bench", "gemm", "--html=t"], FAILED, &["error[E0941]", "name a model"]),
     (&["bench", "gemm", "--shape=0,8,8"], FAILED, &["error[E0941]", "from 1 to 2147483647"]),
+    (&["bench", "gemm", "--file=llama"], FAILED, &["error[E0941]", "`mdlc bench step`"]),
     (&["bench", "step", "--shape=8,8,8"], FAILED, &["error[E0941]", "`mdlc bench gemm`"]),
 ];
 

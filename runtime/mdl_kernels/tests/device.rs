@@ -75,3 +75,19 @@ fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
     }
     assert_eq!(floats(&device.read(&arena, a, 80).expect("inside")), column);
 }
+
+/// Such arenas get pages of their own; what is in the others stays.
+#[test]
+fn a_large_arena_is_zeroed_however_often_its_memory_is_used() {
+    const BYTES: u64 = 5 << 20;
+    let device = Device::cpu(Some(1));
+    let ones = vec![1; BYTES as usize];
+    let kept = device.alloc(BYTES);
+    device.write(&kept, 0, &ones).expect("it fits");
+    for _ in 0..3 {
+        let arena = device.alloc(BYTES);
+        assert!(device.read(&arena, 0, BYTES).expect("it fits").iter().all(|byte| *byte == 0));
+        device.write(&arena, 0, &ones).expect("it fits");
+    }
+    assert_eq!(device.read(&kept, 0, BYTES).expect("it fits"), ones);
+}

@@ -17,7 +17,7 @@ pub struct ConfigValues {
 
 /// Names that common training scripts use for keys of `config.json`, with what they mean. Where the
 /// two differ, the keys' own names work too.
-const GUIDE: [(&str, &str, &str); 7] = [
+const COMMON: [(&str, &str, &str); 7] = [
     ("hidden_size", "hidden_width", "Numbers that stand for a token between layers"),
     ("num_hidden_layers", "num_layers", "Layers"),
     ("num_attention_heads", "num_heads", "Heads of the queries"),
@@ -53,7 +53,7 @@ fn read_by_models() -> Vec<JsonPath> {
 
 /// The flag for a path of `config.json`.
 pub fn flag_name(path: &str) -> &str {
-    GUIDE.iter().find(|(key, _, _)| *key == path).map_or(path, |(_, flag, _)| flag)
+    COMMON.iter().find(|(key, _, _)| *key == path).map_or(path, |(_, flag, _)| flag)
 }
 
 impl FromArgMatches for ConfigValues {
@@ -84,7 +84,7 @@ impl Args for ConfigValues {
 fn arg(known: &'static JsonPath) -> Arg {
     let path = known.path.as_str();
     let flag = flag_name(path);
-    let guide = GUIDE.iter().find(|(key, _, _)| *key == path);
+    let guide = COMMON.iter().find(|(key, _, _)| *key == path);
     let help = match guide {
         Some((_, _, what)) => format!("{what} [default: the preset's]"),
         None => format!("`{path}` of config.json, the model's `{}`", known.field),

@@ -1,8 +1,9 @@
 //! The gradient against the f64 reference of the forward pass.
 
+use super::GradShape;
 use crate::attention::tests::{cases, inputs, narrowing, reference, rows};
 use crate::embedding::testing::{Buffers, relative_error};
-use mdl_ir::kernel::{Elem, KernelSpec};
+use mdl_ir::kernel::{Elem, KernelSpec, Target, workspace_bytes};
 
 /// Twice the forward pass's: probabilities carry the rounding of scores and of the log-sum-exp,
 /// and `dy·v − δ` is a difference of two such sums.
@@ -50,6 +51,29 @@ fn gradients_match_the_formula() {
                 let error = relative_error(spec.elem, &results[output], expected);
                 assert!(error < tolerance, "{class:?}, {spec:?} gradient {i}: {error}");
             }
+        }
+    }
+}
+
+/// A machine has one kind of CPU, and its kernels alone are run here; sizes are held to their rules
+/// for the others too.
+#[test]
+fn tiles_fit_registers_workspace_and_each_other_on_every_cpu() {
+    const UNITS: usize = 3;
+    for spec in cases() {
+        for (lanes, registers) in [(4, 16), (8, 16), (4, 32), (16, 32)] {
+            let shape = GradShape::new(&spec, lanes, registers);
+            let (tile, outer) = (shape.tile, shape.outer);
+            for (rows, vectors) in [(tile.rows, tile.vectors), (outer.rows, outer.vectors)] {
+                assert!(rows * vectors + vectors + 1 < registers, "{shape:?}");
+                assert!(tile.keys.is_multiple_of(rows) && tile.step.is_multiple_of(rows));
+            }
+            assert!(tile.keys.is_multiple_of(tile.step), "{shape:?}");
+            let owners = if shape.parts == 1 { UNITS } else { shape.items() };
+            let elements = UNITS * shape.unit() + owners * 2 * shape.sum();
+            let kernel = KernelSpec::AttentionGrad(spec.clone());
+            let reserved = workspace_bytes(&kernel, Target::Threads(UNITS as u32));
+            assert!(4 * elements as u64 <= reserved, "{shape:?}");
         }
     }
 }
