@@ -43,14 +43,14 @@ fn mixture(whole: bool) -> Graph {
     let w2 = b.input("down", ty(DType::F32, &down));
     let at = Place::default();
     let contract = |b: &mut Builder, x, w, axis: &str| {
-        let over = [axis.to_string()];
-        b.grouped_contract(x, w, ids, ("experts", &over), at).expect("the operands fit")
+        let over = [axis.into()];
+        b.grouped_contract(x, w, ids, ("experts".into(), &over), at).expect("the operands fit")
     };
     let h = contract(&mut b, x, w1, "hidden");
     let y = contract(&mut b, h, w2, "ffn");
-    let mut y = b.sum(y, &["K".to_string()], at).expect("an axis of the result");
+    let mut y = b.sum(y, &["K".into()], at).expect("an axis of the result");
     if whole {
-        let all = ["experts".to_string(), "ffn".to_string()];
+        let all = ["experts".into(), "ffn".into()];
         let sums = b.sum(w1, &all, at).expect("axes of the parameter");
         y = b.mul(y, sums, at).expect("both are numbers");
     }

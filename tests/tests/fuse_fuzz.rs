@@ -17,6 +17,7 @@ use mdl_passes::fuse::fuse;
 use mdl_passes::optimise::StateTypes;
 use mdl_passes::plan::{StateLayout, plan};
 use mdl_passes::request::Precision;
+use mdl_symbol::Symbol;
 use mdl_train::machine::Machine;
 use std::sync::Arc;
 
@@ -66,9 +67,8 @@ fn some_type(c: &mut Choices) -> Type {
 fn grow(b: &mut Builder, c: &mut Choices, known: &[ValueId]) -> Option<ValueId> {
     let at = Place::default();
     let (x, y) = (c.of(known), c.of(known));
-    let names = |b: &Builder, id: ValueId| -> Vec<String> {
-        b.ty(id).axes.iter().map(|a| a.name.clone()).collect()
-    };
+    let names =
+        |b: &Builder, id: ValueId| -> Vec<Symbol> { mdl_ir::build::axis_names(&b.ty(id).axes) };
     let made = match c.below(10) {
         0 | 1 => b.unary(c.of(&[Unary::Tanh, Unary::Sin, Unary::Neg, Unary::Abs]), x, at),
         2..=4 => b.binary(c.of(&[Binary::Add, Binary::Mul, Binary::Sub, Binary::Max]), x, y, at),
@@ -82,7 +82,8 @@ fn grow(b: &mut Builder, c: &mut Choices, known: &[ValueId]) -> Option<ValueId> 
             b.push(Op::Reduce { kind, axes }, &[x], at)
         }
         8 => {
-            let shared: Vec<String> = names(b, x).into_iter().filter(|a| b.ty(y).has(a)).collect();
+            let shared: Vec<Symbol> =
+                names(b, x).into_iter().filter(|a| b.ty(y).has(a.into())).collect();
             let axes = c.some(&shared);
             if axes.is_empty() {
                 Err(String::new())
@@ -103,7 +104,7 @@ fn graph(seed: u64) -> Graph {
     let mut c = Choices(mix(seed));
     let mut b = Builder::default();
     let mut known: Vec<ValueId> =
-        (0..3).map(|i| b.input(&format!("x{i}"), some_type(&mut c))).collect();
+        (0..3).map(|i| b.input(format!("x{i}"), some_type(&mut c))).collect();
     while known.len() < NODES {
         known.extend(grow(&mut b, &mut c, &known));
     }

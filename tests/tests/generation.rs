@@ -354,7 +354,7 @@ fn grouped(rows: &[&str], over: &str) -> Graph {
     let ids = b.input("ids", Type::new(DType::I32, axes(rows)));
     let x = b.input("x", Type::new(DType::F32, axes(&[rows, &[over]].concat())));
     let w = b.input("w", Type::new(DType::F32, axes(&["E", "N", over])));
-    let y = b.grouped_contract(x, w, ids, ("E", &[over.into()]), Default::default());
+    let y = b.grouped_contract(x, w, ids, ("E".into(), &[over.into()]), Default::default());
     let inputs = ["ids", "x", "w"].map(|name| InputRole::Data(name.into())).to_vec();
     Graph {
         name: "grouped".into(),

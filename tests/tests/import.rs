@@ -400,10 +400,12 @@ fn rope(edit: &Value) -> Result<Vec<Setting>, String> {
     let dir = folder("import-rope");
     put_text(&dir.join("config.json"), &config.to_string());
     let model = Model::of_checkpoint(&dir).map_err(|e| e.to_string())?;
-    let Some(Setting::Config(rope)) = model.config.fields.get("rope") else {
+    let Some(Setting::Config(rope)) = model.config.field("rope") else {
         return Err("a Llama has a rotary embedding".into());
     };
-    Ok(["base", "scaling", "factor"].map(|field| rope.fields[field].clone()).to_vec())
+    Ok(["base", "scaling", "factor"]
+        .map(|field| rope.field(field).expect("a field").clone())
+        .to_vec())
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn data(name: &str, ty: &Type, vocab: u64) -> Tensor {
 }
 
 fn inputs(graph: &Graph) -> Vec<Tensor> {
-    let table = graph.params.iter().find_map(|p| p.ty.axis("vocab"));
+    let table = graph.params.iter().find_map(|p| p.ty.axis("vocab".into()));
     let vocab = table.expect("a language model has a vocabulary").size;
     let input = |(id, role): (&mdl_ir::graph::ValueId, &InputRole)| {
         let ty = graph.body.ty(*id);

@@ -42,7 +42,7 @@ fn noise(seed: u64, i: u64) -> f64 {
 
 fn input(graph: &Graph, id: ValueId, role: &InputRole) -> Tensor {
     let ty = graph.body.ty(id).clone();
-    let vocab = graph.params.iter().find_map(|p| p.ty.axis("vocab")).map_or(2, |a| a.size);
+    let vocab = graph.params.iter().find_map(|p| p.ty.axis("vocab".into())).map_or(2, |a| a.size);
     let value = |i: u64| match role {
         InputRole::Param(p) if is_gain(graph, *p) => 1.0 + 0.3 * noise(*p as u64, i),
         InputRole::Param(p) => 0.5 * noise(*p as u64, i),

@@ -23,6 +23,7 @@ use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{Axis, DType, Type};
 use mdl_ir::verify::verify;
 use mdl_passes::differentiate::differentiate;
+use mdl_symbol::Symbol;
 use std::collections::HashMap;
 
 /// Meanings are worked out by hand to seven digits.
@@ -39,7 +40,7 @@ const GRADIENT_TOLERANCE: f64 = 1e-8;
 /// The next kind of operation, by an example; the kinds with a name of their own are listed by
 /// their `ALL`.
 fn after(op: &Op) -> Option<Op> {
-    let axis = || "A".to_string();
+    let axis = || Symbol::new("A");
     let own = |size| Axis::new("A", size);
     Some(match op {
         Op::Const(_) => Op::Position(own(2)),
@@ -129,7 +130,7 @@ fn alone(sample: &Sample) -> Body {
         .unwrap_or_else(|fault| panic!("{} has a type: {fault}", sample.op.name()));
     let mut body = Body::default();
     let mut enter = |name: &str, ty: &Type| {
-        body.values.push(Value { name: name.to_string(), ty: ty.clone() });
+        body.values.push(Value { name: name.into(), ty: ty.clone() });
         ValueId(body.values.len() as u32 - 1)
     };
     let inputs: Vec<ValueId> = types.iter().map(|ty| enter("x", ty)).collect();
@@ -176,7 +177,7 @@ fn loss(sample: &Sample, ending: Ending) -> (Graph, Vec<Tensor>) {
     let (mut params, mut roles) = (Vec::new(), Vec::new());
     let mut ids = Vec::new();
     for (i, arg) in sample.args.iter().enumerate() {
-        ids.push(b.input(&format!("x{i}"), arg.ty.clone()));
+        ids.push(b.input(format!("x{i}"), arg.ty.clone()));
         if arg.ty.dtype == DType::F32 {
             roles.push(InputRole::Param(params.len()));
             params.push(parameter(&format!("x{i}"), &arg.ty));
@@ -198,11 +199,11 @@ fn loss(sample: &Sample, ending: Ending) -> (Graph, Vec<Tensor>) {
         };
         let weights = tensors::spread(&Type::new(DType::F32, axes), (0.5, 1.5), 100 + i as u64);
         roles.push(InputRole::Data(format!("weights{i}")));
-        let w = b.input(&format!("weights{i}"), weights.ty.clone());
+        let w = b.input(format!("weights{i}"), weights.ty.clone());
         inputs.push(weights);
         let id = if ty.dtype == DType::F32 { id } else { cast(&mut b, id) };
         let product = b.mul(id, w, at).expect("the same axes");
-        let axes: Vec<String> = ty.axes.iter().map(|a| a.name.clone()).collect();
+        let axes = mdl_ir::build::axis_names(&ty.axes);
         let sum = b.sum(product, &axes, at).expect("its own axes");
         total = b.binary(Binary::Add, total, sum, at).expect("two numbers");
     }
@@ -314,7 +315,7 @@ fn canonical_body(body: &Body) -> Body {
     let mut values = Vec::new();
     for id in body.inputs.iter().chain(body.nodes.iter().flat_map(|n| &n.results)) {
         map.insert(*id, ValueId(values.len() as u32));
-        values.push(Value { name: names.get(*id).to_string(), ty: body.ty(*id).clone() });
+        values.push(Value { name: names.get(*id).into(), ty: body.ty(*id).clone() });
     }
     let all = |ids: &[ValueId]| ids.iter().map(|id| map[id]).collect::<Vec<_>>();
     let nodes = body.nodes.iter().map(|node| {

@@ -13,6 +13,7 @@ use mdl_ir::build::Builder;
 use mdl_ir::graph::ValueId;
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::place::Place;
+use mdl_symbol::Symbol;
 use mdl_syntax::ast;
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
@@ -24,14 +25,14 @@ pub struct Watch {
     /// Where the body ends: which of the expanded bodies it is.
     pub body: Span,
     wanted: Vec<ast::Name>,
-    found: Vec<(Rc<str>, TensorVal)>,
+    found: Vec<(Symbol, TensorVal)>,
 }
 
 /// Values of a body for the auxiliary loss of a block.
 #[derive(Clone, Debug)]
 pub struct Named {
     pub block: Rc<BlockVal>,
-    pub values: Vec<(Rc<str>, TensorVal)>,
+    pub values: Vec<(Symbol, TensorVal)>,
 }
 
 const METHOD: &str = "auxiliary";
@@ -49,7 +50,7 @@ impl Elaborator<'_> {
         let Some(auxiliary) = method(self.program, block, METHOD) else {
             return self.call_fn(forward, scope, given, at);
         };
-        let wanted = auxiliary.args.iter().map(|a| a.name.clone()).collect();
+        let wanted = auxiliary.args.iter().map(|a| a.name).collect();
         let body = forward.body.result.span;
         self.watches.push(Watch { body, wanted, found: Vec::new() });
         let result = self.call_fn(forward, scope, given, at);
@@ -75,8 +76,8 @@ impl Elaborator<'_> {
             return Ok(());
         }
         for name in watch.wanted.clone() {
-            if let Some(Val::Tensor(t)) = scope.values.get(&*name.text) {
-                let found = (name.text.clone(), t.clone());
+            if let Some(Val::Tensor(t)) = scope.values.get(name.text) {
+                let found = (name.text, t.clone());
                 self.watches.last_mut().expect("checked above").found.push(found);
             }
         }
@@ -141,7 +142,7 @@ pub fn lay_out(builder: &mut Builder, named: &mut [Named]) -> Vec<ValueId> {
     let values = named.iter_mut().flat_map(|n| &mut n.values);
     values
         .map(|(_, t)| {
-            let axes = t.axes.iter().map(|a| a.name.to_string()).collect();
+            let axes = t.axes.iter().map(|a| a.name).collect();
             let laid = builder.push(Op::Reorder { axes }, &[t.id], Place::default());
             laid.unwrap_or(t.id)
         })

@@ -1,6 +1,7 @@
 //! Blocks: instances with their weights, and their calls, repeated ones as one region.
 
 use crate::auxiliary::{Named, lay_out};
+use crate::bindings::Bindings;
 use crate::call::{Given, count, size_of};
 use crate::elaborate::{Elaborator, MAX_TENSOR_BYTES, ParamInfo, concrete, place};
 use crate::frame::{Frame, FrameKind};
@@ -11,10 +12,10 @@ use crate::value::{AxisVal, BlockVal, Eval, MemberVal, Reported, Scope, SymAxis,
 use mdl_ir::graph::{Body, Param, ValueId};
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use mdl_syntax::ast::{self, ArgType, ItemKind, Member, MemberKind};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub fn member_value(member: &MemberVal) -> Val {
@@ -51,7 +52,7 @@ pub struct Path {
     /// `model.layers.{}.self_attn`
     pub stored: String,
     /// The repeat that the instance is inside of.
-    pub repeat: Option<(Rc<str>, Size)>,
+    pub repeat: Option<(Symbol, Size)>,
     /// The axis of which a checkpoint has one tensor for each index.
     pub part: Option<String>,
 }
@@ -63,8 +64,8 @@ impl Path {
             (_, true) => a.to_string(),
             _ => format!("{a}.{b}"),
         };
-        let stored = member.stored.as_ref().map_or(&*member.name.text, |(s, _)| s.as_str());
-        let (stored, part) = numbered(stored);
+        let stored = member.stored.as_ref().map_or(member.name.text, |(s, _)| s.as_str().into());
+        let (stored, part) = numbered(&stored);
         Path {
             members: dot(&self.members, &member.name.text),
             stored: dot(&self.stored, &stored),
@@ -114,16 +115,16 @@ impl Elaborator<'_> {
         path: &Path,
     ) -> Eval<Rc<BlockVal>> {
         let (shape, first) = (self.shape(decl, &scope), self.params.len());
-        let mut members: BTreeMap<Rc<str>, MemberVal> = BTreeMap::new();
+        let mut members = Bindings::default();
         let mut complete = true;
         for member in &decl.members {
             let stored = member.stored.as_ref().map_or(0, |(name, _)| name.len());
             // An instance copies its scope and takes the names of all its owners.
-            let copied = scope.values.len() + scope.axes.len() + path.stored.len() + stored;
+            let copied = scope.values.own_len() + scope.axes.own_len() + path.stored.len() + stored;
             self.step(50 + copied / 4, member.span)?;
             match self.member_of(member, &members, &scope, &path.join(member)) {
                 Ok(val) => {
-                    members.insert(member.name.text.clone(), val);
+                    members.insert(member.name.text, val);
                 }
                 Err(Reported) => complete = false,
             }
@@ -131,15 +132,18 @@ impl Elaborator<'_> {
         if !complete {
             return Err(Reported);
         }
-        scope.values.extend(members.iter().map(|(n, m)| (n.clone(), member_value(m))));
-        let layers = path.repeat.as_ref().map(|(axis, _)| axis.clone());
+        let values = members.iter().map(|(name, member)| (name, member_value(member)));
+        scope.values.extend(values);
+        scope.values = scope.values.shared();
+        scope.axes = scope.axes.shared();
+        let layers = path.repeat.as_ref().map(|(axis, _)| *axis);
         Ok(Rc::new(BlockVal { item, shape, first, layers, scope, members, repeat: None }))
     }
 
     fn member_of(
         &mut self,
         member: &Member,
-        above: &BTreeMap<Rc<str>, MemberVal>,
+        above: &Bindings<MemberVal>,
         scope: &Scope,
         path: &Path,
     ) -> Eval<MemberVal> {
@@ -161,7 +165,7 @@ impl Elaborator<'_> {
             }
             MemberKind::Instance { block, axes, args, count } => {
                 self.check_part(member, &[], path)?;
-                let Some(item) = self.program.find(scope.module, &block.text) else {
+                let Some(item) = self.program.find(scope.module, block.text) else {
                     return self.no_block(block, scope.module);
                 };
                 let mut inner = self.instance_scope(item, block, axes, args, scope)?;
@@ -170,7 +174,7 @@ impl Elaborator<'_> {
                 let mut repeat = None;
                 if let Some(count) = count {
                     let at = count.span;
-                    let axis = self.axis(&count.text, at, scope, &[])?;
+                    let axis = self.axis(count.text, at, scope, &[])?;
                     let Some(size) = axis.size.clone() else {
                         let message = format!("the size of `{}` is not known here", count.text);
                         return self.fail("E0204", message, at, "the number of layers");
@@ -210,12 +214,12 @@ impl Elaborator<'_> {
 
     fn no_block<T>(&mut self, name: &ast::Name, module: usize) -> Eval<T> {
         let program = self.program;
-        let names = program.modules[module].names.iter();
-        let blocks = names.filter(|(_, item)| block_decl(program, **item).is_some());
+        let names = program.names(module).into_iter();
+        let blocks = names.filter(|(_, item)| block_decl(program, *item).is_some());
         let message = format!("there is no block `{}`", name.text);
         let here = "not defined or imported here";
         let d = Diagnostic::error("E0201", message, name.span, here);
-        let near = nearest(&name.text, blocks.map(|(name, _)| name.as_str()));
+        let near = nearest(&name.text, blocks.map(|(name, _)| name));
         self.sink.push(match (near, standard_home(program, &name.text)) {
             (Some(near), _) => d.help(format!("write `{near}`")),
             (None, Some(home)) => d.help(format!("import it: `use {home}.{}`", name.text)),
@@ -241,11 +245,11 @@ impl Elaborator<'_> {
         &mut self,
         other: &ast::Name,
         axes: &[SymAxis],
-        above: &BTreeMap<Rc<str>, MemberVal>,
+        above: &Bindings<MemberVal>,
         path: &Path,
         at: Span,
     ) -> Eval<MemberVal> {
-        let Some(MemberVal::Param(p)) = above.get(&*other.text) else {
+        let Some(MemberVal::Param(p)) = above.get(other.text) else {
             let message = format!("there is no parameter `{}` above", other.text);
             return self.fail("E0207", message, other.span, "tied to this");
         };
@@ -273,14 +277,14 @@ impl Elaborator<'_> {
     fn param_axes(&mut self, ty: &ast::TypeExpr, scope: &Scope) -> Eval<Vec<SymAxis>> {
         let mut axes: Vec<SymAxis> = Vec::new();
         for axis in &ty.axes {
-            let known = scope.axes.get(&*axis.name.text).cloned();
-            let name = known.as_ref().map_or(axis.name.text.clone(), |k| k.name.clone());
+            let known = scope.axes.get(axis.name.text).cloned();
+            let name = known.as_ref().map_or(axis.name.text, |k| k.name);
             let origin = axis.size.as_ref().map_or(axis.name.span, |e| e.span);
             let size = match (&axis.size, known) {
                 (Some(e), _) => size_of(self, e, scope)?,
                 (None, Some(AxisVal { size: Some(size), .. })) => size,
                 _ => {
-                    return self.no_axis(&axis.name.text, axis.name.span, scope, &[]);
+                    return self.no_axis(axis.name.text, axis.name.span, scope, &[]);
                 }
             };
             self.whole(&name, &size, origin)?;
@@ -327,7 +331,7 @@ impl Elaborator<'_> {
                 let here = "the repeated block already stacks it along this axis";
                 return self.fail("E0306", message, member.span, here);
             }
-            let axis = SymAxis { name: name.clone(), size: size.clone(), origin: member.span };
+            let axis = SymAxis { name: *name, size: size.clone(), origin: member.span };
             axes.insert(0, axis);
         }
         let ty = Type::new(DType::F32, axes.iter().map(concrete).collect());
@@ -350,7 +354,7 @@ impl Elaborator<'_> {
             parts,
             init,
         };
-        let repeat = path.repeat.as_ref().map(|(name, _)| name.clone());
+        let repeat = path.repeat.as_ref().map(|(name, _)| *name);
         self.stored.insert(path.stored.clone(), self.params.len());
         self.params.push(ParamInfo { param, axes: axes.into(), repeat, span: member.span });
         Ok(self.params.len() - 1)
@@ -405,13 +409,13 @@ impl Elaborator<'_> {
         }
         let mut inner = Scope { module: item.module, ..Scope::default() };
         for (own, given) in decl.axes.iter().zip(axes) {
-            let axis = self.axis(&given.text, given.span, scope, &[])?;
-            inner.axes.insert(own.text.clone(), axis);
+            let axis = self.axis(given.text, given.span, scope, &[])?;
+            inner.axes.insert(own.text, axis);
         }
         let mut given = Vec::new();
         for arg in args {
             let val = self.expr(&arg.value, scope)?;
-            given.push(Given { name: arg.name.clone(), val, span: arg.value.span });
+            given.push(Given { name: arg.name, val, span: arg.value.span });
         }
         let given = self.match_args(&decl.name, &decl.args, given, &inner, name.span)?;
         for (arg, given) in decl.args.iter().zip(&given) {
@@ -425,7 +429,7 @@ impl Elaborator<'_> {
     pub fn call_block(&mut self, block: &Rc<BlockVal>, given: Vec<Given>, at: Span) -> Eval<Val> {
         let Some(forward) = method(self.program, block, "forward") else {
             let decl = item_name(self.program.item(block.item));
-            let name = decl.map_or("this block", |n| &*n.text);
+            let name = decl.map_or("this block", |n| &n.text);
             let message = format!("`{name}` has no `forward`");
             let d = Diagnostic::error("E0207", message, at, "called here");
             self.sink.push(match decl {
@@ -467,7 +471,7 @@ impl Elaborator<'_> {
         let (body, outer, named) = self.close_repeat(frame, y, x.id);
         let consts = outer.1;
         let op = Op::Repeat {
-            axis: axis.to_string(),
+            axis: axis.into(),
             count,
             reverse: false,
             carries: 1,
@@ -478,7 +482,7 @@ impl Elaborator<'_> {
         let mut results = vec![("x".to_string(), ty)];
         for t in named.iter().flat_map(|n| &n.values) {
             let axes = t.1.axes.iter().map(concrete).collect();
-            results.push((t.0.to_string(), Type::new(t.1.dtype, axes).stacked(layers.clone())));
+            results.push((t.0.to_string(), Type::new(t.1.dtype, axes).stacked(layers)));
         }
         let ids = self.frame().builder.node(op, outer.0, results, place(at));
         self.name_stacked(named, &ids[1..], (axis, size), at);
@@ -540,7 +544,7 @@ impl Elaborator<'_> {
 /// The sizes of a configuration are axes by their own names in the block that takes it.
 pub fn open_config(arg: &ast::Arg, scope: &mut Scope) {
     let (ArgType::Config(_), Some(Val::Config(config))) =
-        (&arg.ty, scope.values.get(&*arg.name.text))
+        (&arg.ty, scope.values.get(arg.name.text))
     else {
         return;
     };

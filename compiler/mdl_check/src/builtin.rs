@@ -8,9 +8,11 @@ use crate::size::Size;
 use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::tensor_type::{Axis, DType};
+use mdl_symbol::{Symbol, SymbolSet};
 use mdl_syntax::ast::{AxisArg, AxisChange, CallArg, Expr};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
+use std::sync::LazyLock;
 
 /// Names that no model may give to something else.
 pub const BUILTINS: &[&str] = &[
@@ -37,6 +39,13 @@ pub const BUILTINS: &[&str] = &[
     "concat",
     "uniform",
 ];
+
+static NAMES: LazyLock<SymbolSet> =
+    LazyLock::new(|| BUILTINS.iter().map(|name| Symbol::new(name)).collect());
+
+pub fn is_builtin(name: Symbol) -> bool {
+    NAMES.contains(&name)
+}
 
 /// A call of a builtin: where it stands, its axes and its arguments.
 pub struct BuiltinCall<'c> {
@@ -141,7 +150,7 @@ impl Elaborator<'_> {
                 self.op(Op::Select, &refs, &[], call.at)?
             }
             "total" => {
-                let axes: Vec<String> = args[0].axes.iter().map(|a| a.name.to_string()).collect();
+                let axes = names(args[0].axes.iter());
                 self.op(Op::Reduce { kind: Reduction::Sum, axes }, &refs, &[], call.at)?
             }
             "gather" => {
@@ -150,11 +159,11 @@ impl Elaborator<'_> {
                     return self.fail("E0208", "`gather` takes one axis", call.at, "here");
                 };
                 let at = axis.name.span;
-                let axis = self.axis(&axis.name.text, at, scope, &[&args[0]])?.name;
-                if args[0].axis(&axis).is_none() {
+                let axis = self.axis(axis.name.text, at, scope, &[&args[0]])?.name;
+                if args[0].axis(axis).is_none() {
                     return self.lacks_axis(&args[0], &axis, at, span(0));
                 }
-                self.op(Op::Gather { axis: axis.to_string() }, &refs, &[], call.at)?
+                self.op(Op::Gather { axis }, &refs, &[], call.at)?
             }
             _ => self.op(Op::StopGradient, &refs, &[], call.at)?,
         };
@@ -166,10 +175,10 @@ impl Elaborator<'_> {
         self.want(&t, DType::F32, call.args[0].value.span)?;
         let mut axes = Vec::new();
         for a in call.axes {
-            axes.push(self.axis(&a.name.text, a.name.span, scope, &[&t])?.name);
+            axes.push(self.axis(a.name.text, a.name.span, scope, &[&t])?.name);
         }
         for (name, a) in axes.iter().zip(call.axes) {
-            if t.axis(name).is_none() {
+            if t.axis(*name).is_none() {
                 return self.lacks_axis(&t, name, a.name.span, call.args[0].value.span);
             }
         }
@@ -180,28 +189,22 @@ impl Elaborator<'_> {
             }
         }
         let kind = if call.name == "sum" { Reduction::Sum } else { Reduction::Max };
-        self.op(
-            Op::Reduce { kind, axes: axes.iter().map(|a| a.to_string()).collect() },
-            &[&t],
-            &[],
-            call.at,
-        )
-        .map(Val::Tensor)
+        self.op(Op::Reduce { kind, axes }, &[&t], &[], call.at).map(Val::Tensor)
     }
 
     /// What an axis name in brackets means: in scope, or an axis of one of these tensors.
     pub fn axis(
         &mut self,
-        name: &str,
+        name: Symbol,
         at: Span,
         scope: &Scope,
         among: &[&TensorVal],
     ) -> Eval<AxisVal> {
         let known = scope.axes.get(name);
-        let wanted = known.map_or(name, |k| &*k.name);
+        let wanted = known.map_or(name, |k| k.name);
         if let Some(found) = among.iter().find_map(|t| t.axis(wanted)) {
             return Ok(AxisVal {
-                name: found.name.clone(),
+                name: found.name,
                 size: Some(found.size.clone()),
                 origin: found.origin,
             });
@@ -214,16 +217,16 @@ impl Elaborator<'_> {
 
     pub fn no_axis<T>(
         &mut self,
-        name: &str,
+        name: Symbol,
         at: Span,
         scope: &Scope,
         among: &[&TensorVal],
     ) -> Eval<T> {
-        if scope.failed.contains(name) {
+        if scope.failed.contains(&name) {
             return Err(Reported);
         }
-        let own = among.iter().flat_map(|t| t.axes.iter()).map(|a| &*a.name);
-        let near = nearest(name, own.chain(scope.axes.keys().map(|k| &**k)));
+        let own = among.iter().flat_map(|t| t.axes.iter()).map(|a| a.name);
+        let near = nearest(&name, own.chain(scope.axes.names()));
         let message = format!("there is no axis `{name}` here");
         let mut d = Diagnostic::error("E0204", message, at, "unknown axis");
         if let Some(near) = near {
@@ -246,7 +249,7 @@ impl Elaborator<'_> {
             let here = format!("write `{}[axis]()`", call.name);
             return self.fail("E0208", message, call.at, here);
         };
-        let found = self.axis(&axis.name.text, axis.name.span, scope, &[])?;
+        let found = self.axis(axis.name.text, axis.name.span, scope, &[])?;
         match found.size {
             Some(size) => Ok(SymAxis { name: found.name, size, origin: found.origin }),
             None => {
@@ -277,19 +280,20 @@ impl Elaborator<'_> {
         if !self.documents {
             return Ok(Val::Tensor(self.constant(0.0, at)));
         }
-        if !self.data.contains_key("documents") {
+        let documents = Symbol::new("documents");
+        if !self.data.contains_key(&documents) {
             let message = "documents belong to the sequences of a run";
             return self.fail("E0405", message, at, "there is no sequence here");
         }
         let base = self.outside(Outside::Data("documents".into()));
-        if base.axis(&axis.name).is_some() {
+        if base.axis(axis.name).is_some() {
             return Ok(Val::Tensor(base));
         }
         let origin = self.origins.get(&axis.name).cloned();
-        self.trail.origins.push(Origin::Found(axis.name.clone(), origin.clone()));
+        self.trail.origins.push(Origin::Found(axis.name, origin));
         match origin {
-            Some(from) if base.axis(&from).is_some() => {
-                let op = Op::Rename { from: from.to_string(), to: axis.name.to_string() };
+            Some(from) if base.axis(from).is_some() => {
+                let op = Op::Rename { from, to: axis.name };
                 self.op(op, &[&base], std::slice::from_ref(axis), at).map(Val::Tensor)
             }
             _ => {
@@ -321,9 +325,9 @@ impl Elaborator<'_> {
             let message = "`concat` says the new and the old axis: `concat[head = half](a, b)`";
             return self.fail("E0208", message, call.at, "here");
         };
-        let old = self.axis(&old.text, old.span, scope, &[&a])?;
-        let into = self.axis(&name.text, name.span, scope, &[])?;
-        let (Some(x), Some(y)) = (a.axis(&old.name), b.axis(&old.name)) else {
+        let old = self.axis(old.text, old.span, scope, &[&a])?;
+        let into = self.axis(name.text, name.span, scope, &[])?;
+        let (Some(x), Some(y)) = (a.axis(old.name), b.axis(old.name)) else {
             let message = format!("both parts need the axis `{}`", old.name);
             return self.fail("E0301", message, call.at, format!("{} and {}", a.show(), b.show()));
         };
@@ -347,7 +351,7 @@ impl Elaborator<'_> {
         self.whole(&into.name, &size, call.at)?;
         let rest = |t: &TensorVal| t.axes.iter().filter(|o| o.name != old.name).count();
         let same = |t: &TensorVal, u: &TensorVal| {
-            t.axes.iter().all(|o| o.name == old.name || u.axis(&o.name).is_some())
+            t.axes.iter().all(|o| o.name == old.name || u.axis(o.name).is_some())
         };
         if rest(&a) != rest(&b) || !same(&a, &b) {
             let message = "the parts of `concat` have the same further axes";
@@ -363,14 +367,14 @@ impl Elaborator<'_> {
         self.want(&b, DType::F32, call.args[1].value.span)?;
         let b = self.in_order(&b, names(a.axes.iter()), call.at)?;
         let into = SymAxis { name: into.name, size, origin: into.origin };
-        let op = Op::Concat { axis: old.name.to_string(), into: concrete(&into) };
+        let op = Op::Concat { axis: old.name, into: concrete(&into) };
         // The old axis may differ in size between the parts, which `op` does not accept.
         self.unchecked(op, &[&a, &b], &[into], call.at).map(Val::Tensor)
     }
 
     /// The same tensor with its axes in this order, which means nothing but where they lie.
-    fn in_order(&mut self, t: &TensorVal, axes: Vec<String>, at: Span) -> Eval<TensorVal> {
-        if t.axes.iter().map(|a| &*a.name).eq(&axes) {
+    fn in_order(&mut self, t: &TensorVal, axes: Vec<Symbol>, at: Span) -> Eval<TensorVal> {
+        if t.axes.iter().map(|a| a.name).eq(axes.iter().copied()) {
             return Ok(t.clone());
         }
         self.op(Op::Reorder { axes }, &[t], &[], at)
@@ -388,8 +392,8 @@ impl Elaborator<'_> {
     fn change(&mut self, t: &TensorVal, change: &AxisChange, scope: &Scope) -> Eval<TensorVal> {
         let mut old = Vec::new();
         for name in &change.old {
-            let axis = self.axis(&name.text, name.span, scope, &[t])?;
-            match t.axis(&axis.name) {
+            let axis = self.axis(name.text, name.span, scope, &[t])?;
+            match t.axis(axis.name) {
                 Some(found) => old.push(found.clone()),
                 None => {
                     let message = format!("a value {} has no axis `{}`", t.show(), name.text);
@@ -406,17 +410,17 @@ impl Elaborator<'_> {
         }
         match (change.new.as_slice(), old.as_slice()) {
             ([new], [from]) => {
-                let name = scope.axes.get(&*new.text).map_or(new.text.clone(), |a| a.name.clone());
-                self.origins.insert(name.clone(), from.name.clone());
-                self.trail.origins.push(Origin::Left(name.clone(), from.name.clone()));
-                let renamed = SymAxis { name: name.clone(), ..from.clone() };
-                let op = Op::Rename { from: from.name.to_string(), to: name.to_string() };
+                let name = scope.axes.get(new.text).map_or(new.text, |a| a.name);
+                self.origins.insert(name, from.name);
+                self.trail.origins.push(Origin::Left(name, from.name));
+                let renamed = SymAxis { name, ..from.clone() };
+                let op = Op::Rename { from: from.name, to: name };
                 self.op(op, &[t], &[renamed], change.span)
             }
             (many, [from]) => {
                 let mut into = Vec::new();
                 for name in many {
-                    let a = self.axis(&name.text, name.span, scope, &[])?;
+                    let a = self.axis(name.text, name.span, scope, &[])?;
                     let Some(size) = a.size else {
                         let message = format!("the size of `{}` is not known here", name.text);
                         return self.fail("E0204", message, name.span, "unknown size");
@@ -425,7 +429,7 @@ impl Elaborator<'_> {
                 }
                 self.multiplies_out(from, &into, change.span)?;
                 let axes: Vec<Axis> = into.iter().map(concrete).collect();
-                let op = Op::Split { axis: from.name.to_string(), into: axes };
+                let op = Op::Split { axis: from.name, into: axes };
                 self.op(op, &[t], &into, change.span)
             }
             ([new], many) => {
@@ -435,11 +439,11 @@ impl Elaborator<'_> {
                     return self.fail("E0307", message, change.span, "merged here");
                 };
                 self.whole(&new.text, &size, change.span)?;
-                let into = match scope.axes.get(&*new.text) {
+                let into = match scope.axes.get(new.text) {
                     Some(AxisVal { name, size: Some(s), origin }) => {
-                        SymAxis { name: name.clone(), size: s.clone(), origin: *origin }
+                        SymAxis { name: *name, size: s.clone(), origin: *origin }
                     }
-                    _ => SymAxis { name: new.text.clone(), size, origin: change.span },
+                    _ => SymAxis { name: new.text, size, origin: change.span },
                 };
                 self.multiplies_out(&into, many, change.span)?;
                 self.merge(t, many, into, change.span)
@@ -456,19 +460,19 @@ impl Elaborator<'_> {
         into: SymAxis,
         at: Span,
     ) -> Eval<TensorVal> {
-        let axes: Vec<String> = names(many.iter());
+        let axes = names(many.iter());
         if let Some(twice) = axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
             let message = format!("axis `{}` is merged twice", twice.1);
             return self.fail("E0306", message, at, "merged here");
         }
-        let others = t.axes.iter().map(|a| a.name.to_string()).filter(|n| !axes.contains(n));
+        let others = t.axes.iter().map(|a| a.name).filter(|n| !axes.contains(n));
         let first = t.axes.iter().position(|a| *a.name == *axes[0]).unwrap_or(0);
         let before =
             t.axes[..first].iter().filter(|a| !many.iter().any(|b| b.name == a.name)).count();
-        let mut order: Vec<String> = others.collect();
+        let mut order: Vec<Symbol> = others.collect();
         order.splice(before..before, axes.iter().cloned());
         let t = &self.in_order(t, order, at)?;
-        let op = Op::Merge { axes, into: into.name.to_string() };
+        let op = Op::Merge { axes, into: into.name };
         self.op(op, &[t], &[into], at)
     }
 
@@ -496,7 +500,7 @@ impl Elaborator<'_> {
         scope: &Scope,
     ) -> Eval<TensorVal> {
         let name = &change.new[0];
-        let new = self.axis(&name.text, name.span, scope, &[])?;
+        let new = self.axis(name.text, name.span, scope, &[])?;
         let (Some(size), Val::Size(from)) = (new.size, self.expr(start, scope)?) else {
             let message = "a slice needs an axis with a size and a start that is a size";
             return self.fail("E0204", message, change.span, "here");
@@ -515,13 +519,13 @@ impl Elaborator<'_> {
             return Err(Reported);
         }
         let into = SymAxis { name: new.name, size, origin: new.origin };
-        let op = Op::Slice { axis: old.name.to_string(), start: first, into: concrete(&into) };
+        let op = Op::Slice { axis: old.name, start: first, into: concrete(&into) };
         self.op(op, &[t], &[into], change.span)
     }
 }
 
-fn names<'s>(axes: impl Iterator<Item = &'s SymAxis>) -> Vec<String> {
-    axes.map(|a| a.name.to_string()).collect()
+fn names<'s>(axes: impl Iterator<Item = &'s SymAxis>) -> Vec<Symbol> {
+    axes.map(|a| a.name).collect()
 }
 
 fn product<'s>(axes: impl Iterator<Item = &'s SymAxis>) -> Option<Size> {

@@ -1,7 +1,7 @@
 //! Calls: of builtins, of functions, of functions with a kernel, of blocks.
 
 use crate::block::{method, method_scope};
-use crate::builtin::{BUILTINS, BuiltinCall};
+use crate::builtin::{BuiltinCall, is_builtin};
 use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, concrete, place};
 use crate::frame::{Frame, FrameKind};
 use crate::nearest::nearest;
@@ -10,6 +10,7 @@ use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorV
 use mdl_ir::graph::ValueId;
 use mdl_ir::op::{Kernel, Op};
 use mdl_ir::tensor_type::{DType, Type};
+use mdl_symbol::{Symbol, joined};
 use mdl_syntax::ast::{self, ArgType, AxisArg, CallArg, Expr, ExprKind, ItemKind, TypeExpr};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
@@ -52,7 +53,7 @@ impl Elaborator<'_> {
         scope: &Scope,
     ) -> Eval<Val> {
         if let ExprKind::Name(name) = &function.kind {
-            let shadowed = scope.values.contains_key(&*name.text);
+            let shadowed = scope.values.has(name.text);
             let program = self.program;
             let owner = scope.owner.as_ref().filter(|_| !shadowed);
             let method = owner.and_then(|o| Some((o, method(program, o, &name.text)?)));
@@ -63,8 +64,8 @@ impl Elaborator<'_> {
                 inner.axes.extend(axes);
                 return self.call_fn(method, inner, given, at);
             }
-            let defined = self.program.find(scope.module, &name.text).is_some();
-            if !shadowed && !defined && BUILTINS.contains(&&*name.text) {
+            let defined = self.program.find(scope.module, name.text).is_some();
+            if !shadowed && !defined && is_builtin(name.text) {
                 let call = BuiltinCall { name: &name.text, at, axes, args };
                 return self.builtin(&call, scope);
             }
@@ -93,7 +94,7 @@ impl Elaborator<'_> {
             .iter()
             .map(|a| {
                 let val = self.expr(&a.value, scope)?;
-                Ok(Given { name: a.name.clone(), val, span: a.value.span })
+                Ok(Given { name: a.name, val, span: a.value.span })
             })
             .collect();
         vals.into_iter().collect()
@@ -134,17 +135,17 @@ impl Elaborator<'_> {
         given: &[Given],
         scope: &Scope,
         at: Span,
-    ) -> Eval<Vec<(Rc<str>, AxisVal)>> {
+    ) -> Eval<Vec<(Symbol, AxisVal)>> {
         if axes.len() != decl.axes.len() {
             let name = &decl.name.text;
             let wanted = count(decl.axes.len(), "axis", "axes");
             let message = format!("`{name}` takes {wanted} in brackets, not {}", axes.len());
             let d = Diagnostic::error("E0208", message, at, "called here");
-            let own: Vec<&str> = decl.axes.iter().map(|a| &*a.text).collect();
+            let own: Vec<Symbol> = decl.axes.iter().map(|a| a.text).collect();
             let d = d.label(decl.name.span, "declared here");
             self.sink.push(match own.as_slice() {
                 [] => d.help(format!("write `{name}(…)`")),
-                own => d.help(format!("write `{name}[{}](…)`, with your axes", own.join(", "))),
+                own => d.help(format!("write `{name}[{}](…)`, with your axes", joined(own, ", "))),
             });
             return Err(Reported);
         }
@@ -163,7 +164,7 @@ impl Elaborator<'_> {
         let refs: Vec<&TensorVal> = tensors.iter().collect();
         let mut bound = Vec::new();
         for (own, arg) in decl.axes.iter().zip(axes) {
-            let axis = self.axis(&arg.name.text, arg.name.span, scope, &refs)?;
+            let axis = self.axis(arg.name.text, arg.name.span, scope, &refs)?;
             if let Some((other, _)) =
                 bound.iter().find(|(_, b): &&(_, AxisVal)| b.name == axis.name)
             {
@@ -173,7 +174,7 @@ impl Elaborator<'_> {
                 self.sink.push(d.label(own.span, "two axes are declared here"));
                 return Err(Reported);
             }
-            bound.push((own.text.clone(), axis));
+            bound.push((own.text, axis));
         }
         Ok(bound)
     }
@@ -187,7 +188,7 @@ impl Elaborator<'_> {
         at: Span,
     ) -> Eval<Val> {
         // Copies of a scope are made below.
-        self.step(1 + (scope.values.len() + scope.axes.len()) / 4, at)?;
+        self.step(1 + (scope.values.own_len() + scope.axes.own_len()) / 4, at)?;
         self.enter(&decl.name, at)?;
         let result = self.match_args(&decl.name, &decl.args, given, &scope, at).and_then(|vals| {
             let mut fits = Ok(());
@@ -291,7 +292,7 @@ impl Elaborator<'_> {
                     Some(slot) => slot,
                     None => {
                         let message = format!("`{}` has no argument `{}`", owner.text, n.text);
-                        let known = declared.iter().map(|a| &*a.name.text);
+                        let known = declared.iter().map(|a| &a.name.text);
                         let mut d = Diagnostic::error("E0208", message, n.span, "no such argument");
                         d = d.label(owner.span, "declared here");
                         if let Some(near) = nearest(&n.text, known) {
@@ -344,11 +345,11 @@ impl Elaborator<'_> {
                 let t = self.tensor(val, given.span)?;
                 self.check_arg(&t, ty, scope, given.span)?;
                 for axis in &ty.axes {
-                    let known = scope.axes.get(&*axis.name.text);
-                    let name = known.map_or(axis.name.text.clone(), |k| k.name.clone());
-                    if let Some(found) = t.axis(&name) {
+                    let known = scope.axes.get(axis.name.text);
+                    let name = known.map_or(axis.name.text, |k| k.name);
+                    if let Some(found) = t.axis(name) {
                         let (size, origin) = (Some(found.size.clone()), found.origin);
-                        scope.axes.insert(axis.name.text.clone(), AxisVal { name, size, origin });
+                        scope.axes.insert(axis.name.text, AxisVal { name, size, origin });
                     }
                 }
                 Val::Tensor(t)
@@ -361,9 +362,9 @@ impl Elaborator<'_> {
                 self.fits_function(arg, axes, &function, given.span)?;
                 Val::Function(function)
             }
-            (ArgType::Config(n), val @ Val::Text(_)) if &*n.text == "text" => val,
+            (ArgType::Config(n), val @ Val::Text(_)) if n.text == "text" => val,
             (ArgType::Config(n), Val::Config(c))
-                if self.program.find(scope.module, &n.text) == Some(c.item) =>
+                if self.program.find(scope.module, n.text) == Some(c.item) =>
             {
                 Val::Config(c)
             }
@@ -376,7 +377,7 @@ impl Elaborator<'_> {
                 return Err(Reported);
             }
         };
-        scope.values.insert(arg.name.text.clone(), val);
+        scope.values.insert(arg.name.text, val);
         Ok(())
     }
 
@@ -410,7 +411,7 @@ impl Elaborator<'_> {
     }
 
     fn check_dtype(&mut self, t: &TensorVal, ty: &TypeExpr, at: Span) -> Eval<()> {
-        let wanted = match ty.dtype.as_ref().map(|d| &*d.text) {
+        let wanted = match ty.dtype.as_ref().map(|d| d.text.as_str()) {
             None | Some("f32") => DType::F32,
             Some("ids" | "i32") => DType::I32,
             Some("bool") => DType::Bool,
@@ -448,8 +449,8 @@ impl Elaborator<'_> {
 
     fn check_sizes(&mut self, t: &TensorVal, ty: &TypeExpr, scope: &Scope, at: Span) -> Eval<()> {
         for axis in &ty.axes {
-            let known = scope.axes.get(&*axis.name.text);
-            let name = known.map_or(&*axis.name.text, |k| &*k.name);
+            let known = scope.axes.get(axis.name.text);
+            let name = known.map_or(axis.name.text, |k| k.name);
             let Some(found) = t.axis(name).cloned() else { continue };
             let declared = match &axis.size {
                 Some(e) => Some((size_of(self, e, scope)?, e.span)),
@@ -458,7 +459,7 @@ impl Elaborator<'_> {
             if let Some((size, origin)) = declared
                 && !size.same(&found.size)
             {
-                let declared = SymAxis { name: name.into(), size, origin };
+                let declared = SymAxis { name, size, origin };
                 return self.sizes_differ(&declared, &found, at);
             }
         }
@@ -476,13 +477,13 @@ impl Elaborator<'_> {
         self.frames.push(Frame::new(FrameKind::Call));
         let mut outer: Vec<ValueId> = Vec::new();
         for arg in &decl.args {
-            let Some(Val::Tensor(t)) = scope.values.get(&*arg.name.text).cloned() else { continue };
+            let Some(Val::Tensor(t)) = scope.values.get(arg.name.text).cloned() else { continue };
             outer.push(t.id);
             let ty = Type::new(t.dtype, t.axes.iter().map(concrete).collect());
-            let id = self.frame().builder.input(&arg.name.text, ty);
-            scope.values.insert(arg.name.text.clone(), Val::Tensor(TensorVal { id, ..t }));
+            let id = self.frame().builder.input(arg.name.text, ty);
+            scope.values.insert(arg.name.text, Val::Tensor(TensorVal { id, ..t }));
         }
-        let axes = decl.axes.iter().map(|a| scope.axes[&a.text].name.to_string()).collect();
+        let axes = decl.axes.iter().filter_map(|a| Some(scope.axes.get(a.text)?.name)).collect();
         let result = self.run_fn(decl, scope).and_then(|val| self.laid_out(val, at));
         let frame = self.frames.pop().expect("pushed above");
         let results = result?;
@@ -528,25 +529,23 @@ impl Elaborator<'_> {
 
 /// How a tensor's axes differ from the declared ones, in a clause.
 fn axes_differ(t: &TensorVal, ty: &TypeExpr, scope: &Scope) -> Option<String> {
-    let resolve = |n: &str| scope.axes.get(n).map_or(n.to_string(), |a| a.name.to_string());
-    let declared: Vec<String> = ty.axes.iter().map(|a| resolve(&a.name.text)).collect();
-    let missing: Vec<String> =
-        declared.iter().filter(|d| t.axis(d).is_none()).map(|d| format!("`{d}`")).collect();
+    let known = |n: Symbol| scope.axes.get(n).map_or(n, |a| a.name);
+    let declared = || ty.axes.iter().map(|a| known(a.name.text));
+    let listed = |names: Vec<Symbol>| {
+        let axes = if names.len() == 1 { "axis" } else { "axes" };
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        format!("{axes} {}", names.join(" and "))
+    };
+    let missing: Vec<Symbol> = declared().filter(|d| t.axis(*d).is_none()).collect();
     if !missing.is_empty() {
-        let axes = if missing.len() == 1 { "axis" } else { "axes" };
-        return Some(format!("lacks the {axes} {}", missing.join(" and ")));
+        return Some(format!("lacks the {}", listed(missing)));
     }
-    let extra: Vec<String> = t
-        .axes
-        .iter()
-        .filter(|a| !declared.iter().any(|d| **d == *a.name))
-        .map(|a| format!("`{}`", a.name))
-        .collect();
-    if !ty.open && !extra.is_empty() {
-        let axes = if extra.len() == 1 { "axis" } else { "axes" };
-        return Some(format!("has the further {axes} {}", extra.join(" and ")));
+    if ty.open {
+        return None;
     }
-    None
+    let own = t.axes.iter().map(|a| a.name);
+    let extra: Vec<Symbol> = own.filter(|a| !declared().any(|d| d == *a)).collect();
+    (!extra.is_empty()).then(|| format!("has the further {}", listed(extra)))
 }
 
 /// The size that an expression of sizes has in a scope.
@@ -577,7 +576,7 @@ fn wanted(ty: &ArgType) -> String {
         ArgType::Real => "a number".into(),
         ArgType::Bool => "`true` or `false`".into(),
         ArgType::Function(axes) => format!("a function of {}", count(axes.len(), "axis", "axes")),
-        ArgType::Config(n) if &*n.text == "text" => "a text".into(),
+        ArgType::Config(n) if n.text == "text" => "a text".into(),
         ArgType::Config(n) => format!("a `{}`", n.text),
     }
 }

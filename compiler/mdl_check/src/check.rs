@@ -35,7 +35,7 @@ fn preset_items(program: &Program) -> Vec<(ItemRef, &Preset)> {
 /// Binds a preset by name; problems are reported.
 pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<Config>> {
     let (item, preset) = preset_items(program).into_iter().find(|(_, p)| *p.name.text == *name)?;
-    let config = program.find(item.module, &preset.config.text).or_else(|| {
+    let config = program.find(item.module, preset.config.text).or_else(|| {
         unknown_config(program, item.module, &preset.config, sink);
         None
     })?;
@@ -95,7 +95,7 @@ fn declared_model(program: &Program, sink: &mut Sink) -> Option<ModelRef> {
         sink.push(Diagnostic::error("E0405", message, arg.name.span, "this is another kind"));
         return None;
     };
-    let found = program.find(item.module, &name.text);
+    let found = program.find(item.module, name.text);
     match found.map(|c| &program.item(c).kind) {
         Some(ItemKind::Config(_)) => find_model(program),
         _ => {
@@ -106,9 +106,9 @@ fn declared_model(program: &Program, sink: &mut Sink) -> Option<ModelRef> {
 }
 
 fn unknown_config(program: &Program, module: usize, name: &Name, sink: &mut Sink) {
-    let names = program.modules[module].names.iter();
+    let names = program.names(module).into_iter();
     let is_config = |item: &ItemRef| matches!(program.item(*item).kind, ItemKind::Config(_));
-    let known = names.filter(|(_, item)| is_config(item)).map(|(name, _)| name.as_str());
+    let known = names.filter(|(_, item)| is_config(item)).map(|(name, _)| name);
     let message = format!("there is no configuration `{}`", name.text);
     let d = Diagnostic::error("E0201", message, name.span, "not defined or imported here");
     sink.push(match nearest(&name.text, known) {
@@ -207,8 +207,8 @@ fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink
     let names: &[&str] = if entry == "loss" { &["tokens", "targets"] } else { &["tokens"] };
     let is_ids = |arg: &Arg| match &arg.ty {
         ArgType::Tensor(ty) => {
-            let dtype = ty.dtype.as_ref().map(|d| &*d.text);
-            let axes: Vec<&str> = ty.axes.iter().map(|a| &*a.name.text).collect();
+            let dtype = ty.dtype.as_ref().map(|d| d.text.as_str());
+            let axes: Vec<&str> = ty.axes.iter().map(|a| a.name.text.as_str()).collect();
             matches!(dtype, Some("ids" | "i32")) && !ty.open && axes == ["B", "T"]
         }
         _ => false,
@@ -217,7 +217,7 @@ fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink
         .args
         .iter()
         .enumerate()
-        .find(|(i, arg)| names.get(*i) != Some(&&*arg.name.text) || !is_ids(arg));
+        .find(|(i, arg)| names.get(*i) != Some(&arg.name.text.as_str()) || !is_ids(arg));
     let (at, here) = match wrong {
         Some((_, arg)) => (arg.name.span, "a run does not have this"),
         None if method.args.len() < names.len() => (method.name.span, "an argument is missing"),
@@ -284,8 +284,8 @@ fn check_assertions(count: Option<u64>, config: &Config, preset: &Preset, sink: 
 fn number(e: &Expr, config: &Config, count: Option<u64>) -> Option<f64> {
     match &e.kind {
         ExprKind::Number(text) => text.parse().ok(),
-        ExprKind::Name(n) if &*n.text == "params" => count.map(|n| n as f64),
-        ExprKind::Name(n) => match config.fields.get(&*n.text)? {
+        ExprKind::Name(n) if n.text == "params" => count.map(|n| n as f64),
+        ExprKind::Name(n) => match config.fields.get(&n.text)? {
             Setting::Size(s) => Some(s.as_f64()),
             Setting::Real(x) => Some(*x),
             _ => None,

@@ -5,6 +5,7 @@ use crate::config_json::own_value;
 use crate::nearest::nearest;
 use crate::program::{ItemRef, Program, item_name, standard_home};
 use crate::size::Size;
+use mdl_symbol::Symbol;
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, FieldType, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
@@ -15,10 +16,16 @@ use std::rc::Rc;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub item: ItemRef,
-    pub name: String,
-    pub fields: BTreeMap<String, Setting>,
+    pub name: Symbol,
+    pub fields: BTreeMap<Symbol, Setting>,
     /// Where each size was declared.
-    pub places: BTreeMap<String, Span>,
+    pub places: BTreeMap<Symbol, Span>,
+}
+
+impl Config {
+    pub fn field(&self, name: &str) -> Option<&Setting> {
+        self.fields.get(&Symbol::new(name))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +123,7 @@ impl<'a, 'b> Binder<'a, 'b> {
     ) -> Option<Rc<Config>> {
         let program = self.program;
         let ItemKind::Config(decl) = &program.item(item).kind else {
-            let name = item_name(program.item(item)).map_or("", |n| &*n.text);
+            let name = item_name(program.item(item)).map_or("", |n| &n.text);
             let message = format!("`{name}` is no configuration");
             return self.fail("E0405", message, at, "used as one here");
         };
@@ -150,19 +157,15 @@ impl<'a, 'b> Binder<'a, 'b> {
                 let message = format!("`{}` has no field `{}`", decl.name.text, name.text);
                 let d = Diagnostic::error("E0403", message, name.span, "no such field")
                     .label(decl.name.span, "declared here");
-                let known = decl.fields.iter().map(|f| &*f.name.text);
+                let known = decl.fields.iter().map(|f| f.name.text);
                 self.sink.push(match nearest(&name.text, known) {
                     Some(near) => d.help(format!("write `{near}`")),
                     None => d,
                 });
             }
         }
-        let mut config = Config {
-            item,
-            name: decl.name.text.to_string(),
-            fields: BTreeMap::new(),
-            places: BTreeMap::new(),
-        };
+        let mut config =
+            Config { item, name: decl.name.text, fields: BTreeMap::new(), places: BTreeMap::new() };
         let mut complete = true;
         for field in &decl.fields {
             let binding = given.iter().find(|(n, _)| n.text == field.name.text);
@@ -173,8 +176,8 @@ impl<'a, 'b> Binder<'a, 'b> {
             }
             match self.field(field, binding.map(|(_, e)| *e), &config, scope, at) {
                 Some(setting) => {
-                    config.places.insert(field.name.text.to_string(), field.span);
-                    config.fields.insert(field.name.text.to_string(), setting);
+                    config.places.insert(field.name.text, field.span);
+                    config.fields.insert(field.name.text, setting);
                 }
                 None => complete = false,
             }
@@ -210,10 +213,10 @@ impl<'a, 'b> Binder<'a, 'b> {
     /// `hidden = 64, heads = 3`.
     fn bindings(&self, e: &Expr, config: &Config) -> String {
         let mut names = Vec::new();
-        crate::names::each_name(e, &mut |n| names.push(n.text.clone()));
+        crate::names::each_name(e, &mut |n| names.push(n.text));
         names.dedup();
         let values = names.iter().filter_map(|n| {
-            let value = match config.fields.get(&**n)? {
+            let value = match config.fields.get(n)? {
                 Setting::Size(s) => s.as_f64().to_string(),
                 Setting::Real(x) => x.to_string(),
                 Setting::Bool(b) => b.to_string(),
@@ -299,9 +302,9 @@ impl<'a, 'b> Binder<'a, 'b> {
             (FieldType::Size, Setting::Size(size)) => match size.value() {
                 None if self.sample && !size.is_number() => {
                     let Setting::Size(made_up) = self.made_up(&field.ty) else { return None };
-                    Some(Setting::Size(Size::named(name, made_up.value().unwrap_or(4))))
+                    Some(Setting::Size(Size::named(*name, made_up.value().unwrap_or(4))))
                 }
-                Some(n) if (1..1 << 31).contains(&n) => Some(Setting::Size(Size::named(name, n))),
+                Some(n) if (1..1 << 31).contains(&n) => Some(Setting::Size(Size::named(*name, n))),
                 None if size.is_fraction() => {
                     let message = format!("size `{name}` would be {}", size.explained());
                     let here = "this division leaves a remainder";
@@ -318,7 +321,7 @@ impl<'a, 'b> Binder<'a, 'b> {
             // is a whole number.
             (FieldType::Size, Setting::Real(x)) if whole(x).is_some() => {
                 let n = whole(x).unwrap_or(1);
-                Some(Setting::Size(Size::named(name, n)))
+                Some(Setting::Size(Size::named(*name, n)))
             }
             (FieldType::Real, Setting::Size(size)) => Some(Setting::Real(size.as_f64())),
             (FieldType::Real, Setting::Real(x)) if !x.is_nan() => Some(Setting::Real(x)),
@@ -366,7 +369,7 @@ impl<'a, 'b> Binder<'a, 'b> {
             return self.fail("E0405", "a configuration is named here".into(), given.span, "here");
         };
         let item = self.lookup(scope, name)?;
-        if self.program.find(so_far.item.module, &ty.text) != Some(item) {
+        if self.program.find(so_far.item.module, ty.text) != Some(item) {
             let message = format!("this field takes `{}(…)`", ty.text);
             return self.fail("E0405", message, name.span, "this is another configuration");
         }
@@ -384,13 +387,13 @@ impl<'a, 'b> Binder<'a, 'b> {
     }
 
     fn lookup(&mut self, module: usize, name: &ast::Name) -> Option<ItemRef> {
-        match self.program.find(module, &name.text) {
+        match self.program.find(module, name.text) {
             Some(item) => Some(item),
             None => {
                 let message = format!("there is no `{}`", name.text);
                 let d =
                     Diagnostic::error("E0201", message, name.span, "not defined or imported here");
-                let known = self.program.modules[module].names.keys().map(String::as_str);
+                let known = self.program.names(module).into_iter().map(|(name, _)| name);
                 let near = nearest(&name.text, known);
                 self.sink.push(match (near, standard_home(self.program, &name.text)) {
                     (Some(near), _) => d.help(format!("write `{near}`")),
@@ -420,12 +423,12 @@ impl<'a, 'b> Binder<'a, 'b> {
             ExprKind::Number(text) => Some(Some(self.number(text, e.span)?)),
             ExprKind::Text(t) => Some(Some(Setting::Text(t.clone()))),
             ExprKind::Bool(b) => Some(Some(Setting::Bool(*b))),
-            ExprKind::Name(n) => match so_far.fields.get(&*n.text) {
+            ExprKind::Name(n) => match so_far.fields.get(&n.text) {
                 Some(setting) => Some(Some(setting.clone())),
                 None => {
                     let message = format!("there is no field `{}` above", n.text);
                     let d = Diagnostic::error("E0201", message, n.span, "unknown here");
-                    let known = so_far.fields.keys().map(String::as_str);
+                    let known = so_far.fields.keys();
                     self.sink.push(match nearest(&n.text, known) {
                         Some(near) => d.help(format!("write `{near}`")),
                         None => d,
@@ -450,7 +453,7 @@ impl<'a, 'b> Binder<'a, 'b> {
                 self.binary(*op, x, y, e.span).map(Some)
             }
             ExprKind::Call { function, args, .. } => match (&function.kind, args.as_slice()) {
-                (ExprKind::Name(n), [arg]) if &*n.text == "from" => match &arg.value.kind {
+                (ExprKind::Name(n), [arg]) if n.text == "from" => match &arg.value.kind {
                     ExprKind::Text(path) => self.json_value(path, arg.value.span),
                     _ => self.fail("E0405", "`from` takes a text".into(), arg.value.span, "here"),
                 },

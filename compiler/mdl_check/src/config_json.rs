@@ -35,7 +35,7 @@ pub fn reads(program: &Program, item: ItemRef) -> BTreeSet<String> {
             });
         }
         left.extend(decl.fields.iter().filter_map(|field| match &field.ty {
-            FieldType::Config(name) => program.find(item.module, &name.text),
+            FieldType::Config(name) => program.find(item.module, name.text),
             _ => None,
         }));
     }
@@ -113,7 +113,7 @@ fn own_fields(binder: &mut Binder<'_, '_>, config: &Config) -> Map<String, Value
     let ItemKind::Config(decl) = &program.item(config.item).kind else { return own };
     for field in &decl.fields {
         let name = &field.name.text;
-        match config.fields.get(&**name) {
+        match config.fields.get(name) {
             Some(Setting::Config(inner)) => {
                 let within = own_fields(binder, inner);
                 if !within.is_empty() {
@@ -166,7 +166,7 @@ impl Writer<'_> {
             }
         }
         for field in &decl.fields {
-            let value = match config.fields.get(&*field.name.text) {
+            let value = match config.fields.get(&field.name.text) {
                 Some(Setting::Config(inner)) => {
                     self.config(inner);
                     continue;
@@ -221,7 +221,7 @@ fn whole(value: Value) -> Value {
 fn from(e: &Expr) -> Option<&str> {
     let ExprKind::Call { function, args, .. } = &e.kind else { return None };
     match (&function.kind, &args.first()?.value.kind) {
-        (ExprKind::Name(name), ExprKind::Text(path)) if &*name.text == "from" => Some(path),
+        (ExprKind::Name(name), ExprKind::Text(path)) if name.text == "from" => Some(path),
         _ => None,
     }
 }
@@ -283,7 +283,7 @@ fn turned_around<'e>(e: &'e Expr, config: &Config, value: &Value) -> Option<(&'e
 fn number(e: &Expr, config: &Config) -> Option<Size> {
     let n = match &e.kind {
         ExprKind::Number(text) => text.parse().ok()?,
-        ExprKind::Name(name) => match config.fields.get(&*name.text)? {
+        ExprKind::Name(name) => match config.fields.get(&name.text)? {
             Setting::Size(size) => size.value()?,
             _ => return None,
         },

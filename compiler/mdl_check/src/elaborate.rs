@@ -16,6 +16,7 @@ use mdl_ir::infer::MAX_AXES;
 use mdl_ir::op::{Binary, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
@@ -35,7 +36,7 @@ pub struct ParamInfo {
     pub param: Param,
     pub axes: Rc<[SymAxis]>,
     /// The axis along which a repeated block stacks it.
-    pub repeat: Option<Rc<str>>,
+    pub repeat: Option<Symbol>,
     pub span: Span,
 }
 
@@ -46,9 +47,9 @@ pub struct Elaborator<'a> {
     pub params: Vec<ParamInfo>,
     pub frames: Vec<Frame>,
     /// Axis that a rename made, and the axis it was made from.
-    pub origins: BTreeMap<Rc<str>, Rc<str>>,
+    pub origins: BTreeMap<Symbol, Symbol>,
     /// Axes of the graph's data inputs by name.
-    pub data: BTreeMap<Rc<str>, Rc<[SymAxis]>>,
+    pub data: BTreeMap<Symbol, Rc<[SymAxis]>>,
     /// Is there a `documents` input?
     pub documents: bool,
     /// Are the sizes made up? Then their numbers are no facts.
@@ -184,7 +185,7 @@ impl Elaborator<'_> {
         for (i, a) in args.iter().enumerate() {
             for b in &args[i + 1..] {
                 for x in a.axes.iter() {
-                    let Some(y) = b.axis(&x.name) else { continue };
+                    let Some(y) = b.axis(x.name) else { continue };
                     if !x.size.same(&y.size) {
                         let (x, y) = (x.clone(), y.clone());
                         return self.sizes_differ(&x, &y, at);
@@ -220,7 +221,7 @@ impl Elaborator<'_> {
             Outside::Data(name) => (self.data.get(name).cloned().unwrap_or_default(), DType::I32),
         };
         let stacked_by = match what {
-            Outside::Param(p) => self.params[*p].repeat.clone(),
+            Outside::Param(p) => self.params[*p].repeat,
             Outside::Data(_) => None,
         };
         // Within the region that repeats it, and in what that region calls, one slice is seen.
@@ -330,13 +331,13 @@ impl Elaborator<'_> {
     }
 
     fn name(&mut self, name: &ast::Name, scope: &Scope) -> Eval<Val> {
-        if let Some(val) = scope.values.get(&*name.text) {
+        if let Some(val) = scope.values.get(name.text) {
             return Ok(val.clone());
         }
-        if let Some(AxisVal { size: Some(size), .. }) = scope.axes.get(&*name.text) {
+        if let Some(AxisVal { size: Some(size), .. }) = scope.axes.get(name.text) {
             return Ok(Val::Size(size.clone()));
         }
-        if let Some(item) = self.program.find(scope.module, &name.text) {
+        if let Some(item) = self.program.find(scope.module, name.text) {
             return match self.program.item(item).kind {
                 ItemKind::Fn(_) => {
                     Ok(Val::Function(Rc::new(FunctionVal { item, bound: Vec::new() })))
@@ -348,7 +349,7 @@ impl Elaborator<'_> {
                 }
             };
         }
-        if scope.axes.contains_key(&*name.text) {
+        if scope.axes.has(name.text) {
             let message = format!("axis `{}` is no value", name.text);
             let d = Diagnostic::error("E0405", message, name.span, "used as a value here");
             let help = format!("write `size[{0}]()` or `position[{0}]()`", name.text);
@@ -363,13 +364,13 @@ impl Elaborator<'_> {
             return Err(Reported);
         }
         let program = self.program;
-        let names = program.modules[scope.module].names.iter();
+        let names = program.names(scope.module).into_iter();
         let functions = names
-            .filter(|(_, item)| matches!(program.item(**item).kind, ItemKind::Fn(_)))
+            .filter(|(_, item)| matches!(program.item(*item).kind, ItemKind::Fn(_)))
             .map(|(name, _)| name.as_str());
         let methods = scope.owner.as_ref().and_then(|o| crate::block::block_decl(program, o.item));
-        let methods = methods.into_iter().flat_map(|b| &b.methods).map(|m| &*m.name.text);
-        let known = scope.values.keys().chain(scope.axes.keys()).map(|k| &**k);
+        let methods = methods.into_iter().flat_map(|b| &b.methods).map(|m| m.name.text.as_str());
+        let known = scope.values.names().into_iter().chain(scope.axes.names()).map(Symbol::as_str);
         let known = known.chain(functions).chain(methods).chain(BUILTINS.iter().copied());
         let message = format!("there is no `{}` here", name.text);
         let mut diagnostic = Diagnostic::error("E0201", message, name.span, "unknown name");
@@ -385,10 +386,10 @@ impl Elaborator<'_> {
     fn member(&mut self, base: &Expr, name: &ast::Name, scope: &Scope) -> Eval<Val> {
         let val = self.expr(base, scope)?;
         if let Val::Config(config) = &val {
-            return match config.fields.get(&*name.text) {
+            return match config.fields.get(&name.text) {
                 Some(setting) => Ok(from_setting(setting)),
                 None => {
-                    let near = nearest(&name.text, config.fields.keys().map(String::as_str));
+                    let near = nearest(&name.text, config.fields.keys()).copied();
                     let place = item_name(self.program.item(config.item)).map(|n| n.span);
                     let what = format!("`{}` has no field `{}`", config.name, name.text);
                     self.no_member(what, name.span, place, near)
@@ -396,12 +397,12 @@ impl Elaborator<'_> {
             };
         }
         if let Val::Block(block) = &val {
-            return match block.members.get(&*name.text) {
+            return match block.members.get(name.text) {
                 Some(member) => Ok(crate::block::member_value(member)),
                 None => {
-                    let near = nearest(&name.text, block.members.keys().map(|k| &**k));
+                    let near = nearest(&name.text, block.members.names().into_iter());
                     let place = item_name(self.program.item(block.item));
-                    let owner = place.map_or("this block", |n| &*n.text);
+                    let owner = place.map_or("this block", |n| &n.text);
                     let what = format!("`{owner}` has no member `{}`", name.text);
                     self.no_member(what, name.span, place.map(|n| n.span), near)
                 }
@@ -409,9 +410,9 @@ impl Elaborator<'_> {
         }
         // In how many bits numbers are stored is the run's choice.
         let mut known = DType::ALL.into_iter().filter(|d| *d != DType::Bf16);
-        let Some(dtype) = known.clone().find(|d| d.name() == &*name.text) else {
+        let Some(dtype) = known.clone().find(|d| name.text == d.name()) else {
             let message = format!("{} has no member `{}`", val.kind(), name.text);
-            let near = nearest(&name.text, known.by_ref().map(|d| d.name()));
+            let near = nearest(&name.text, known.by_ref().map(|d| d.name())).map(Symbol::new);
             return self.no_member(message, name.span, None, near);
         };
         let tensor = self.tensor(val, base.span)?;
@@ -426,7 +427,7 @@ impl Elaborator<'_> {
         message: String,
         at: Span,
         owner: Option<Span>,
-        near: Option<&str>,
+        near: Option<Symbol>,
     ) -> Eval<T> {
         let mut d = Diagnostic::error("E0207", message, at, "no such member");
         if let Some(owner) = owner {
@@ -550,7 +551,7 @@ impl Elaborator<'_> {
                     ast::Let::Value { names, .. } => names.iter(),
                     ast::Let::Axis { name, .. } => std::slice::from_ref(name).iter(),
                 };
-                scope.failed.extend(names.map(|n| n.text.clone()));
+                scope.failed.extend(names.map(|n| n.text));
             }
         }
         // After a failure the names that it would have made are unknown; saying so again helps
@@ -587,21 +588,20 @@ impl Elaborator<'_> {
             ast::Let::Axis { name, size } => {
                 let value = crate::call::size_of(self, size, scope)?;
                 self.whole(&name.text, &value, size.span)?;
-                let axis =
-                    AxisVal { name: name.text.clone(), size: Some(value), origin: size.span };
-                scope.axes.insert(name.text.clone(), axis);
+                let axis = AxisVal { name: name.text, size: Some(value), origin: size.span };
+                scope.axes.insert(name.text, axis);
             }
             ast::Let::Value { names, value } => {
                 let val = self.expr(value, scope)?;
                 match (names.as_slice(), val) {
                     ([one], val) => {
                         if let Val::Tensor(t) = &val {
-                            self.frame().builder.name(t.id, &one.text);
+                            self.frame().builder.name(t.id, one.text);
                         }
-                        scope.values.insert(one.text.clone(), val);
+                        scope.values.insert(one.text, val);
                     }
                     (many, Val::Tuple(vals)) if many.len() == vals.len() => {
-                        let names = many.iter().map(|n| n.text.clone());
+                        let names = many.iter().map(|n| n.text);
                         scope.values.extend(names.zip(vals));
                     }
                     (many, other) => {

@@ -48,7 +48,7 @@ pub fn find_model(program: &Program) -> Option<ModelRef> {
     program.root_items().find_map(|(item, it)| match &it.kind {
         ItemKind::Model(decl) => {
             let ArgType::Config(name) = &decl.args.first()?.ty else { return None };
-            let config = program.find(item.module, &name.text)?;
+            let config = program.find(item.module, name.text)?;
             Some(ModelRef { item, name: decl.name.text.to_string(), config })
         }
         _ => None,
@@ -144,8 +144,8 @@ pub(crate) fn build_with(
             return None;
         };
         let axes = ty.axes.iter().map(|a| run_axis(&a.name.text, a.name.span, options)).collect();
-        e.data.insert(arg.name.text.clone(), axes);
-        let t = e.outside(Outside::Data(arg.name.text.clone()));
+        e.data.insert(arg.name.text, axes);
+        let t = e.outside(Outside::Data(arg.name.text));
         given.push(Given { name: None, val: Val::Tensor(t), span: arg.name.span });
     }
     let batch = ["B", "T"].map(|n| run_axis(n, decl.name.span, options));
@@ -175,7 +175,7 @@ pub fn wanted_entry(entry: &str) -> &'static str {
 /// An axis of the run; axes that the run does not give a size are small.
 fn run_axis(name: &str, origin: Span, options: &EntryOptions) -> SymAxis {
     let given = options.sizes.iter().find(|(n, _)| n == name);
-    let size = Size::named(name, given.map_or(1, |(_, s)| *s));
+    let size = Size::named(name.into(), given.map_or(1, |(_, s)| *s));
     SymAxis { name: name.into(), size, origin }
 }
 
@@ -222,11 +222,11 @@ pub fn function(
     let mut given = Vec::new();
     let mut types = tensors.iter();
     for arg in &decl.args {
-        let val = match (&arg.ty, reals.iter().find(|(n, _)| *n == &*arg.name.text)) {
+        let val = match (&arg.ty, reals.iter().find(|(n, _)| arg.name.text == *n)) {
             (_, Some((_, x))) => Val::Real(*x),
             _ => {
                 let ty = types.next()?;
-                let id = e.frame().builder.input(&arg.name.text, ty.clone());
+                let id = e.frame().builder.input(arg.name.text, ty.clone());
                 let axis = |a: &mdl_ir::tensor_type::Axis| SymAxis {
                     name: a.name.as_str().into(),
                     size: Size::number(a.size),

@@ -4,20 +4,20 @@
 use crate::auxiliary::Named;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::ValueId;
-use std::rc::Rc;
+use mdl_symbol::Symbol;
 
 /// Something that belongs to the whole graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outside {
     Param(usize),
-    Data(Rc<str>),
+    Data(Symbol),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameKind {
     Graph,
     /// A repeated region over this axis.
-    Repeat(Rc<str>),
+    Repeat(Symbol),
     /// The body of a function with a kernel.
     Call,
     /// Initial values of a parameter with this type.

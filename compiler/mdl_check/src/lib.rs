@@ -6,6 +6,7 @@
 //! Nothing shape-related is left for later stages to find.
 
 mod auxiliary;
+mod bindings;
 mod block;
 mod builtin;
 mod call;

@@ -13,10 +13,10 @@ use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, MAX_NESTING, place};
 use crate::frame::{FrameKind, Outside};
 use crate::program::ItemRef;
 use crate::value::{AxisVal, BlockVal, Eval, Scope, TensorVal, Val};
-use mdl_ir::build::Quick;
 use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Kernel, Op};
 use mdl_ir::tensor_type::Type;
+use mdl_symbol::{Quick, Symbol};
 use mdl_syntax::ast;
 use mdl_syntax::span::Span;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -65,14 +65,14 @@ enum Need {
     Arg(usize),
     /// A weight, counted from the first one of the instance.
     Param(usize),
-    Data(Rc<str>),
+    Data(Symbol),
 }
 
 /// An axis, and what it was renamed from: as it was found, or as it was left.
 #[derive(Clone, Debug)]
 pub enum Origin {
-    Found(Rc<str>, Option<Rc<str>>),
-    Left(Rc<str>, Rc<str>),
+    Found(Symbol, Option<Symbol>),
+    Left(Symbol, Symbol),
 }
 
 /// What calls have done besides giving a value.
@@ -154,9 +154,8 @@ impl Elaborator<'_> {
             FrameKind::Graph | FrameKind::Repeat(_) => FrameKind::Graph,
             other => other.clone(),
         };
-        let axes: Option<_> = axes.iter().map(|a| scope.axes.get(&a.text).cloned()).collect();
-        let args: Option<_> =
-            args.iter().map(|a| scope.values.get(&a.name.text).cloned()).collect();
+        let axes: Option<_> = axes.iter().map(|a| scope.axes.get(a.text).cloned()).collect();
+        let args: Option<_> = args.iter().map(|a| scope.values.get(a.name.text).cloned()).collect();
         let within = (self.documents, self.sample, kind);
         Some(Call { name: name.span, shape, within, axes: axes?, args: args? })
     }
@@ -164,9 +163,7 @@ impl Elaborator<'_> {
     /// The shape of an instance whose weights are what one layer sees of them.
     fn shape_seen(&self, owner: &BlockVal) -> Option<usize> {
         let whole = match &owner.layers {
-            Some(layers) => {
-                !self.frames.iter().any(|f| f.kind == FrameKind::Repeat(layers.clone()))
-            }
+            Some(layers) => !self.frames.iter().any(|f| f.kind == FrameKind::Repeat(*layers)),
             None => false,
         };
         owner.shape.filter(|_| !whole)
@@ -265,7 +262,7 @@ impl Elaborator<'_> {
         self.trail.origins.extend(known.origins.iter().cloned());
         for origin in &known.origins {
             if let Origin::Left(axis, from) = origin {
-                self.origins.insert(axis.clone(), from.clone());
+                self.origins.insert(*axis, *from);
             }
         }
         let mut ids = Vec::new();
@@ -279,7 +276,7 @@ impl Elaborator<'_> {
                         _ => continue,
                     },
                     Need::Param(p) => self.outside(Outside::Param(first + p)).id,
-                    Need::Data(name) => self.outside(Outside::Data(name.clone())).id,
+                    Need::Data(name) => self.outside(Outside::Data(*name)).id,
                 });
             }
             let op = Op::Call { kernel: Kernel::Region, axes: Vec::new(), body: Box::default() };
@@ -332,7 +329,7 @@ impl Elaborator<'_> {
                 let (what, _, _) = frame.captures.iter().find(|(_, input, _)| *input == id)?;
                 needs.push(match what {
                     Outside::Param(p) => Need::Param(p.checked_sub(owner?.first)?),
-                    Outside::Data(name) => Need::Data(name.clone()),
+                    Outside::Data(name) => Need::Data(*name),
                 });
             }
         }
@@ -357,13 +354,13 @@ fn tensors(vals: &[Val]) -> impl Iterator<Item = &TensorVal> {
 /// What a call found and left behind, of all that was looked up and renamed within it.
 fn settled(trail: &[Origin]) -> Vec<Origin> {
     let mut found = Vec::new();
-    let mut left: BTreeMap<Rc<str>, Rc<str>> = BTreeMap::new();
+    let mut left: BTreeMap<Symbol, Symbol> = BTreeMap::new();
     for origin in trail {
         match origin {
             Origin::Found(axis, _) if left.contains_key(axis) => {}
             Origin::Found(..) => found.push(origin.clone()),
             Origin::Left(axis, from) => {
-                left.insert(axis.clone(), from.clone());
+                left.insert(*axis, *from);
             }
         }
     }

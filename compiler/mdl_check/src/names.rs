@@ -1,13 +1,13 @@
 //! What can be said about the names of a module without elaborating it: names that stand twice,
 //! types with too many axes, annotations out of place, and names that nothing uses.
 
-use crate::builtin::BUILTINS;
+use crate::builtin::is_builtin;
 use crate::elaborate::in_range;
 use crate::program::{ItemRef, Program};
 use mdl_ir::infer::MAX_AXES;
+use mdl_symbol::{Symbol, SymbolMap, SymbolSet};
 use mdl_syntax::ast::{self, *};
 use mdl_syntax::diag::{Diagnostic, Sink};
-use std::collections::{HashMap, HashSet};
 
 /// Looks at every module that is not part of the standard library.
 pub fn check_names(program: &Program, sink: &mut Sink) {
@@ -53,7 +53,7 @@ fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
 
 /// The functions of the language cannot be defined anew.
 fn own_name(name: &Name, sink: &mut Sink) {
-    if BUILTINS.contains(&&*name.text) {
+    if is_builtin(name.text) {
         let message = format!("`{}` is a function of the language", name.text);
         sink.push(Diagnostic::error("E0202", message, name.span, "defined again here"));
     }
@@ -71,11 +71,11 @@ fn once<'n>(names: impl Iterator<Item = &'n Name>, what: &str, sink: &mut Sink) 
 fn again<'n>(names: impl Iterator<Item = &'n Name>, mut found: impl FnMut(&Name, &Name)) {
     // Most lists are short, and looking through them takes less than a table.
     let names: Vec<&Name> = names.collect();
-    let mut seen: HashMap<&str, &Name> = HashMap::new();
+    let mut seen: SymbolMap<&Name> = SymbolMap::default();
     for (i, name) in names.iter().enumerate() {
         let first = match names.len() <= 16 {
             true => names[..i].iter().rev().find(|other| other.text == name.text).copied(),
-            false => seen.insert(&name.text, name),
+            false => seen.insert(name.text, name),
         };
         if let Some(first) = first {
             found(name, first);
@@ -267,7 +267,7 @@ fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
 /// Imports, fields and `let`s of the root module that nothing mentions: a mistake, or left over.
 fn check_unused(program: &Program, sink: &mut Sink) {
     let items = &program.modules[program.root()].ast.items;
-    let mut used: HashSet<&str> = HashSet::new();
+    let mut used = SymbolSet::default();
     // What is left over in a function is known before the rest is read, and said in its place.
     let idle: Vec<Vec<Idle<'_>>> = items.iter().map(|item| idle_in(item, &mut used)).collect();
     let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
@@ -283,7 +283,7 @@ fn check_unused(program: &Program, sink: &mut Sink) {
             }
             _ => Vec::new(),
         };
-        let unused = names.into_iter().filter(|(name, _)| !used.contains(&*name.text));
+        let unused = names.into_iter().filter(|(name, _)| !used.contains(&name.text));
         unused.chain(idle).for_each(|idle| report(idle, sink));
     }
 }
@@ -292,12 +292,12 @@ fn check_unused(program: &Program, sink: &mut Sink) {
 type Idle<'a> = (&'a Name, &'static str);
 
 /// What is left over in the functions of an item, all of whose names become used ones.
-fn idle_in<'a>(item: &'a Item, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
+fn idle_in<'a>(item: &'a Item, used: &mut SymbolSet) -> Vec<Idle<'a>> {
     match &item.kind {
         ItemKind::Fn(f) => idle_in_fn(f, used),
         ItemKind::Block(b) | ItemKind::Model(b) => {
             let mut enter = |n: &'a Name| {
-                used.insert(&n.text);
+                used.insert(n.text);
             };
             names_of_args(&b.args, &mut enter);
             b.members.iter().for_each(|m| names_of_member(m, &mut enter));
@@ -305,7 +305,7 @@ fn idle_in<'a>(item: &'a Item, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
         }
         _ => {
             names_of_item(item, &mut |n| {
-                used.insert(&n.text);
+                used.insert(n.text);
             });
             Vec::new()
         }
@@ -314,9 +314,9 @@ fn idle_in<'a>(item: &'a Item, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
 
 /// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
 /// functions with one signature are chosen from.
-fn idle_in_fn<'a>(f: &'a ast::Fn, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> {
-    let mut own: Vec<&str> = Vec::new();
-    names_of_fn(f, &mut |n| own.push(&n.text));
+fn idle_in_fn<'a>(f: &'a ast::Fn, used: &mut SymbolSet) -> Vec<Idle<'a>> {
+    let mut own: Vec<Symbol> = Vec::new();
+    names_of_fn(f, &mut |n| own.push(n.text));
     used.extend(&own);
     let lets = f.body.lets.iter().filter_map(|l| match l {
         Let::Value { names, .. } if names.len() == 1 => Some((&names[0], "value")),
@@ -325,10 +325,10 @@ fn idle_in_fn<'a>(f: &'a ast::Fn, used: &mut HashSet<&'a str>) -> Vec<Idle<'a>> 
     });
     let declared: Vec<Idle<'_>> = f.axes.iter().map(|axis| (axis, "axis")).chain(lets).collect();
     // Few are looked for one by one; many have a table.
-    let table: Option<HashSet<&str>> = (declared.len() > 16).then(|| own.iter().copied().collect());
+    let table: Option<SymbolSet> = (declared.len() > 16).then(|| own.iter().copied().collect());
     let mentioned = |name: &Name| match &table {
-        Some(table) => table.contains(&*name.text),
-        None => own.contains(&&*name.text),
+        Some(table) => table.contains(&name.text),
+        None => own.contains(&name.text),
     };
     declared.into_iter().filter(|(name, _)| !mentioned(name)).collect()
 }

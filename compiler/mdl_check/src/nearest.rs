@@ -5,7 +5,7 @@ const MAX_NAMES: usize = 2000;
 const MAX_LENGTH: usize = 64;
 
 /// The known name that differs least, if it differs little.
-pub fn nearest<'s>(name: &str, known: impl Iterator<Item = &'s str>) -> Option<&'s str> {
+pub fn nearest<N: AsRef<str>>(name: &str, known: impl Iterator<Item = N>) -> Option<N> {
     let length = name.chars().count();
     if length > MAX_LENGTH {
         return None;
@@ -13,12 +13,13 @@ pub fn nearest<'s>(name: &str, known: impl Iterator<Item = &'s str>) -> Option<&
     let limit = (length / 3).max(1);
     known
         .take(MAX_NAMES)
-        .filter(|k| *k != name && k.chars().count().abs_diff(length) <= limit)
-        .map(|k| (distance(name, k), k))
+        .map(|k| (k.as_ref().chars().count(), k))
+        .filter(|(count, k)| k.as_ref() != name && count.abs_diff(length) <= limit)
+        .map(|(count, k)| (distance(name, k.as_ref()), count, k))
         // A name of two letters is near to every other one.
-        .filter(|(d, k)| *d <= limit && (length > 2 || k.chars().count() > 2))
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, k)| k)
+        .filter(|(d, count, _)| *d <= limit && (length > 2 || *count > 2))
+        .min_by_key(|(d, _, _)| *d)
+        .map(|(_, _, k)| k)
 }
 
 /// Edit distance (Levenshtein).

@@ -53,7 +53,7 @@ fn enter_paths(
     seen.push(item);
     for field in &decl.fields {
         if let FieldType::Config(name) = &field.ty {
-            if let Some(inner) = program.find(item.module, &name.text) {
+            if let Some(inner) = program.find(item.module, name.text) {
                 enter_paths(program, inner, seen, found);
             }
             continue;
@@ -120,7 +120,7 @@ pub fn differences(config: &Config, other: &Config) -> Vec<Difference> {
                 );
             }
             (value, Some(instead_of)) if value != instead_of => found.push(Difference {
-                field: name.clone(),
+                field: name.to_string(),
                 value: value.clone(),
                 instead_of: instead_of.clone(),
             }),

@@ -1,10 +1,10 @@
 //! A root module with everything it imports, and what each name in each module refers to.
 
+use mdl_symbol::{Symbol, SymbolMap};
 use mdl_syntax::ast::{Item, ItemKind, Module, Name};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::source::SourceMap;
 use mdl_syntax::span::Span;
-use std::collections::BTreeMap;
 
 /// Imports within imports.
 pub const MAX_IMPORT_DEPTH: usize = 16;
@@ -23,7 +23,7 @@ pub struct LoadedModule {
     /// `std.norm`, or the file's own name for the root.
     pub path: String,
     pub ast: Module,
-    pub names: BTreeMap<String, ItemRef>,
+    pub names: SymbolMap<ItemRef>,
 }
 
 /// Modules in the order in which they were finished; the root is last.
@@ -44,14 +44,22 @@ impl Program {
         self.modules.len() - 1
     }
 
-    pub fn find(&self, module: usize, name: &str) -> Option<ItemRef> {
-        self.modules[module].names.get(name).copied()
+    pub fn find(&self, module: usize, name: Symbol) -> Option<ItemRef> {
+        self.modules[module].names.get(&name).copied()
+    }
+
+    /// The names of a module with what they refer to, in the order of the alphabet.
+    pub fn names(&self, module: usize) -> Vec<(Symbol, ItemRef)> {
+        let names = self.modules[module].names.iter();
+        let mut names: Vec<(Symbol, ItemRef)> = names.map(|(name, item)| (*name, *item)).collect();
+        names.sort_unstable();
+        names
     }
 
     /// An item of a standard module, which the compiler itself asks for.
     pub fn find_in(&self, path: &str, name: &str) -> Option<ItemRef> {
         let module = self.modules.iter().position(|m| m.path == path)?;
-        self.find(module, name)
+        self.find(module, Symbol::new(name))
     }
 
     /// May this module pair functions with kernels? Standard modules may, and files of a folder
@@ -79,7 +87,7 @@ impl Program {
 pub fn standard_home<'p>(program: &'p Program, name: &str) -> Option<&'p str> {
     let defines = |m: &&LoadedModule| {
         let mut items = m.ast.items.iter().filter_map(item_name);
-        m.path.starts_with("std.") && items.any(|n| &*n.text == name)
+        m.path.starts_with("std.") && items.any(|n| n.text == name)
     };
     program.modules.iter().find(defines).map(|m| m.path.as_str())
 }
@@ -132,14 +140,14 @@ impl Loader<'_> {
         // The root is known by the name of its file, imports by their paths.
         let file_name = path.rsplit(['/', '\\']).next().unwrap_or(path);
         self.open.push(file_name.strip_suffix(".mdl").unwrap_or(path).to_string());
-        let mut names: BTreeMap<String, ItemRef> = BTreeMap::new();
-        let mut places: BTreeMap<String, Span> = BTreeMap::new();
+        let mut names: SymbolMap<ItemRef> = SymbolMap::default();
+        let mut places: SymbolMap<Span> = SymbolMap::default();
         for item in &ast.items {
             if let ItemKind::Use(u) = &item.kind {
                 let parts: Vec<String> = u.path.iter().map(|n| n.text.to_string()).collect();
                 let Some(module) = self.import(&parts, item.span) else { continue };
                 for name in &u.names {
-                    match self.program.find(module, &name.text) {
+                    match self.program.find(module, name.text) {
                         Some(at) => self.define(&mut names, &mut places, name, at),
                         None => self.sink.push(Diagnostic::error(
                             "E0203",
@@ -165,17 +173,17 @@ impl Loader<'_> {
 
     fn define(
         &mut self,
-        names: &mut BTreeMap<String, ItemRef>,
-        places: &mut BTreeMap<String, Span>,
+        names: &mut SymbolMap<ItemRef>,
+        places: &mut SymbolMap<Span>,
         name: &Name,
         at: ItemRef,
     ) {
-        if let Some(first) = places.insert(name.text.to_string(), name.span) {
+        if let Some(first) = places.insert(name.text, name.span) {
             let message = format!("`{}` is defined twice", name.text);
             let diagnostic = Diagnostic::error("E0202", message, name.span, "defined again here");
             self.sink.push(diagnostic.label(first, "first defined here"));
         }
-        names.insert(name.text.to_string(), at);
+        names.insert(name.text, at);
     }
 
     fn import(&mut self, parts: &[String], span: Span) -> Option<usize> {

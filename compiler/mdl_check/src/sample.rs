@@ -14,10 +14,10 @@ use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorV
 use crate::work::Work;
 use mdl_ir::graph::Body;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::SymbolSet;
 use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::Span;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// The axis that stands for those which `..` leaves open.
@@ -29,7 +29,7 @@ pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink,
     for (item, it) in program.root_items() {
         match &it.kind {
             // What is wrong with a configuration that is bound somewhere else is said there.
-            ItemKind::Config(decl) if model != Some(item) && !bound.contains(&*decl.name.text) => {
+            ItemKind::Config(decl) if model != Some(item) && !bound.contains(&decl.name.text) => {
                 bind(program, item, &Source::Sample, decl.name.span, sink);
             }
             ItemKind::Fn(decl) if !work.reached.contains(&decl.name.span) => {
@@ -56,9 +56,9 @@ pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink,
 }
 
 /// Names of the configurations that presets bind.
-fn bound_by_presets(program: &Program) -> BTreeSet<&str> {
+fn bound_by_presets(program: &Program) -> SymbolSet {
     let presets = program.root_items().filter_map(|(_, it)| match &it.kind {
-        ItemKind::Preset(p) => Some(&*p.config.text),
+        ItemKind::Preset(p) => Some(p.config.text),
         _ => None,
     });
     presets.collect()
@@ -79,15 +79,15 @@ fn function(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Fn) -> Eval<()> {
 
 fn call(e: &mut Elaborator<'_>, decl: &ast::Fn, mut scope: Scope) -> Eval<Val> {
     for (i, axis) in decl.axes.iter().enumerate() {
-        scope.axes.insert(axis.text.clone(), made_up_axis(axis, i));
+        scope.axes.insert(axis.text, made_up_axis(axis, i));
     }
     let given = arguments(e, &decl.args, &mut scope.clone())?;
     e.call_fn(decl, scope, given, decl.name.span)
 }
 
 fn made_up_axis(name: &ast::Name, n: usize) -> AxisVal {
-    let size = Size::named(&name.text, made_up_size(n));
-    AxisVal { name: name.text.clone(), size: Some(size), origin: name.span }
+    let size = Size::named(name.text, made_up_size(n));
+    AxisVal { name: name.text, size: Some(size), origin: name.span }
 }
 
 /// Arguments that are what their declarations say. `scope` learns the axes on the way.
@@ -96,15 +96,15 @@ fn arguments(e: &mut Elaborator<'_>, args: &[ast::Arg], scope: &mut Scope) -> Ev
     for arg in args {
         let val = match &arg.ty {
             ArgType::Tensor(ty) => Val::Tensor(tensor(e, &arg.name.text, ty, scope)?),
-            ArgType::Size => Val::Size(Size::named(&arg.name.text, made_up_size(given.len()))),
+            ArgType::Size => Val::Size(Size::named(arg.name.text, made_up_size(given.len()))),
             ArgType::Real => Val::Real(2.0),
             ArgType::Bool => Val::Bool(true),
             ArgType::Function(axes) => mask(e.program, axes.len())?,
-            ArgType::Config(name) if &*name.text == "text" => Val::Text(String::new()),
+            ArgType::Config(name) if name.text == "text" => Val::Text(String::new()),
             ArgType::Config(name) => config(e, name, scope.module)?,
         };
         let known = Given { name: None, val, span: arg.name.span };
-        scope.values.insert(arg.name.text.clone(), known.val.clone());
+        scope.values.insert(arg.name.text, known.val.clone());
         given.push(known);
     }
     Ok(given)
@@ -112,7 +112,7 @@ fn arguments(e: &mut Elaborator<'_>, args: &[ast::Arg], scope: &mut Scope) -> Ev
 
 fn config(e: &mut Elaborator<'_>, name: &ast::Name, module: usize) -> Eval<Val> {
     let program = e.program;
-    let item = program.find(module, &name.text);
+    let item = program.find(module, name.text);
     let is_config = |item: &ItemRef| matches!(program.item(*item).kind, ItemKind::Config(_));
     let Some(item) = item.filter(is_config) else {
         let message = format!("there is no configuration `{}`", name.text);
@@ -147,26 +147,28 @@ fn mask(program: &Program, axes: usize) -> Eval<Val> {
 fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) -> Eval<TensorVal> {
     let mut axes: Vec<SymAxis> = Vec::new();
     if ty.open {
-        let size = Size::named(OPEN, made_up_size(3));
+        let size = Size::named(OPEN.into(), made_up_size(3));
         axes.push(SymAxis { name: OPEN.into(), size, origin: ty.span });
     }
     for axis in &ty.axes {
-        let known = scope.axes.get(&*axis.name.text).cloned();
+        let known = scope.axes.get(axis.name.text).cloned();
         let val = match (&axis.size, known) {
             (Some(size), _) => {
                 let origin = size.span;
                 let size = size_of(e, size, scope)?;
-                AxisVal { name: axis.name.text.clone(), size: Some(size), origin }
+                AxisVal { name: axis.name.text, size: Some(size), origin }
             }
             (None, Some(known)) => known,
             (None, None) => made_up_axis(&axis.name, scope.axes.len()),
         };
         let size = val.size.clone().unwrap_or(Size::number(1));
         e.whole(&axis.name.text, &size, val.origin)?;
-        axes.push(SymAxis { name: val.name.clone(), size, origin: val.origin });
-        scope.axes.entry(axis.name.text.clone()).or_insert(val);
+        axes.push(SymAxis { name: val.name, size, origin: val.origin });
+        if !scope.axes.has(axis.name.text) {
+            scope.axes.insert(axis.name.text, val);
+        }
     }
-    let dtype = match ty.dtype.as_ref().map(|d| &*d.text) {
+    let dtype = match ty.dtype.as_ref().map(|d| d.text.as_str()) {
         Some("ids" | "i32") => DType::I32,
         Some("bool") => DType::Bool,
         _ => DType::F32,
@@ -180,7 +182,7 @@ fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) 
 fn block(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Block) -> Eval<()> {
     let mut scope = Scope { module: item.module, ..Scope::default() };
     for (i, axis) in decl.axes.iter().enumerate() {
-        scope.axes.insert(axis.text.clone(), made_up_axis(axis, i));
+        scope.axes.insert(axis.text, made_up_axis(axis, i));
     }
     let given = arguments(e, &decl.args, &mut scope.clone())?;
     for (arg, given) in decl.args.iter().zip(&given) {

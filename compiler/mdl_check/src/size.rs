@@ -5,6 +5,7 @@
 //! belongs to the preset (or to made-up numbers where a model is checked without one) and appears
 //! in messages and in graphs.
 
+use mdl_symbol::Symbol;
 use mdl_syntax::ast::BinaryOp;
 use std::fmt;
 use std::rc::Rc;
@@ -49,48 +50,65 @@ fn gcd(a: u128, b: u128) -> u128 {
 }
 
 /// Exponents by name, in the order of the names; a division by a named size is a negative exponent.
-type Monomial = Vec<(Rc<str>, i32)>;
+type Monomial = Vec<(Symbol, i32)>;
 
-/// Every axis of every value has one and few of them differ, so copies share the terms.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Size {
-    terms: Rc<Vec<(Monomial, Ratio)>>,
+/// Every axis of every value has one and few of them differ, so copies share it.
+#[derive(Clone, Debug)]
+pub struct Size(Rc<Polynomial>);
+
+#[derive(Debug, PartialEq)]
+struct Polynomial {
+    terms: Vec<(Monomial, Ratio)>,
     value: Ratio,
+}
+
+impl PartialEq for Size {
+    fn eq(&self, other: &Size) -> bool {
+        Rc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
 }
 
 impl Size {
     pub fn number(n: u64) -> Size {
         let ratio = Ratio::whole(i128::from(n));
-        Size { terms: Rc::new(vec![(Monomial::new(), ratio)]), value: ratio }
+        Size::of(vec![(Monomial::new(), ratio)], ratio)
     }
 
-    pub fn named(name: &str, value: u64) -> Size {
-        let monomial = Monomial::from([(name.into(), 1)]);
-        let value = Ratio::whole(i128::from(value));
-        Size { terms: Rc::new(vec![(monomial, Ratio::whole(1))]), value }
+    pub fn named(name: Symbol, value: u64) -> Size {
+        let monomial = Monomial::from([(name, 1)]);
+        Size::of(vec![(monomial, Ratio::whole(1))], Ratio::whole(i128::from(value)))
+    }
+
+    fn of(terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
+        Size(Rc::new(Polynomial { terms, value }))
+    }
+
+    fn terms(&self) -> &[(Monomial, Ratio)] {
+        &self.0.terms
     }
 
     /// The whole number, if it is one.
     pub fn value(&self) -> Option<u64> {
-        (self.value.den == 1).then(|| u64::try_from(self.value.num).ok()).flatten()
+        let value = self.0.value;
+        (value.den == 1).then(|| u64::try_from(value.num).ok()).flatten()
     }
 
     /// Is it no whole number?
     pub fn is_fraction(&self) -> bool {
-        self.value.den != 1
+        self.0.value.den != 1
     }
 
     pub fn as_f64(&self) -> f64 {
-        self.value.num as f64 / self.value.den as f64
+        self.0.value.num as f64 / self.0.value.den as f64
     }
 
     pub fn same(&self, other: &Size) -> bool {
-        Rc::ptr_eq(&self.terms, &other.terms) || self.terms == other.terms
+        Rc::ptr_eq(&self.0, &other.0) || self.terms() == other.terms()
     }
 
     /// Is it a plain number, so that its polynomial says no more than its value?
     pub fn is_number(&self) -> bool {
-        self.terms.iter().all(|(m, _)| m.is_empty())
+        self.terms().iter().all(|(m, _)| m.is_empty())
     }
 
     /// `self op other`; None where a number overflows or the operation has no meaning for sizes.
@@ -106,30 +124,30 @@ impl Size {
     }
 
     fn plus(&self, other: &Size, factor: Ratio) -> Option<Size> {
-        let mut terms = self.terms.to_vec();
-        for (m, c) in other.terms.iter() {
+        let mut terms = self.terms().to_vec();
+        for (m, c) in other.terms().iter() {
             enter(&mut terms, m.clone(), c.mul(factor)?)?;
         }
-        Some(normal(terms, self.value.add(other.value.mul(factor)?)?))
+        Some(normal(terms, self.0.value.add(other.0.value.mul(factor)?)?))
     }
 
     fn times(&self, other: &Size) -> Option<Size> {
         let mut terms = Vec::new();
-        for (a, x) in self.terms.iter() {
-            for (b, y) in other.terms.iter() {
+        for (a, x) in self.terms().iter() {
+            for (b, y) in other.terms().iter() {
                 enter(&mut terms, joined(a, b, 1)?, x.mul(*y)?)?;
             }
         }
-        Some(normal(terms, self.value.mul(other.value)?))
+        Some(normal(terms, self.0.value.mul(other.0.value)?))
     }
 
     fn over(&self, other: &Size) -> Option<Size> {
-        let value = self.value.div(other.value)?;
-        let [(m, c)] = &other.terms[..] else {
+        let value = self.0.value.div(other.0.value)?;
+        let [(m, c)] = other.terms() else {
             return None;
         };
         let mut terms = Vec::new();
-        for (a, x) in self.terms.iter() {
+        for (a, x) in self.terms().iter() {
             enter(&mut terms, joined(a, m, -1)?, x.div(*c)?)?;
         }
         Some(normal(terms, value))
@@ -146,7 +164,7 @@ fn joined(a: &Monomial, b: &Monomial, sign: i32) -> Option<Monomial> {
         let at = match out.binary_search_by(|(other, _)| other.cmp(name)) {
             Ok(at) => at,
             Err(at) => {
-                out.insert(at, (name.clone(), 0));
+                out.insert(at, (*name, 0));
                 at
             }
         };
@@ -170,12 +188,12 @@ fn enter(terms: &mut Vec<(Monomial, Ratio)>, m: Monomial, c: Ratio) -> Option<()
 fn normal(mut terms: Vec<(Monomial, Ratio)>, value: Ratio) -> Size {
     terms.retain(|(_, c)| c.num != 0);
     terms.sort_by(|a, b| a.0.cmp(&b.0));
-    Size { terms: Rc::new(terms), value }
+    Size::of(terms, value)
 }
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (monomial, c)) in self.terms.iter().enumerate() {
+        for (i, (monomial, c)) in self.terms().iter().enumerate() {
             let sign = if c.num < 0 { "-" } else { "+" };
             match (i, c.num < 0) {
                 (0, false) => {}
@@ -201,7 +219,7 @@ impl fmt::Display for Size {
                 write!(f, " / {}", c.den)?;
             }
         }
-        if self.terms.is_empty() {
+        if self.terms().is_empty() {
             write!(f, "0")?;
         }
         Ok(())

@@ -1,20 +1,21 @@
 //! What an expression can stand for while a model is elaborated.
 
+use crate::bindings::Bindings;
 use crate::call::Given;
 use crate::config::Config;
 use crate::program::ItemRef;
 use crate::size::Size;
 use mdl_ir::graph::ValueId;
 use mdl_ir::tensor_type::DType;
+use mdl_symbol::Symbol;
 use mdl_syntax::span::Span;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Deref, DerefMut};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// An axis of a tensor: its name, its size in symbols, and where the size was said.
 #[derive(Clone, Debug)]
 pub struct SymAxis {
-    pub name: Rc<str>,
+    pub name: Symbol,
     pub size: Size,
     pub origin: Span,
 }
@@ -28,8 +29,8 @@ pub struct TensorVal {
 }
 
 impl TensorVal {
-    pub fn axis(&self, name: &str) -> Option<&SymAxis> {
-        self.axes.iter().find(|a| *a.name == *name)
+    pub fn axis(&self, name: Symbol) -> Option<&SymAxis> {
+        self.axes.iter().find(|a| a.name == name)
     }
 
     /// `[B, T, hidden]`, as the user writes it.
@@ -56,12 +57,12 @@ pub struct BlockVal {
     /// The first of its weights.
     pub first: usize,
     /// The axis along which it is repeated, or one of its owners.
-    pub layers: Option<Rc<str>>,
+    pub layers: Option<Symbol>,
     /// What its methods see, but for their owner: its arguments, axes and members.
     pub scope: Scope,
-    pub members: BTreeMap<Rc<str>, MemberVal>,
+    pub members: Bindings<MemberVal>,
     /// The axis and the count where the instance is repeated.
-    pub repeat: Option<(Rc<str>, Size)>,
+    pub repeat: Option<(Symbol, Size)>,
 }
 
 /// A function with the arguments that it was bound to where it was named, as in `window(c.window)`.
@@ -106,44 +107,19 @@ impl Val {
 #[derive(Clone, Debug)]
 pub struct AxisVal {
     /// The name that tensors carry.
-    pub name: Rc<str>,
+    pub name: Symbol,
     pub size: Option<Size>,
     pub origin: Span,
-}
-
-/// Names of a scope. Every call starts from a copy of some scope and adds few names or none, so
-/// copies share their entries until one of them is changed.
-#[derive(Clone, Debug)]
-pub struct Names<V>(Rc<BTreeMap<Rc<str>, V>>);
-
-impl<V> Default for Names<V> {
-    fn default() -> Self {
-        Names(Rc::default())
-    }
-}
-
-impl<V> Deref for Names<V> {
-    type Target = BTreeMap<Rc<str>, V>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl<V: Clone> DerefMut for Names<V> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        Rc::make_mut(&mut self.0)
-    }
 }
 
 /// The names that are visible in a body.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     pub module: usize,
-    pub values: Names<Val>,
-    pub axes: Names<AxisVal>,
+    pub values: Bindings<Val>,
+    pub axes: Bindings<AxisVal>,
     /// Names whose statement had a mistake: that they are unknown is no news.
-    pub failed: BTreeSet<Rc<str>>,
+    pub failed: BTreeSet<Symbol>,
     /// The block whose method this is.
     pub owner: Option<Rc<BlockVal>>,
 }

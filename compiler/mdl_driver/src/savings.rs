@@ -53,12 +53,13 @@ fn saved(graph: &Graph, (i, node): (usize, &Node)) -> Vec<Saving> {
 /// Residuals of the region that its later form does not emit. Results keep their order and names.
 fn made(graph: &Graph, (i, _): (usize, &Node), (_, new): (usize, &Node)) -> Vec<Saving> {
     let Op::Repeat { body, carries, .. } = &new.op else { return Vec::new() };
-    let mut left: Vec<&str> = body.outputs[*carries..].iter().map(|o| body.name(*o)).collect();
+    let mut left: Vec<&str> =
+        body.outputs[*carries..].iter().map(|o| body.name(*o).as_str()).collect();
     let mut found = Vec::new();
     for residual in residuals(graph).into_iter().filter(|r| r.node == i) {
         let Op::Repeat { body: old, .. } = &graph.body.nodes[i].op else { continue };
         let name = old.name(old.outputs[residual.result]);
-        let is_it = |n: &&str| *n == name || n.strip_suffix(".host") == Some(name);
+        let is_it = |n: &&str| name == *n || n.strip_suffix(".host") == Some(&name);
         match left.iter().position(is_it) {
             Some(at) => drop(left.remove(at)),
             None => found.push(saving(&graph.body, (i, residual.result), Way::Made)),

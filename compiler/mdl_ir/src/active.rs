@@ -61,7 +61,7 @@ fn read(body: &Body, origins: &[Option<usize>], readings: &mut [Reading]) {
             Op::GroupedContract { axis, .. } => {
                 let Some(p) = from(&node.args[1]) else { continue };
                 let rows = body.ty(node.args[2]).elements();
-                let groups = body.ty(node.args[1]).axis(axis).map_or(1, |a| a.size);
+                let groups = body.ty(node.args[1]).axis(*axis).map_or(1, |a| a.size);
                 let most = readings[p].grouped.filter(|(r, _)| *r >= rows);
                 readings[p].grouped = Some(most.unwrap_or((rows, groups)));
             }

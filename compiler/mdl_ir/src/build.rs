@@ -7,6 +7,7 @@ use crate::interp::fold;
 use crate::op::{Binary, Class, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
+use mdl_symbol::{Quick, Symbol};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
@@ -26,15 +27,15 @@ impl Builder {
         Builder { body, known: HashMap::default(), producer }
     }
 
-    pub fn input(&mut self, name: &str, ty: Type) -> ValueId {
+    pub fn input(&mut self, name: impl Into<Symbol>, ty: Type) -> ValueId {
         let id = self.value(name, ty);
         self.body.inputs.push(id);
         id
     }
 
-    pub fn value(&mut self, name: &str, ty: Type) -> ValueId {
+    pub fn value(&mut self, name: impl Into<Symbol>, ty: Type) -> ValueId {
         let id = ValueId(self.body.values.len() as u32);
-        self.body.values.push(Value { name: name.to_string(), ty });
+        self.body.values.push(Value { name: name.into(), ty });
         id
     }
 
@@ -48,10 +49,10 @@ impl Builder {
     }
 
     /// Gives a value the name that the source has for it, unless it already has one.
-    pub fn name(&mut self, id: ValueId, name: &str) {
-        let unnamed = self.op(id).is_some_and(|n| n.op.name() == self.body.name(id));
+    pub fn name(&mut self, id: ValueId, name: Symbol) {
+        let unnamed = self.op(id).is_some_and(|n| self.body.name(id) == n.op.name());
         if unnamed {
-            self.body.values[id.index()].name = name.to_string();
+            self.body.values[id.index()].name = name;
         }
     }
 
@@ -88,7 +89,7 @@ impl Builder {
         {
             return Ok(*id);
         }
-        let name = op.name().to_string();
+        let name = op.name();
         let id = self.node(op, args.to_vec(), vec![(name, ty)], span)[0];
         if let Some(key) = key {
             self.known.insert(key, id);
@@ -101,10 +102,10 @@ impl Builder {
         &mut self,
         op: Op,
         args: Vec<ValueId>,
-        results: Vec<(String, Type)>,
+        results: Vec<(impl Into<Symbol>, Type)>,
         span: Place,
     ) -> Vec<ValueId> {
-        let ids: Vec<ValueId> = results.into_iter().map(|(n, ty)| self.value(&n, ty)).collect();
+        let ids: Vec<ValueId> = results.into_iter().map(|(n, ty)| self.value(n, ty)).collect();
         self.producer.resize(self.body.values.len(), None);
         for id in &ids {
             self.producer[id.index()] = Some(self.body.nodes.len());
@@ -133,7 +134,7 @@ impl Builder {
 
     /// Sum over these axes, outermost walk last: axes at the end of memory first, as kernels want
     /// them.
-    pub fn sum(&mut self, a: ValueId, axes: &[String], span: Place) -> Result<ValueId, String> {
+    pub fn sum(&mut self, a: ValueId, axes: &[Symbol], span: Place) -> Result<ValueId, String> {
         self.push(Op::Reduce { kind: Reduction::Sum, axes: axes.to_vec() }, &[a], span)
     }
 
@@ -193,20 +194,20 @@ impl Builder {
     }
 
     /// Σ(a·b) is a contraction where each factor has an axis of its own.
-    fn contraction(&mut self, sum_of: ValueId, axes: &[String], span: Place) -> Option<ValueId> {
+    fn contraction(&mut self, sum_of: ValueId, axes: &[Symbol], span: Place) -> Option<ValueId> {
         let product = self.op(sum_of)?;
         let (Op::Binary(Binary::Mul), [a, b]) = (&product.op, product.args[..].as_ref()) else {
             return None;
         };
         let (a, b) = (*a, *b);
         let (ta, tb) = (self.ty(a), self.ty(b));
-        let both = axes.iter().all(|x| ta.has(x) && tb.has(x));
+        let both = axes.iter().all(|x| ta.has(*x) && tb.has(*x));
         // What is multiplied by gathered matrices has no axis of its own.
         if both && let Some(grouped) = self.grouped(a, b, axes, span) {
             return Some(grouped);
         }
         let (ta, tb) = (self.ty(a), self.ty(b));
-        let own = |x: &Type, y: &Type| x.axes.iter().any(|axis| !y.has(&axis.name));
+        let own = |x: &Type, y: &Type| x.axes.iter().any(|axis| !y.has(axis.name));
         if !both || !own(ta, tb) || !own(tb, ta) {
             return None;
         }
@@ -217,8 +218,8 @@ impl Builder {
     fn join_pads(&mut self, args: &[ValueId], span: Place) -> Option<ValueId> {
         let pad = |id: ValueId| match self.op(id) {
             Some(Node { op: Op::Pad { axis, start, into }, args, .. }) => {
-                let size = self.ty(args[0]).axis(axis)?.size;
-                Some((args[0], axis.clone(), *start, into.clone(), size))
+                let size = self.ty(args[0]).axis(*axis)?.size;
+                Some((args[0], *axis, *start, *into, size))
             }
             _ => None,
         };
@@ -231,7 +232,7 @@ impl Builder {
         // The parts may have been cut under two names.
         let second = match x.1 == y.1 {
             true => y.0,
-            false => self.push(Op::Rename { from: y.1, to: x.1.clone() }, &[y.0], span).ok()?,
+            false => self.push(Op::Rename { from: y.1, to: x.1 }, &[y.0], span).ok()?,
         };
         self.push(Op::Concat { axis: x.1, into: x.3 }, &[x.0, second], span).ok()
     }
@@ -268,7 +269,7 @@ impl Builder {
             let before = self.body.values.len();
             let id = self.push(node.op.clone(), &args, node.span)?;
             if id.index() >= before {
-                self.body.values[id.index()].name = body.name(node.results[0]).to_string();
+                self.body.values[id.index()].name = body.values[node.results[0].index()].name;
             }
             map.insert(node.results[0], id);
             return Ok(());
@@ -303,31 +304,6 @@ impl Builder {
         self.body.outputs = outputs;
         remove_dead(&mut self.body);
         self.body
-    }
-}
-
-/// A hash of few instructions, for keys that are compared where it matters. It is the same in every
-/// run, so operations that it mistook for one another would be so in every run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Quick(u64);
-
-impl Hasher for Quick {
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        // The product's high half depends on all bits of both, which is where the low one lacks.
-        let product = u128::from(self.0 ^ word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 
@@ -383,6 +359,6 @@ fn compact(body: &mut Body) {
 }
 
 /// `names` of these axes.
-pub fn axis_names(axes: &[Axis]) -> Vec<String> {
-    axes.iter().map(|a| a.name.clone()).collect()
+pub fn axis_names(axes: &[Axis]) -> Vec<Symbol> {
+    axes.iter().map(|a| a.name).collect()
 }

@@ -16,12 +16,12 @@ pub fn node_flops(body: &Body, node: &Node) -> u64 {
     match &node.op {
         Op::Contract { axes } => {
             let a = body.ty(node.args[0]);
-            let k: u64 = axes.iter().filter_map(|x| a.axis(x)).map(|x| x.size).product();
+            let k: u64 = axes.iter().filter_map(|x| a.axis(*x)).map(|x| x.size).product();
             2 * out * k
         }
         Op::GroupedContract { axes, .. } => {
             let a = body.ty(node.args[0]);
-            let k: u64 = axes.iter().filter_map(|x| a.axis(x)).map(|x| x.size).product();
+            let k: u64 = axes.iter().filter_map(|x| a.axis(*x)).map(|x| x.size).product();
             2 * out * k
         }
         // Every row is in one group: the result's size without the groups, once for each row.

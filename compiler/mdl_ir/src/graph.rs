@@ -3,6 +3,7 @@
 use crate::op::Op;
 use crate::place::Place;
 use crate::tensor_type::Type;
+use mdl_symbol::Symbol;
 use serde::{Deserialize, Serialize};
 
 /// A value of one body: an index into `Body::values`.
@@ -18,7 +19,7 @@ impl ValueId {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Value {
     /// From the source where it had a name; `g.x` is the gradient of x. Unique only when printed.
-    pub name: String,
+    pub name: Symbol,
     pub ty: Type,
 }
 
@@ -46,8 +47,8 @@ impl Body {
         &self.values[id.index()].ty
     }
 
-    pub fn name(&self, id: ValueId) -> &str {
-        &self.values[id.index()].name
+    pub fn name(&self, id: ValueId) -> Symbol {
+        self.values[id.index()].name
     }
 
     /// For every value, the node that makes it; body inputs have none.

@@ -2,6 +2,7 @@
 
 use crate::op::{Binary, Op, Unary};
 use crate::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 
 /// Axes per tensor, as the language limits them.
 pub const MAX_AXES: usize = 8;
@@ -12,7 +13,7 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
     let one = |ty: Type| Ok(vec![ty]);
     match op {
         Op::Const(_) => one(Type::scalar(DType::F32)),
-        Op::Position(axis) => one(Type::new(DType::F32, vec![axis.clone()])),
+        Op::Position(axis) => one(Type::new(DType::F32, vec![*axis])),
         Op::Random { axes, .. } => one(Type::new(DType::F32, axes.clone())),
         Op::Unary(Unary::Not) => one(args[0].clone()),
         Op::Unary(_) => one(args[0].of(args[0].dtype.computed())),
@@ -25,7 +26,7 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             one(ty.of(ty.dtype.computed()))
         }
         Op::Contract { axes } => one(contract(args[0], args[1], axes)?),
-        Op::GroupedContract { axis, axes } => one(grouped_contract(args, axis, axes)?),
+        Op::GroupedContract { axis, axes } => one(grouped_contract(args, *axis, axes)?),
         Op::GroupedOuter { axis } => one(grouped_outer(args, axis)?),
         Op::Broadcast { axes } => {
             let missing = args[0].axes.iter().find(|a| !axes.contains(a));
@@ -40,37 +41,37 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
             true => one(args[0].of(DType::Bf16)),
             false => Err(format!("the seed is {}, not a whole number", args[1])),
         },
-        Op::Rename { from, to } => one(rename(args[0], from, to)?),
-        Op::Split { axis, into } => one(split(args[0], axis, into)?),
-        Op::Merge { axes, into } => one(merge(args[0], axes, into)?),
+        Op::Rename { from, to } => one(rename(args[0], *from, *to)?),
+        Op::Split { axis, into } => one(split(args[0], *axis, into)?),
+        Op::Merge { axes, into } => one(merge(args[0], axes, *into)?),
         Op::Slice { axis, start, into } => {
-            let old = find(args[0], axis)?;
+            let old = find(args[0], *axis)?;
             if start + into.size > old.size {
                 return Err(format!("slice ends beyond axis `{axis}` of size {}", old.size));
             }
-            one(replace(args[0], axis, into)?)
+            one(replace(args[0], *axis, into)?)
         }
         Op::Pad { axis, start, into } => {
-            let old = find(args[0], axis)?;
+            let old = find(args[0], *axis)?;
             if start + old.size > into.size {
                 return Err(format!("pad ends beyond axis `{}`", into.name));
             }
-            one(replace(args[0], axis, into)?)
+            one(replace(args[0], *axis, into)?)
         }
-        Op::Concat { axis, into } => one(concat(args, axis, into)?),
+        Op::Concat { axis, into } => one(concat(args, *axis, into)?),
         Op::Gather { axis } => {
-            find(args[0], axis)?;
+            find(args[0], *axis)?;
             let mut axes = args[1].axes.clone();
             axes.extend(args[0].without(std::slice::from_ref(axis)).axes);
             one(Type::new(args[0].dtype, axes))
         }
         Op::ScatterAdd { axis } => one(scatter_add(args, axis)?),
         Op::CacheWrite { axis } => {
-            find(args[0], axis)?;
+            find(args[0], *axis)?;
             one(args[1].clone())
         }
         Op::Repeat { axis, count, carries, consts, body, .. } => {
-            repeat(args, axis, *count, *carries, *consts, body)
+            repeat(args, *axis, *count, *carries, *consts, body)
         }
         Op::Call { body, .. } => Ok(body.outputs.iter().map(|o| body.ty(*o).clone()).collect()),
     }
@@ -104,7 +105,7 @@ pub fn union(args: &[&Type]) -> Result<Vec<Axis>, String> {
     for ty in args {
         for axis in &ty.axes {
             match axes.iter().find(|a| a.name == axis.name) {
-                None => axes.push(axis.clone()),
+                None => axes.push(*axis),
                 Some(a) if a.size != axis.size => {
                     return Err(format!(
                         "axis `{}` is {} here and {} there",
@@ -121,22 +122,22 @@ pub fn union(args: &[&Type]) -> Result<Vec<Axis>, String> {
     Ok(axes)
 }
 
-fn find<'a>(ty: &'a Type, axis: &str) -> Result<&'a Axis, String> {
+fn find(ty: &Type, axis: Symbol) -> Result<&Axis, String> {
     ty.axis(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))
 }
 
-fn need_axes(ty: &Type, axes: &[String]) -> Result<(), String> {
-    axes.iter().try_for_each(|a| find(ty, a).map(|_| ()))
+fn need_axes(ty: &Type, axes: &[Symbol]) -> Result<(), String> {
+    axes.iter().try_for_each(|a| find(ty, *a).map(|_| ()))
 }
 
-fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
+fn contract(a: &Type, b: &Type, over: &[Symbol]) -> Result<Type, String> {
     need_axes(a, over)?;
     need_axes(b, over)?;
     union(&[a, b])?;
     let kept = |axis: &&Axis| !over.contains(&axis.name);
-    let shared = a.axes.iter().filter(kept).filter(|x| b.has(&x.name));
-    let only_a = a.axes.iter().filter(kept).filter(|x| !b.has(&x.name));
-    let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(&x.name));
+    let shared = a.axes.iter().filter(kept).filter(|x| b.has(x.name));
+    let only_a = a.axes.iter().filter(kept).filter(|x| !b.has(x.name));
+    let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(x.name));
     let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).cloned().collect();
     Ok(Type::new(DType::F32, axes))
 }
@@ -145,11 +146,11 @@ fn contract(a: &Type, b: &Type, over: &[String]) -> Result<Type, String> {
 fn scatter_add(args: &[&Type], axis: &Axis) -> Result<Type, String> {
     let ids = crate::build::axis_names(&args[0].axes);
     need_axes(args[1], &ids)?;
-    let ty = args[1].without(&ids).stacked(axis.clone());
+    let ty = args[1].without(&ids).stacked(*axis);
     Ok(ty.of(args.get(2).map_or(ty.dtype, |base| base.dtype)))
 }
 
-fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type, String> {
+fn grouped_contract(args: &[&Type], axis: Symbol, over: &[Symbol]) -> Result<Type, String> {
     let (a, table, ids) = (args[0], args[1], args[2]);
     need_axes(a, over)?;
     need_axes(table, over)?;
@@ -158,7 +159,7 @@ fn grouped_contract(args: &[&Type], axis: &str, over: &[String]) -> Result<Type,
     find(table, axis)?;
     let kept = |x: &&Axis| x.name != axis && !over.contains(&x.name);
     let own: Vec<Axis> = table.axes.iter().filter(kept).cloned().collect();
-    if let Some(twice) = own.iter().find(|x| ids.has(&x.name)) {
+    if let Some(twice) = own.iter().find(|x| ids.has(x.name)) {
         return Err(format!("axis `{}` is of the rows and of the groups", twice.name));
     }
     Ok(Type::new(one_dtype(a, table)?, ids.axes.iter().cloned().chain(own).collect()))
@@ -173,9 +174,9 @@ fn one_dtype(a: &Type, b: &Type) -> Result<DType, String> {
 }
 
 /// A grouped operand has rows and the axes `others`, and nothing else.
-fn rows_of(ty: &Type, ids: &Type, others: &[String]) -> Result<(), String> {
+fn rows_of(ty: &Type, ids: &Type, others: &[Symbol]) -> Result<(), String> {
     union(&[ty, ids])?;
-    match ty.axes.iter().find(|x| !ids.has(&x.name) && !others.contains(&x.name)) {
+    match ty.axes.iter().find(|x| !ids.has(x.name) && !others.contains(&x.name)) {
         Some(x) => Err(format!("axis `{}` is neither of the rows nor summed", x.name)),
         None => Ok(()),
     }
@@ -183,12 +184,11 @@ fn rows_of(ty: &Type, ids: &Type, others: &[String]) -> Result<(), String> {
 
 fn grouped_outer(args: &[&Type], axis: &Axis) -> Result<Type, String> {
     let (a, b, ids) = (args[0], args[1], args[2]);
-    let own = |ty: &Type| -> Vec<Axis> {
-        ty.axes.iter().filter(|x| !ids.has(&x.name)).cloned().collect()
-    };
+    let own =
+        |ty: &Type| -> Vec<Axis> { ty.axes.iter().filter(|x| !ids.has(x.name)).cloned().collect() };
     rows_of(a, ids, &crate::build::axis_names(&own(a)))?;
     rows_of(b, ids, &crate::build::axis_names(&own(b)))?;
-    let mut axes = vec![axis.clone()];
+    let mut axes = vec![*axis];
     for x in own(a).into_iter().chain(own(b)) {
         if axes.iter().any(|y| y.name == x.name) {
             return Err(format!("axis `{}` would stand twice", x.name));
@@ -201,13 +201,13 @@ fn grouped_outer(args: &[&Type], axis: &Axis) -> Result<Type, String> {
     Ok(Type::new(one_dtype(a, b)?, axes))
 }
 
-fn reorder(ty: &Type, names: &[String]) -> Result<Type, String> {
-    let axes: Result<Vec<Axis>, String> = names.iter().map(|n| find(ty, n).cloned()).collect();
+fn reorder(ty: &Type, names: &[Symbol]) -> Result<Type, String> {
+    let axes: Result<Vec<Axis>, String> = names.iter().map(|n| find(ty, *n).cloned()).collect();
     let out = Type::new(ty.dtype, axes?);
     if out.same_axes(ty) { Ok(out) } else { Err("reorder drops an axis".into()) }
 }
 
-fn rename(ty: &Type, from: &str, to: &str) -> Result<Type, String> {
+fn rename(ty: &Type, from: Symbol, to: Symbol) -> Result<Type, String> {
     let size = find(ty, from)?.size;
     if ty.has(to) {
         return Err(format!("axis `{to}` stands twice"));
@@ -215,14 +215,14 @@ fn rename(ty: &Type, from: &str, to: &str) -> Result<Type, String> {
     replace(ty, from, &Axis::new(to, size))
 }
 
-fn replace(ty: &Type, axis: &str, new: &Axis) -> Result<Type, String> {
+fn replace(ty: &Type, axis: Symbol, new: &Axis) -> Result<Type, String> {
     let at = ty.index_of(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))?;
     let mut out = ty.clone();
-    out.axes[at] = new.clone();
+    out.axes[at] = *new;
     Ok(out)
 }
 
-fn split(ty: &Type, axis: &str, into: &[Axis]) -> Result<Type, String> {
+fn split(ty: &Type, axis: Symbol, into: &[Axis]) -> Result<Type, String> {
     let at = ty.index_of(axis).ok_or_else(|| format!("no axis `{axis}` in {ty}"))?;
     let product: u64 = into.iter().map(|a| a.size).product();
     if product != ty.axes[at].size {
@@ -233,11 +233,11 @@ fn split(ty: &Type, axis: &str, into: &[Axis]) -> Result<Type, String> {
     Ok(out)
 }
 
-fn merge(ty: &Type, axes: &[String], into: &str) -> Result<Type, String> {
+fn merge(ty: &Type, axes: &[Symbol], into: Symbol) -> Result<Type, String> {
     let first = axes.first().ok_or("merge of no axes")?;
-    let at = ty.index_of(first).ok_or_else(|| format!("no axis `{first}` in {ty}"))?;
-    let names: Vec<&str> = ty.axes[at..].iter().map(|a| a.name.as_str()).collect();
-    if !names.iter().zip(axes).all(|(n, a)| n == a) || names.len() < axes.len() {
+    let at = ty.index_of(*first).ok_or_else(|| format!("no axis `{first}` in {ty}"))?;
+    let names = crate::build::axis_names(&ty.axes[at..]);
+    if !names.starts_with(axes) {
         return Err("merged axes are not adjacent".into());
     }
     let size = ty.axes[at..at + axes.len()].iter().map(|a| a.size).product();
@@ -246,11 +246,11 @@ fn merge(ty: &Type, axes: &[String], into: &str) -> Result<Type, String> {
     Ok(out)
 }
 
-fn concat(args: &[&Type], axis: &str, into: &Axis) -> Result<Type, String> {
+fn concat(args: &[&Type], axis: Symbol, into: &Axis) -> Result<Type, String> {
     let mut total = 0;
     for ty in args {
         total += find(ty, axis)?.size;
-        if ty.without(&[axis.to_string()]).axes != args[0].without(&[axis.to_string()]).axes {
+        if ty.without(&[axis]).axes != args[0].without(&[axis]).axes {
             return Err("concatenated tensors differ in another axis".into());
         }
         if ty.dtype != args[0].dtype {
@@ -265,7 +265,7 @@ fn concat(args: &[&Type], axis: &str, into: &Axis) -> Result<Type, String> {
 
 fn repeat(
     args: &[&Type],
-    axis: &str,
+    axis: Symbol,
     count: u64,
     carries: usize,
     consts: usize,

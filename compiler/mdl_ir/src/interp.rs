@@ -5,6 +5,7 @@ use crate::op::{Binary, Op, Reduction, Unary};
 use crate::rounding::{bf16_nearest, bf16_to_f32, stochastic_round};
 use crate::tensor::{Tensor, walk};
 use crate::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 
 /// What the interpreter asks of its surroundings.
 #[derive(Clone, Debug, Default)]
@@ -107,14 +108,14 @@ fn eval_one(op: &Op, args: &[&Tensor], ty: Type, env: &Env) -> Tensor {
         }
         Op::Reduce { kind, .. } => reduce(*kind, args[0], ty),
         Op::Contract { axes } => contract(args[0], args[1], axes, ty),
-        Op::GroupedContract { axis, axes } => grouped_contract(args, axis, axes, ty),
+        Op::GroupedContract { axis, axes } => grouped_contract(args, *axis, axes, ty),
         Op::GroupedOuter { .. } => grouped_outer(args, ty),
-        Op::Slice { axis, start, into } => shift(args[0], ty, axis, &into.name, *start, false),
-        Op::Pad { axis, start, into } => shift(args[0], ty, axis, &into.name, *start, true),
-        Op::Concat { axis, into } => concat(args, ty, axis, &into.name),
-        Op::Gather { axis } => gather(args[0], args[1], axis, ty),
+        Op::Slice { axis, start, into } => shift(args[0], ty, *axis, into.name, *start, false),
+        Op::Pad { axis, start, into } => shift(args[0], ty, *axis, into.name, *start, true),
+        Op::Concat { axis, into } => concat(args, ty, *axis, into.name),
+        Op::Gather { axis } => gather(args[0], args[1], *axis, ty),
         Op::ScatterAdd { .. } => scatter_add(args, ty),
-        Op::CacheWrite { axis } => cache_write(args, axis, ty),
+        Op::CacheWrite { axis } => cache_write(args, *axis, ty),
         Op::Repeat { .. } | Op::Call { .. } => unreachable!("handled by eval"),
     }
 }
@@ -192,7 +193,7 @@ fn reduce(kind: Reduction, a: &Tensor, ty: Type) -> Tensor {
     out
 }
 
-fn contract(a: &Tensor, b: &Tensor, over: &[String], ty: Type) -> Tensor {
+fn contract(a: &Tensor, b: &Tensor, over: &[Symbol], ty: Type) -> Tensor {
     let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
     let (sa, sb) = (a.strides_along(&ty.axes), b.strides_along(&ty.axes));
     let (ka, kb) = (a.strides_along(&summed), b.strides_along(&summed));
@@ -206,7 +207,7 @@ fn contract(a: &Tensor, b: &Tensor, over: &[String], ty: Type) -> Tensor {
     out
 }
 
-fn grouped_contract(args: &[&Tensor], axis: &str, over: &[String], ty: Type) -> Tensor {
+fn grouped_contract(args: &[&Tensor], axis: Symbol, over: &[Symbol], ty: Type) -> Tensor {
     let (a, table, ids) = (args[0], args[1], args[2]);
     let at = table.ty.index_of(axis).expect("verified");
     let (stride, groups) = (table.ty.strides()[at] as usize, table.ty.axes[at].size as f64);
@@ -246,7 +247,7 @@ fn grouped_outer(args: &[&Tensor], ty: Type) -> Tensor {
 
 /// Copies between a tensor and a longer one along an axis: from the longer (`Slice`) or into it
 /// (`Pad`).
-fn shift(a: &Tensor, ty: Type, axis: &str, into: &str, start: u64, pad: bool) -> Tensor {
+fn shift(a: &Tensor, ty: Type, axis: Symbol, into: Symbol, start: u64, pad: bool) -> Tensor {
     let mut out = Tensor::zeros(ty);
     let long = if pad { out.ty.clone() } else { a.ty.clone() };
     let at = long.index_of(if pad { into } else { axis }).expect("verified");
@@ -263,7 +264,7 @@ fn shift(a: &Tensor, ty: Type, axis: &str, into: &str, start: u64, pad: bool) ->
     out
 }
 
-fn concat(args: &[&Tensor], ty: Type, axis: &str, into: &str) -> Tensor {
+fn concat(args: &[&Tensor], ty: Type, axis: Symbol, into: Symbol) -> Tensor {
     let mut out = Tensor::zeros(ty.clone());
     let mut start = 0;
     for part in args {
@@ -277,7 +278,7 @@ fn concat(args: &[&Tensor], ty: Type, axis: &str, into: &str) -> Tensor {
     out
 }
 
-fn gather(table: &Tensor, ids: &Tensor, axis: &str, ty: Type) -> Tensor {
+fn gather(table: &Tensor, ids: &Tensor, axis: Symbol, ty: Type) -> Tensor {
     let at = table.ty.index_of(axis).expect("verified");
     let stride = table.ty.strides()[at] as usize;
     let (st, si) = (table.strides_along(&ty.axes), ids.strides_along(&ty.axes));
@@ -300,7 +301,7 @@ fn scatter_add(args: &[&Tensor], ty: Type) -> Tensor {
     out
 }
 
-fn cache_write(args: &[&Tensor], axis: &str, ty: Type) -> Tensor {
+fn cache_write(args: &[&Tensor], axis: Symbol, ty: Type) -> Tensor {
     let (x, start) = (args[0], args[2].data[0] as usize);
     let mut out = Tensor::new(ty, args[1].data.clone());
     let at = out.ty.index_of(axis).expect("verified");

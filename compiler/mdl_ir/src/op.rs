@@ -2,6 +2,7 @@
 
 use crate::graph::Body;
 use crate::tensor_type::{Axis, DType};
+use mdl_symbol::Symbol;
 use serde::{Deserialize, Serialize};
 use std::hash::{Hash, Hasher};
 
@@ -24,20 +25,20 @@ pub enum Op {
     Select,
     Reduce {
         kind: Reduction,
-        axes: Vec<String>,
+        axes: Vec<Symbol>,
     },
     /// Σ over `axes` of `args[0] · args[1]`; the axes stand in both. The result has the shared kept
     /// axes, then what only `args[0]` has, then what only `args[1]` has.
     Contract {
-        axes: Vec<String>,
+        axes: Vec<Symbol>,
     },
     /// Each row with the matrix of its group: Σ over `axes` of `args[0]` times the slice of
     /// `args[1]` along `axis` that the row's id in `args[2]` says. Ids' axes are the rows, and
     /// `args[0]` may lack the innermost of them. The result has the ids' axes, then what only
     /// `args[1]` has; a row whose id names no group is zero.
     GroupedContract {
-        axis: String,
-        axes: Vec<String>,
+        axis: Symbol,
+        axes: Vec<Symbol>,
     },
     /// For each group, Σ over its rows of `args[0] · args[1]`, where the ids `args[2]` say which
     /// rows those are. The result has `axis`, then the axes of `args[0]` that are no rows, then
@@ -51,7 +52,7 @@ pub enum Op {
     },
     /// The same values with the axes in another order of memory.
     Reorder {
-        axes: Vec<String>,
+        axes: Vec<Symbol>,
     },
     /// To `Bf16` rounds to the nearest; from it is exact.
     Cast(DType),
@@ -61,39 +62,39 @@ pub enum Op {
         stream: u32,
     },
     Rename {
-        from: String,
-        to: String,
+        from: Symbol,
+        to: Symbol,
     },
     /// One axis becomes several, outermost first.
     Split {
-        axis: String,
+        axis: Symbol,
         into: Vec<Axis>,
     },
     /// Adjacent axes become one.
     Merge {
-        axes: Vec<String>,
-        into: String,
+        axes: Vec<Symbol>,
+        into: Symbol,
     },
     /// `into.size` elements of `axis` from `start`.
     Slice {
-        axis: String,
+        axis: Symbol,
         start: u64,
         into: Axis,
     },
     /// The inverse of `Slice`: the argument's `axis` at `start` of a longer axis of zeros.
     Pad {
-        axis: String,
+        axis: Symbol,
         start: u64,
         into: Axis,
     },
     /// The arguments one after the other along `axis`, which becomes `into`.
     Concat {
-        axis: String,
+        axis: Symbol,
         into: Axis,
     },
     /// `args[0]` (table with `axis`) at the ids `args[1]`: the ids' axes, then the table's others.
     Gather {
-        axis: String,
+        axis: Symbol,
     },
     /// Adds the rows `args[1]` (ids' axes, then others) at the ids `args[0]` to a table of zeros,
     /// or to `args[2]`.
@@ -114,13 +115,13 @@ pub enum Op {
     /// `args[1]` (a cache with `axis`) with `args[0]` (which has the shorter `axis`) written from
     /// position `args[2]`.
     CacheWrite {
-        axis: String,
+        axis: Symbol,
     },
     /// A region run `count` times. Arguments and body inputs: `carries`, `consts`, then values
     /// stacked along `axis` of which each iteration sees its slice. Body outputs and results:
     /// carries, then values that get stacked. With `reverse`, the last slice comes first.
     Repeat {
-        axis: String,
+        axis: Symbol,
         count: u64,
         reverse: bool,
         carries: usize,
@@ -132,7 +133,7 @@ pub enum Op {
     /// `axes` are the axes that the function was called over, in the order of its declaration.
     Call {
         kernel: Kernel,
-        axes: Vec<String>,
+        axes: Vec<Symbol>,
         body: Box<Body>,
     },
 }

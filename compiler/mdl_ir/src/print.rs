@@ -12,6 +12,7 @@
 use crate::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
 use crate::op::{Group, Op};
 use crate::tensor_type::{Axis, Type};
+use mdl_symbol::joined;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
@@ -80,7 +81,7 @@ impl Names {
         let mut map = HashMap::new();
         let made = body.nodes.iter().flat_map(|n| &n.results);
         for id in body.inputs.iter().chain(made) {
-            let base = printable(body.name(*id));
+            let base = printable(&body.name(*id));
             let mut name = base.clone();
             let mut n = 2;
             while !taken.insert(name.clone()) {
@@ -166,7 +167,9 @@ pub fn attributes(op: &Op) -> String {
         Op::Const(c) => format!("{c:?}"),
         Op::Position(axis) => axes(std::slice::from_ref(axis)),
         Op::Random { stream, axes: a } => format!("{stream}; {}", axes(a)),
-        Op::Reduce { axes, .. } | Op::Contract { axes } | Op::Reorder { axes } => axes.join(", "),
+        Op::Reduce { axes, .. } | Op::Contract { axes } | Op::Reorder { axes } => {
+            joined(axes, ", ")
+        }
         Op::Broadcast { axes: a } => axes(a),
         Op::Cast(dtype) => dtype.name().to_string(),
         Op::StochasticRound { stream } => stream.to_string(),
@@ -174,20 +177,20 @@ pub fn attributes(op: &Op) -> String {
         Op::Collective { group: Group { ranks, stride }, .. } => format!("{ranks} by {stride}"),
         Op::Rename { from, to } => format!("{to} = {from}"),
         Op::Split { axis, into } => format!("{axis}; {}", axes(into)),
-        Op::Merge { axes, into } => format!("{into} = {}", axes.join(" * ")),
+        Op::Merge { axes, into } => format!("{into} = {}", joined(axes, " * ")),
         Op::Slice { axis, start, into } | Op::Pad { axis, start, into } => {
             format!("{axis} at {start}; {}", axes(std::slice::from_ref(into)))
         }
         Op::Concat { axis, into } => format!("{axis}; {}", axes(std::slice::from_ref(into))),
-        Op::Gather { axis } | Op::CacheWrite { axis } => axis.clone(),
-        Op::GroupedContract { axis, axes } => format!("{axis}; {}", axes.join(", ")),
+        Op::Gather { axis } | Op::CacheWrite { axis } => axis.to_string(),
+        Op::GroupedContract { axis, axes } => format!("{axis}; {}", joined(axes, ", ")),
         Op::ScatterAdd { axis } | Op::GroupedOuter { axis } => axes(std::slice::from_ref(axis)),
         Op::Repeat { axis, count, reverse, carries, consts, .. } => {
             let order = if *reverse { " reverse" } else { "" };
             format!("{axis}={count}{order}; {carries} carried, {consts} const")
         }
         Op::Call { kernel, axes, .. } if axes.is_empty() => kernel.name().to_string(),
-        Op::Call { kernel, axes, .. } => format!("{}; {}", kernel.name(), axes.join(", ")),
+        Op::Call { kernel, axes, .. } => format!("{}; {}", kernel.name(), joined(axes, ", ")),
         Op::Unary(_) | Op::Binary(_) | Op::Select | Op::StopGradient => return String::new(),
     };
     format!("{{{inner}}}")

@@ -28,7 +28,7 @@ fn tables(body: &Body, time: &str, found: &mut Vec<Reach>) {
         match &node.op {
             Op::Gather { axis } => {
                 let Some(offset) = offset(body, &producers, node.args[1], time) else { continue };
-                let rows = body.ty(node.args[0]).axis(axis).map_or(0, |a| a.size);
+                let rows = body.ty(node.args[0]).axis(*axis).map_or(0, |a| a.size);
                 let longest = (rows as f64 - offset).max(0.0) as u64;
                 found.push(Reach { table: body.name(node.args[0]).to_string(), longest });
             }

@@ -8,6 +8,7 @@ use crate::graph::{Body, Graph, InputRole, Node, OutputRole, Param, Stage, Value
 use crate::op::{Binary, Collective, Group, Kernel, Memory, Op, Reduction, Unary};
 use crate::place::Place;
 use crate::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::HashMap;
 
 /// The graph that this text describes, or the first line that describes none.
@@ -195,7 +196,7 @@ impl Scope {
         if self.names.insert(name.to_string(), id).is_some() {
             return Err(format!("`{name}` is made twice"));
         }
-        self.body.values.push(Value { name: name.to_string(), ty });
+        self.body.values.push(Value { name: name.into(), ty });
         Ok(id)
     }
 
@@ -208,8 +209,8 @@ fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(", ").filter(|s| !s.is_empty())
 }
 
-fn texts(list: &str) -> Vec<String> {
-    names(list).map(str::to_string).collect()
+fn symbols(list: &str) -> Vec<Symbol> {
+    names(list).map(Symbol::new).collect()
 }
 
 /// `name{attributes} arguments`, taken apart.
@@ -313,10 +314,10 @@ fn halves<'t>(attrs: &'t str, by: &str) -> Result<(&'t str, &'t str), String> {
 }
 
 /// `axis at start; into=size`.
-fn part(attrs: &str) -> Result<(String, u64, Axis), String> {
+fn part(attrs: &str) -> Result<(Symbol, u64, Axis), String> {
     let (place, into) = halves(attrs, "; ")?;
     let (name, start) = halves(place, " at ")?;
-    Ok((name.to_string(), number(start)?, axis(into)?))
+    Ok((name.into(), number(start)?, axis(into)?))
 }
 
 /// An operation without a body.
@@ -340,36 +341,36 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
             Op::Random { stream: number(stream)?, axes: axes(list)? }
         }
         "select" => Op::Select,
-        "reduce_sum" => Op::Reduce { kind: Reduction::Sum, axes: texts(attrs) },
-        "reduce_max" => Op::Reduce { kind: Reduction::Max, axes: texts(attrs) },
-        "contract" => Op::Contract { axes: texts(attrs) },
+        "reduce_sum" => Op::Reduce { kind: Reduction::Sum, axes: symbols(attrs) },
+        "reduce_max" => Op::Reduce { kind: Reduction::Max, axes: symbols(attrs) },
+        "contract" => Op::Contract { axes: symbols(attrs) },
         "broadcast" => Op::Broadcast { axes: axes(attrs)? },
-        "reorder" => Op::Reorder { axes: texts(attrs) },
+        "reorder" => Op::Reorder { axes: symbols(attrs) },
         "cast" => Op::Cast(DType::from_name(attrs).ok_or("there is no such element type")?),
         "stochastic_round" => Op::StochasticRound { stream: number(attrs)? },
         "rename" => {
             let (to, from) = halves(attrs, " = ")?;
-            Op::Rename { from: from.to_string(), to: to.to_string() }
+            Op::Rename { from: from.into(), to: to.into() }
         }
         "split" => {
             let (name, into) = halves(attrs, "; ")?;
-            Op::Split { axis: name.to_string(), into: axes(into)? }
+            Op::Split { axis: name.into(), into: axes(into)? }
         }
         "merge" => {
             let (into, list) = halves(attrs, " = ")?;
-            let axes = list.split(" * ").map(str::to_string).collect();
-            Op::Merge { axes, into: into.to_string() }
+            let axes = list.split(" * ").map(Symbol::new).collect();
+            Op::Merge { axes, into: into.into() }
         }
         "slice" => part(attrs).map(|(axis, start, into)| Op::Slice { axis, start, into })?,
         "pad" => part(attrs).map(|(axis, start, into)| Op::Pad { axis, start, into })?,
         "concat" => {
             let (name, into) = halves(attrs, "; ")?;
-            Op::Concat { axis: name.to_string(), into: axis(into)? }
+            Op::Concat { axis: name.into(), into: axis(into)? }
         }
-        "gather" => Op::Gather { axis: attrs.to_string() },
+        "gather" => Op::Gather { axis: attrs.into() },
         "grouped_contract" => {
             let (axis, over) = halves(attrs, "; ")?;
-            Op::GroupedContract { axis: axis.to_string(), axes: texts(over) }
+            Op::GroupedContract { axis: axis.into(), axes: symbols(over) }
         }
         "grouped_outer" => Op::GroupedOuter { axis: axis(attrs)? },
         "scatter_add" => Op::ScatterAdd { axis: axis(attrs)? },
@@ -377,7 +378,7 @@ fn read_op(word: &str, attrs: &str) -> Result<Op, String> {
         "transfer" => {
             Op::Transfer { to: Memory::from_name(attrs).ok_or("there is no such memory")? }
         }
-        "cache_write" => Op::CacheWrite { axis: attrs.to_string() },
+        "cache_write" => Op::CacheWrite { axis: attrs.into() },
         _ => return Err(format!("there is no operation `{word}`")),
     })
 }
@@ -388,7 +389,7 @@ fn with_body(word: &str, attrs: &str, body: Body) -> Result<Op, String> {
     let (head, rest) = attrs.split_once("; ").unwrap_or((attrs, ""));
     if word == "call" {
         let kernel = Kernel::from_name(head).ok_or_else(|| format!("no kernel `{head}`"))?;
-        return Ok(Op::Call { kernel, axes: texts(rest), body });
+        return Ok(Op::Call { kernel, axes: symbols(rest), body });
     }
     let reverse = head.ends_with(" reverse");
     let Axis { name, size } = axis(head.trim_end_matches(" reverse"))?;

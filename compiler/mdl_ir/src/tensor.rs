@@ -23,7 +23,7 @@ impl Tensor {
     /// Strides of this tensor along the given axes; 0 where it lacks one.
     pub fn strides_along(&self, axes: &[Axis]) -> Vec<usize> {
         let own = self.ty.strides();
-        let stride = |a: &Axis| self.ty.index_of(&a.name).map_or(0, |i| own[i] as usize);
+        let stride = |a: &Axis| self.ty.index_of(a.name).map_or(0, |i| own[i] as usize);
         axes.iter().map(stride).collect()
     }
 

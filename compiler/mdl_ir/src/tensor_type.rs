@@ -1,5 +1,6 @@
 //! Element types, named axes and tensor types with concrete sizes.
 
+use mdl_symbol::Symbol;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,14 +49,14 @@ impl DType {
 
 /// An axis is known by its name; within a body one name may have several sizes only in different
 /// values.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Axis {
-    pub name: String,
+    pub name: Symbol,
     pub size: u64,
 }
 
 impl Axis {
-    pub fn new(name: impl Into<String>, size: u64) -> Self {
+    pub fn new(name: impl Into<Symbol>, size: u64) -> Self {
         Axis { name: name.into(), size }
     }
 }
@@ -94,15 +95,15 @@ impl Type {
         self.elements() * self.dtype.bytes()
     }
 
-    pub fn axis(&self, name: &str) -> Option<&Axis> {
+    pub fn axis(&self, name: Symbol) -> Option<&Axis> {
         self.axes.iter().find(|a| a.name == name)
     }
 
-    pub fn index_of(&self, name: &str) -> Option<usize> {
+    pub fn index_of(&self, name: Symbol) -> Option<usize> {
         self.axes.iter().position(|a| a.name == name)
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: Symbol) -> bool {
         self.axis(name).is_some()
     }
 
@@ -121,15 +122,15 @@ impl Type {
     }
 
     /// The type without these axes.
-    pub fn without(&self, names: &[String]) -> Type {
-        let axes = self.axes.iter().filter(|a| !names.contains(&a.name)).cloned().collect();
+    pub fn without(&self, names: &[Symbol]) -> Type {
+        let axes = self.axes.iter().filter(|a| !names.contains(&a.name)).copied().collect();
         Type { dtype: self.dtype, axes }
     }
 
     /// With one more axis in front, as a repeated region stacks its values.
     pub fn stacked(&self, axis: Axis) -> Type {
         let mut axes = vec![axis];
-        axes.extend(self.axes.iter().cloned());
+        axes.extend(&self.axes);
         Type { dtype: self.dtype, axes }
     }
 }

@@ -8,6 +8,7 @@ use mdl_ir::graph::{Node, ValueId};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
+use mdl_symbol::Symbol;
 
 /// A node as the rules see it: its arguments and result as values of the body that is being
 /// written.
@@ -163,14 +164,14 @@ fn indexed(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
         Op::Gather { axis } => {
             let ids = fetch(b, Ok(1))?;
             let table = &p.arg_types[0];
-            let axis = table.axis(axis).expect("verified").clone();
+            let axis = *table.axis(*axis).expect("verified");
             let dtable = b.push(Op::ScatterAdd { axis }, &[ids, g], at)?;
             let axes = axis_names(&table.axes);
             Ok(vec![Some(b.push(Op::Reorder { axes }, &[dtable], at)?), None])
         }
         Op::ScatterAdd { axis } => {
             let ids = fetch(b, Ok(0))?;
-            let rows = b.push(Op::Gather { axis: axis.name.clone() }, &[g, ids], at)?;
+            let rows = b.push(Op::Gather { axis: axis.name }, &[g, ids], at)?;
             let mut grads = vec![None, Some(rows)];
             grads.extend((p.node.args.len() > 2).then_some(Some(g)));
             Ok(grads)
@@ -185,21 +186,21 @@ fn grouped(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
     let g = full(b, g, p.result_type, at)?;
     let (x, y, ids) = (fetch(b, Ok(0))?, fetch(b, Ok(1))?, fetch(b, Ok(2))?);
     let [tx, ty, rows] = p.arg_types else { return Err("three arguments".into()) };
-    let own = |t: &Type| -> Vec<String> {
-        axis_names(&t.axes).into_iter().filter(|a| !rows.has(a)).collect()
+    let own = |t: &Type| -> Vec<Symbol> {
+        axis_names(&t.axes).into_iter().filter(|a| !rows.has(*a)).collect()
     };
     let (dx, dy) = match &p.node.op {
         Op::GroupedContract { axis, axes } => {
-            let groups = ty.axis(axis).expect("verified");
-            let kept: Vec<String> =
+            let groups = ty.axis(*axis).expect("verified");
+            let kept: Vec<Symbol> =
                 own(ty).into_iter().filter(|a| a != axis && !axes.contains(a)).collect();
-            let dx = b.grouped_contract(g, y, ids, (axis, &kept), at)?;
+            let dx = b.grouped_contract(g, y, ids, (*axis, &kept), at)?;
             let table = b.grouped_outer(g, x, ids, groups, at)?;
             (dx, b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[table], at)?)
         }
         Op::GroupedOuter { axis } => {
-            let dx = b.grouped_contract(y, g, ids, (&axis.name, &own(ty)), at)?;
-            let dy = b.grouped_contract(x, g, ids, (&axis.name, &own(tx)), at)?;
+            let dx = b.grouped_contract(y, g, ids, (axis.name, &own(ty)), at)?;
+            let dy = b.grouped_contract(x, g, ids, (axis.name, &own(tx)), at)?;
             let dy = b.sum(dy, &missing(rows, ty), at)?;
             (dx, b.push(Op::Reorder { axes: axis_names(&ty.axes) }, &[dy], at)?)
         }
@@ -211,8 +212,8 @@ fn grouped(b: &mut Builder, p: &Primal<'_>, g: ValueId, fetch: &mut Fetch<'_>) -
 }
 
 /// The axes of `all` that `ty` lacks.
-fn missing(all: &Type, ty: &Type) -> Vec<String> {
-    axis_names(&all.axes).into_iter().filter(|a| !ty.has(a)).collect()
+fn missing(all: &Type, ty: &Type) -> Vec<Symbol> {
+    axis_names(&all.axes).into_iter().filter(|a| !ty.has(*a)).collect()
 }
 
 fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
@@ -221,35 +222,35 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
         let Op::Rename { from, to } = &p.node.op else {
             return Ok(Vec::new());
         };
-        if !b.ty(g).has(to) {
+        if !b.ty(g).has(*to) {
             return Ok(vec![Some(g)]);
         }
-        let back = Op::Rename { from: to.clone(), to: from.clone() };
+        let back = Op::Rename { from: *to, to: *from };
         return Ok(vec![Some(b.push(back, &[g], at)?)]);
     }
     let g = full(b, g, p.result_type, at)?;
     let grad = match &p.node.op {
-        Op::Split { axis, into } => Op::Merge { axes: axis_names(into), into: axis.clone() },
+        Op::Split { axis, into } => Op::Merge { axes: axis_names(into), into: *axis },
         Op::Merge { axes, into } => {
             let ty = &p.arg_types[0];
-            let parts = axes.iter().filter_map(|a| ty.axis(a).cloned()).collect();
-            Op::Split { axis: into.clone(), into: parts }
+            let parts = axes.iter().filter_map(|a| ty.axis(*a).cloned()).collect();
+            Op::Split { axis: *into, into: parts }
         }
         Op::Slice { axis, start, into } => {
-            let whole = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Pad { axis: into.name.clone(), start: *start, into: whole }
+            let whole = *p.arg_types[0].axis(*axis).expect("verified");
+            Op::Pad { axis: into.name, start: *start, into: whole }
         }
         Op::Pad { axis, start, into } => {
-            let part = p.arg_types[0].axis(axis).expect("verified").clone();
-            Op::Slice { axis: into.name.clone(), start: *start, into: part }
+            let part = *p.arg_types[0].axis(*axis).expect("verified");
+            Op::Slice { axis: into.name, start: *start, into: part }
         }
         Op::Concat { axis, into } => {
             let mut start = 0;
             let mut grads = Vec::new();
             for ty in p.arg_types {
-                let part = ty.axis(axis).expect("verified").clone();
+                let part = *ty.axis(*axis).expect("verified");
                 let size = part.size;
-                let op = Op::Slice { axis: into.name.clone(), start, into: part };
+                let op = Op::Slice { axis: into.name, start, into: part };
                 grads.push(Some(b.push(op, &[g], at)?));
                 start += size;
             }
@@ -264,9 +265,9 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
 fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<ValueId, String> {
     let at = p.node.span;
     let extra: Vec<_> =
-        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(&a.name)).cloned().collect();
+        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(a.name)).cloned().collect();
     // A gradient that is the same along an axis sums to itself times the size.
-    let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(&a.name));
+    let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(a.name));
     let g = b.sum(g, &axis_names(&there), at)?;
     if missing.is_empty() {
         return Ok(g);
@@ -309,16 +310,16 @@ fn contract_to(
     at: Place,
 ) -> Result<ValueId, String> {
     let (tg, to) = (b.ty(g).clone(), b.ty(other).clone());
-    let summed = |t: &Type| -> Vec<String> {
-        axis_names(&t.axes).into_iter().filter(|a| !target.has(a)).collect()
+    let summed = |t: &Type| -> Vec<Symbol> {
+        axis_names(&t.axes).into_iter().filter(|a| !target.has(*a)).collect()
     };
     let (sg, so) = (summed(&tg), summed(&to));
-    let both: Vec<String> = sg.iter().filter(|a| so.contains(a)).cloned().collect();
+    let both: Vec<Symbol> = sg.iter().filter(|a| so.contains(a)).cloned().collect();
     if both.len() == sg.len() && both.len() == so.len() && !both.is_empty() {
         return b.push(Op::Contract { axes: both }, &[g, other], at);
     }
     let product = b.mul(g, other, at)?;
-    let axes: Vec<String> = summed(&b.ty(product).clone());
+    let axes: Vec<Symbol> = summed(&b.ty(product).clone());
     b.sum(product, &axes, at)
 }
 
@@ -334,7 +335,7 @@ pub(crate) fn accumulated(
             continue;
         };
         if args.len() == 2 && b.ty(scatter) == b.ty(base) {
-            let (op, args) = (Op::ScatterAdd { axis: axis.clone() }, [args[0], args[1], base]);
+            let (op, args) = (Op::ScatterAdd { axis: *axis }, [args[0], args[1], base]);
             return b.push(op, &args, at);
         }
     }

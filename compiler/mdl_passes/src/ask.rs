@@ -61,13 +61,13 @@ impl Asking<'_> {
         let Op::Concat { axis, into } = &node.op else { return };
         let (body, result) = (self.body, node.results[0]);
         let whole = self.wanted.entry(result);
-        let whole = whole.or_insert_with(|| low.fresh(body.name(result), body.ty(result))).clone();
-        let at = body.ty(result).index_of(&into.name).expect("verified");
+        let whole = whole.or_insert_with(|| low.fresh(&body.name(result), body.ty(result))).clone();
+        let at = body.ty(result).index_of(into.name).expect("verified");
         let mut start = 0;
         for a in &node.args {
             let mut part = whole.clone();
             part.offset += start * whole.strides[at];
-            start += body.ty(*a).axis(axis).expect("verified").size;
+            start += body.ty(*a).axis(*axis).expect("verified").size;
             let free = !self.wanted.contains_key(a) && !self.places.contains_key(a);
             // Only regions write with strides.
             let region = self.producers[a.index()].is_some_and(|p| {
@@ -106,7 +106,7 @@ impl Asking<'_> {
         let (base, result) = (node.args[2], node.results[0]);
         let to = match self.wanted.get(&result) {
             Some(to) => to.clone(),
-            None => low.fresh(self.body.name(result), self.body.ty(base)),
+            None => low.fresh(&self.body.name(result), self.body.ty(base)),
         };
         self.wanted.insert(result, to.clone());
         self.for_one_use(base, to);
@@ -119,7 +119,7 @@ impl Asking<'_> {
             let ty = self.body.ty(first).clone();
             let slots = if history(inner, j, *n, *reverse) { count + 1 } else { 2 };
             let name = self.body.name(node.results[j]);
-            let buffer = low.buffer(name, slice_bytes(slots, &ty), None);
+            let buffer = low.buffer(&name, slice_bytes(slots, &ty), None);
             carries.insert((i, j), buffer);
             self.for_one_use(first, Loc::dense(buffer, &ty));
         }

@@ -17,6 +17,7 @@ use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Stage, ValueId};
 use mdl_ir::op::{Binary, Class, Kernel, Op};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::{HashMap, HashSet};
 
 /// The training graph's first part: the outputs as they were, then the gradient of every parameter.
@@ -38,7 +39,7 @@ pub fn differentiate(graph: &Graph) -> Result<Graph, String> {
         let input = body.inputs[i];
         let g = bwd.input_gradient(input, body.ty(input))?;
         let name = format!("g.{}", body.name(input));
-        bwd.writer().body.values[g.index()].name = name;
+        bwd.writer().body.values[g.index()].name = name.into();
         outputs.push(g);
         roles.push(OutputRole::Grad(*p));
     }
@@ -61,7 +62,7 @@ enum Style {
     InForward(Kernel),
 }
 
-fn style(kernel: Kernel, axes: &[String], result: &Type) -> Option<Style> {
+fn style(kernel: Kernel, axes: &[Symbol], result: &Type) -> Option<Style> {
     match kernel {
         Kernel::Attention => {
             let lse = result.without(&axes[2..3]).of(DType::F32);
@@ -142,7 +143,7 @@ impl Forward {
         &mut self,
         body: &Body,
         i: usize,
-        (kernel, axes, inner): (Kernel, &[String], &Body),
+        (kernel, axes, inner): (Kernel, &[Symbol], &Body),
     ) -> Result<(), String> {
         let node = &body.nodes[i];
         let result = body.ty(node.results[0]).clone();
@@ -151,10 +152,10 @@ impl Forward {
         };
         let args: Vec<ValueId> = node.args.iter().map(|a| self.map[a]).collect();
         let name = |s: &str| format!("{}.{s}", body.name(node.results[0]));
-        let mut results = vec![(body.name(node.results[0]).to_string(), result)];
+        let mut results = vec![(body.name(node.results[0]), result)];
         match style {
             Style::Paired(_, residuals) => {
-                results.extend(residuals.into_iter().map(|ty| (name("kept"), ty)));
+                results.extend(residuals.into_iter().map(|ty| (name("kept").into(), ty)));
                 let ids = self.b.node(node.op.clone(), args, results, node.span);
                 self.map.insert(node.results[0], ids[0]);
                 self.kept.insert(i, Kept::Residuals(ids[1..].to_vec()));
@@ -165,7 +166,7 @@ impl Forward {
                 let inner = with_gradients(inner, &wanted)?;
                 for (a, out) in wanted.iter().zip(&inner.outputs[1..]) {
                     let name = format!("g.{}", body.name(node.args[*a]));
-                    results.push((name, inner.ty(*out).clone()));
+                    results.push((name.into(), inner.ty(*out).clone()));
                 }
                 let op = Op::Call { kernel: with_grad, axes: axes.to_vec(), body: Box::new(inner) };
                 let ids = self.b.node(op, args, results, node.span);
@@ -200,15 +201,15 @@ impl Forward {
         let mut outputs: Vec<ValueId> = inner.outputs.iter().map(|o| fwd.map[o]).collect();
         outputs.extend(&residuals);
         let new_axis = mdl_ir::tensor_type::Axis::new(axis, *count);
-        let mut results: Vec<(String, Type)> =
-            node.results.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
+        let mut results: Vec<(Symbol, Type)> =
+            node.results.iter().map(|r| (body.name(*r), body.ty(*r).clone())).collect();
         for r in &residuals {
-            let ty = fwd.b.ty(*r).stacked(new_axis.clone());
-            results.push((fwd.b.body.name(*r).to_string(), ty));
+            let ty = fwd.b.ty(*r).stacked(new_axis);
+            results.push((fwd.b.body.name(*r), ty));
         }
         let fwd_body = fwd.b.finish(outputs);
         let op = Op::Repeat {
-            axis: axis.clone(),
+            axis: *axis,
             count: *count,
             reverse: *reverse,
             carries: *carries,
@@ -303,7 +304,7 @@ fn reversed(
     let mut sums = Vec::new();
     for i in &active_consts {
         let ty = inner.ty(inner.inputs[*i]).of(DType::F32);
-        let g = bwd.writer().input(&format!("g.{}", inner.name(inner.inputs[*i])), ty);
+        let g = bwd.writer().input(format!("g.{}", inner.name(inner.inputs[*i])), ty);
         inputs.push(g);
         sums.push(g);
     }
@@ -313,7 +314,7 @@ fn reversed(
     let mut emitted_in = Vec::new();
     for i in &emitted {
         let out = inner.outputs[*i];
-        let g = bwd.writer().input(&format!("g.{}", inner.name(out)), inner.ty(out).clone());
+        let g = bwd.writer().input(format!("g.{}", inner.name(out)), inner.ty(out).clone());
         emitted_in.push(g);
         bwd.add(out, g, Place::default())?;
     }
@@ -335,7 +336,7 @@ fn reversed(
         let input = inner.inputs[*i];
         let g = bwd.input_gradient(input, inner.ty(input))?;
         let name = format!("g.{}", inner.name(input));
-        bwd.writer().body.values[g.index()].name = name;
+        bwd.writer().body.values[g.index()].name = name.into();
         outputs.push(g);
     }
     let mut plan = bwd.close(inner, (carries, consts), (inputs, emitted_in), outputs, residuals)?;
@@ -508,7 +509,7 @@ impl<'a> Backward<'a> {
         &mut self,
         body: &Body,
         i: usize,
-        (kernel, axes, inner): (Kernel, &[String], &Body),
+        (kernel, axes, inner): (Kernel, &[Symbol], &Body),
     ) -> Result<(), String> {
         let node = &body.nodes[i];
         let Some(g) = self.grads.get(&node.results[0]).copied() else {
@@ -597,7 +598,7 @@ impl<'a> Backward<'a> {
         };
         let results = targets.iter().map(result).collect();
         let op = Op::Repeat {
-            axis: axis.to_string(),
+            axis: axis.into(),
             count,
             reverse: !reverse,
             carries,

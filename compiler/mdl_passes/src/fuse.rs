@@ -18,6 +18,7 @@ use crate::prologue::own_operands;
 use mdl_ir::build::{Builder, axis_names};
 use mdl_ir::graph::{Body, Graph, Node, Stage, ValueId};
 use mdl_ir::op::{Class, Kernel, Op};
+use mdl_symbol::Symbol;
 use std::collections::{HashMap, HashSet};
 
 pub fn fuse(graph: &Graph) -> Result<Graph, String> {
@@ -110,7 +111,7 @@ fn emit_group(
             out.push(*r);
         }
     }
-    let results = out.iter().map(|r| (body.name(*r).to_string(), body.ty(*r).clone())).collect();
+    let results = out.iter().map(|r| (body.name(*r), body.ty(*r).clone())).collect();
     let call = Op::Call {
         kernel: match group.kind {
             Kind::Contraction | Kind::Rotary => Kernel::Contraction,
@@ -160,7 +161,7 @@ fn own_columns(body: &Body) -> Result<Body, String> {
                 for axes in [inner, outer].into_iter().filter(|a| !a.is_empty()) {
                     let result = b.ty(x).without(&axes);
                     let result = result.of(result.dtype.computed());
-                    let name = body.name(node.results[0]).to_string();
+                    let name = body.name(node.results[0]);
                     let op = Op::Reduce { kind: *kind, axes };
                     x = b.node(op, vec![x], vec![(name, result)], node.span)[0];
                 }
@@ -175,7 +176,7 @@ fn own_columns(body: &Body) -> Result<Body, String> {
 }
 
 /// The reduced axes at the end of memory, and the others.
-fn split_reduction(ty: &mdl_ir::tensor_type::Type, axes: &[String]) -> (Vec<String>, Vec<String>) {
+fn split_reduction(ty: &mdl_ir::tensor_type::Type, axes: &[Symbol]) -> (Vec<Symbol>, Vec<Symbol>) {
     let tail = ty.axes.iter().rev().take_while(|a| axes.contains(&a.name)).count();
     let inner = axis_names(&ty.axes[ty.axes.len() - tail..]);
     let outer = axes.iter().filter(|a| !inner.contains(a)).cloned().collect();
@@ -200,7 +201,7 @@ fn copy_tree(
             let args =
                 node.args.iter().map(|a| copy_tree(b, body, producers, *a, map, copies)).collect();
             let value = &body.values[id.index()];
-            let result = vec![(value.name.clone(), value.ty.clone())];
+            let result = vec![(value.name, value.ty.clone())];
             b.node(node.op.clone(), args, result, node.span)[0]
         }
         _ => map[&id],

@@ -8,6 +8,7 @@ use mdl_ir::build::axis_names;
 use mdl_ir::graph::{Body, ValueId};
 use mdl_ir::op::{Class, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::HashSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Group {
     pub kind: Kind,
     pub space: Vec<Axis>,
     /// The axes that are walked (`Rows`) or reduced (`Columns`).
-    pub walked: Vec<String>,
+    pub walked: Vec<Symbol>,
     /// Nodes in order.
     pub nodes: Vec<usize>,
 }
@@ -82,7 +83,7 @@ impl Groups {
         groups
     }
 
-    fn start(&mut self, body: &Body, i: usize, kind: Kind, walked: Vec<String>) {
+    fn start(&mut self, body: &Body, i: usize, kind: Kind, walked: Vec<Symbol>) {
         let node = &body.nodes[i];
         let of = if matches!(node.op, Op::Reduce { .. }) { node.args[0] } else { node.results[0] };
         let space = body.ty(of).axes.clone();
@@ -114,7 +115,7 @@ impl Groups {
         found
     }
 
-    fn reduction(&mut self, body: &Body, i: usize, axes: &[String]) {
+    fn reduction(&mut self, body: &Body, i: usize, axes: &[Symbol]) {
         let ty = body.ty(body.nodes[i].args[0]);
         let tail = axis_names(&ty.axes[ty.axes.len() - axes.len()..]);
         let rows = axes.iter().all(|a| tail.contains(a));
@@ -143,7 +144,7 @@ impl Groups {
     }
 
     /// Do the values that a group has below its whole space fit rows without these axes?
-    fn rows_allow(&self, body: &Body, g: usize, walked: &[String]) -> bool {
+    fn rows_allow(&self, body: &Body, g: usize, walked: &[Symbol]) -> bool {
         let group = self.group(g);
         let row: Vec<Axis> =
             group.space.iter().filter(|a| !walked.contains(&a.name)).cloned().collect();
@@ -451,13 +452,13 @@ fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
         return true;
     }
     let (first, space) = (body.ty(node.args[0]), &body.ty(node.results[0]).axes);
-    let split = space.iter().take_while(|a| first.has(&a.name)).count();
+    let split = space.iter().take_while(|a| first.has(a.name)).count();
     one_stride(body, group, &[&space[..split], &space[split..]], i)
 }
 
 /// Has what node `i` takes from outside one stride along the walked axes, which a kernel walks as a
 /// single one?
-fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[String], i: usize) -> bool {
+fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[Symbol], i: usize) -> bool {
     let axes: Vec<Axis> = space.iter().filter(|a| walked.contains(&a.name)).cloned().collect();
     axes.len() < 2 || one_stride(body, group, &[&axes], i)
 }

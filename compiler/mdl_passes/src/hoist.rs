@@ -67,7 +67,7 @@ fn hoist_region(
     }
     let outputs = body.outputs.iter().map(|o| inside[o]).collect();
     let op = Op::Repeat {
-        axis: axis.clone(),
+        axis: *axis,
         count: *count,
         reverse: *reverse,
         carries: *carries,

@@ -11,6 +11,7 @@ use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, ValueId};
 use mdl_ir::kernel::MaskSpec;
 use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::{HashMap, HashSet};
 
 /// The name of the input that gives the position of the first new element.
@@ -72,7 +73,7 @@ fn inside(
     node: &Node,
     b: &mut Builder,
 ) -> Result<ValueId, String> {
-    let rows = b.ty(table).axis(axis).ok_or("a table has its axis")?.size;
+    let rows = b.ty(table).axis(axis.into()).ok_or("a table has its axis")?.size;
     let last = b.push(Op::Const(rows as f64 - 1.0), &[], node.span)?;
     let ids = b.push(Op::Cast(DType::F32), &[ids], node.span)?;
     let ids = b.binary(Binary::Min, ids, last, node.span)?;
@@ -92,7 +93,7 @@ struct Rewrite<'a> {
     time: &'a str,
     capacity: u64,
     /// Axes that were made from the sequence axis: they now reach over the whole cache.
-    renamed: HashSet<String>,
+    renamed: HashSet<Symbol>,
 }
 
 impl Rewrite<'_> {
@@ -110,9 +111,9 @@ impl Rewrite<'_> {
         let result = node.results[0];
         let made = match &node.op {
             Op::Rename { from, to } if from == self.time => {
-                self.renamed.insert(to.clone());
+                self.renamed.insert(*to);
                 let short = scope.b.push(node.op.clone(), &args, at)?;
-                self.cache(body.name(result), short, to, scope)?
+                self.cache(&body.name(result), short, to, scope)?
             }
             Op::Position(axis) if axis.name == self.time => {
                 let position = scope.b.push(node.op.clone(), &[], at)?;
@@ -139,7 +140,7 @@ impl Rewrite<'_> {
 
     fn grown(&self, axis: &Axis) -> Axis {
         let size = if self.renamed.contains(&axis.name) { self.capacity } else { axis.size };
-        Axis::new(&axis.name, size)
+        Axis::new(axis.name, size)
     }
 
     /// Refuses operations that mix positions along the sequence.
@@ -154,7 +155,7 @@ impl Rewrite<'_> {
             Op::GroupedContract { axes, .. } => axes.iter().any(|a| a == self.time),
             // What has no time in its result and had it in an argument summed over it.
             Op::GroupedOuter { .. } | Op::ScatterAdd { .. } => {
-                node.args.iter().any(|a| body.ty(*a).has(self.time))
+                node.args.iter().any(|a| body.ty(*a).has(self.time.into()))
             }
             _ => false,
         };
@@ -178,9 +179,9 @@ impl Rewrite<'_> {
                 a.size = self.capacity;
             }
         }
-        let cache = scope.b.input(&format!("cache.{name}"), ty);
+        let cache = scope.b.input(format!("cache.{name}"), ty);
         let start = scope.start.ok_or("every scope knows the start")?;
-        let op = Op::CacheWrite { axis: axis.to_string() };
+        let op = Op::CacheWrite { axis: axis.into() };
         let whole = scope.b.push(op, &[short, cache, start], Default::default())?;
         scope.caches.push((cache, whole));
         Ok(whole)
@@ -208,24 +209,21 @@ impl Rewrite<'_> {
         inner.start = Some(start);
         self.body(body, &mut inner)?;
         let mut outputs: Vec<ValueId> = body.outputs.iter().map(|o| inner.map[o]).collect();
-        let mut results: Vec<(String, Type)> = node
-            .results
-            .iter()
-            .map(|r| (outer.name(*r).to_string(), outer.ty(*r).clone()))
-            .collect();
+        let mut results: Vec<(Symbol, Type)> =
+            node.results.iter().map(|r| (outer.name(*r), outer.ty(*r).clone())).collect();
         let caches = std::mem::take(&mut inner.caches);
         let mut stacked = Vec::new();
         for (cache, whole) in &caches {
             let ty = inner.b.ty(*cache).stacked(Axis::new(axis, *count));
-            let name = inner.b.body.name(*cache).to_string();
-            let id = scope.b.input(&name, ty.clone());
+            let name = inner.b.body.name(*cache);
+            let id = scope.b.input(name, ty.clone());
             args.push(id);
             stacked.push(id);
             outputs.push(*whole);
             results.push((name, ty));
         }
         let op = Op::Repeat {
-            axis: axis.clone(),
+            axis: *axis,
             count: *count,
             reverse: *reverse,
             carries: *carries,
@@ -269,7 +267,7 @@ impl Rewrite<'_> {
             .results
             .iter()
             .zip(&body.outputs)
-            .map(|(r, o)| (outer.name(*r).to_string(), body.ty(*o).clone()))
+            .map(|(r, o)| (outer.name(*r), body.ty(*o).clone()))
             .collect();
         let op = Op::Call { kernel: *kernel, axes: axes.clone(), body: Box::new(body) };
         let ids = scope.b.node(op, args, results, node.span);

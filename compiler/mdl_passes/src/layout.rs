@@ -2,6 +2,7 @@
 
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 
 /// Buffers and slices start at multiples of this many bytes: the coarsest binding offset of any
 /// device.
@@ -44,7 +45,7 @@ impl Loc {
 
     /// The stride along an axis by name; 0 where the value lacks it.
     pub fn stride(&self, ty: &Type, axis: &str) -> u64 {
-        ty.index_of(axis).map_or(0, |i| self.strides[i])
+        ty.index_of(axis.into()).map_or(0, |i| self.strides[i])
     }
 }
 
@@ -85,15 +86,15 @@ pub fn through(op: &Op, from: &Loc, arg: &Type) -> Option<Loc> {
     match op {
         Op::Rename { .. } => {}
         Op::Slice { axis, start, .. } => {
-            loc.offset += start * loc.strides[arg.index_of(axis)?];
+            loc.offset += start * loc.strides[arg.index_of(*axis)?];
         }
         Op::Split { axis, into } => {
-            let at = arg.index_of(axis)?;
+            let at = arg.index_of(*axis)?;
             let inner = inner_strides(into, loc.strides[at]);
             loc.strides.splice(at..=at, inner);
         }
         Op::Merge { axes, .. } => {
-            let at = arg.index_of(axes.first()?)?;
+            let at = arg.index_of(*axes.first()?)?;
             let last = at + axes.len() - 1;
             collapsed(&arg.axes[at..=last], &loc.strides[at..=last])?;
             let stride = loc.strides[last];
@@ -109,12 +110,12 @@ pub fn back(op: &Op, to: &Loc, arg: &Type, result: &Type) -> Option<Loc> {
     match op {
         Op::Rename { .. } => Some(to.clone()),
         Op::Split { axis, into } => {
-            let names: Vec<String> = into.iter().map(|a| a.name.clone()).collect();
-            through(&Op::Merge { axes: names, into: axis.clone() }, to, result)
+            let names: Vec<Symbol> = into.iter().map(|a| a.name).collect();
+            through(&Op::Merge { axes: names, into: *axis }, to, result)
         }
         Op::Merge { axes, into } => {
-            let parts = axes.iter().filter_map(|a| arg.axis(a).cloned()).collect();
-            through(&Op::Split { axis: into.clone(), into: parts }, to, result)
+            let parts = axes.iter().filter_map(|a| arg.axis(*a).cloned()).collect();
+            through(&Op::Split { axis: *into, into: parts }, to, result)
         }
         _ => None,
     }
@@ -131,7 +132,7 @@ fn inner_strides(axes: &[Axis], innermost: u64) -> Vec<u64> {
 /// Has a dense value of this type one stride along each of these groups of axes?
 pub fn has_one_stride(ty: &Type, groups: &[&[Axis]]) -> bool {
     let own = ty.strides();
-    let stride = |axis: &Axis| ty.index_of(&axis.name).map_or(0, |at| own[at]);
+    let stride = |axis: &Axis| ty.index_of(axis.name).map_or(0, |at| own[at]);
     groups.iter().all(|axes| {
         let strides: Vec<u64> = axes.iter().map(stride).collect();
         collapsed(axes, &strides).is_some()

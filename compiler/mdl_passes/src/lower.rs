@@ -192,7 +192,7 @@ impl Lowering {
     /// Copies a value to another place.
     pub fn copy(&mut self, name: &str, ty: &Type, from: &Loc, to: &Loc) -> Done<()> {
         let mut body = Body::default();
-        let value = mdl_ir::graph::Value { name: name.to_string(), ty: ty.clone() };
+        let value = mdl_ir::graph::Value { name: name.into(), ty: ty.clone() };
         body.values = vec![value.clone(), value];
         body.inputs = vec![ValueId(0)];
         body.outputs = vec![ValueId(1)];
@@ -243,7 +243,7 @@ impl Lowering {
                 && places[out] != *to
             {
                 let from = places[out].clone();
-                self.copy(body.name(*out), body.ty(*out), &from, to)?;
+                self.copy(&body.name(*out), body.ty(*out), &from, to)?;
             }
         }
         Ok(())
@@ -270,7 +270,7 @@ impl Lowering {
                 let loc = match through(&node.op, &from, ty) {
                     Some(loc) => loc,
                     None => {
-                        let dense = self.dense(body.name(node.args[0]), ty, &from)?;
+                        let dense = self.dense(&body.name(node.args[0]), ty, &from)?;
                         through(&node.op, &dense, ty).ok_or("a dense tensor takes every view")?
                     }
                 };
@@ -292,7 +292,7 @@ impl Lowering {
             let ty = body.ty(*r);
             let loc = match wanted.get(r) {
                 Some(loc) if trimmed(loc, ty).is_dense(ty) || is_region(&node.op) => loc.clone(),
-                _ => self.fresh(body.name(*r), ty),
+                _ => self.fresh(&body.name(*r), ty),
             };
             results.push(loc);
         }
@@ -313,16 +313,16 @@ impl Lowering {
         wanted: &Places,
     ) -> Done<()> {
         let whole = wanted[&node.results[0]].clone();
-        let at = body.ty(node.results[0]).index_of(&into.name).expect("verified");
+        let at = body.ty(node.results[0]).index_of(into.name).expect("verified");
         let mut start = 0;
         for a in &node.args {
             let mut part = whole.clone();
             part.offset += start * whole.strides[at];
             let ty = body.ty(*a);
-            start += ty.axis(axis).expect("verified").size;
+            start += ty.axis(axis.into()).expect("verified").size;
             if places[a] != part {
                 let from = places[a].clone();
-                self.copy(body.name(*a), ty, &from, &part)?;
+                self.copy(&body.name(*a), ty, &from, &part)?;
             }
         }
         places.insert(node.results[0], whole);
@@ -339,12 +339,12 @@ impl Lowering {
     ) -> Done<()> {
         let (result, argument) = (node.results[0], node.args[0]);
         let (name, ty) = (body.name(result), body.ty(result));
-        let whole = self.fresh(name, ty);
-        self.zeros(name, ty, &whole)?;
+        let whole = self.fresh(&name, ty);
+        self.zeros(&name, ty, &whole)?;
         let mut part = whole.clone();
         part.offset += start * whole.stride(ty, &into.name);
         let from = places[&argument].clone();
-        self.copy(body.name(argument), body.ty(argument), &from, &part)?;
+        self.copy(&body.name(argument), body.ty(argument), &from, &part)?;
         places.insert(result, whole);
         Ok(())
     }

@@ -65,20 +65,20 @@ impl Lowering {
         if self.current.is_some() {
             let to = wanted.get(&result).ok_or("what is gathered in a loop has slots")?;
             let args = [run(&from, pieces.piece, dtype), run(to, whole, dtype)];
-            self.moving_launch(name, spec, &args, 1);
+            self.moving_launch(&name, spec, &args, 1);
             return Ok(to.clone());
         }
-        let buffer = self.buffer(name, pieces.slices * whole * dtype.bytes(), None);
+        let buffer = self.buffer(&name, pieces.slices * whole * dtype.bytes(), None);
         let to = Loc { buffer, offset: 0, strides: from.strides.clone(), turn: None };
         if !pieces.stacked {
             let args = [run(&from, pieces.piece, dtype), run(&to, whole, dtype)];
-            self.moving_launch(name, spec, &args, 0);
+            self.moving_launch(&name, spec, &args, 0);
             return Ok(to);
         }
         let begin = self.open_loop();
         let from = by_slices(&from, pieces.piece);
         let each = run(&by_slices(&to, whole), whole, dtype);
-        self.moving_launch(name, spec, &[run(&from, pieces.piece, dtype), each], 0);
+        self.moving_launch(&name, spec, &[run(&from, pieces.piece, dtype), each], 0);
         self.close_loop(pieces.slices, begin)?;
         Ok(Loc { strides: [&[whole], &to.strides[1..]].concat(), ..to })
     }
@@ -100,25 +100,25 @@ impl Lowering {
         if self.current.is_some() {
             let from = self.lasting(body, value, places, wanted)?;
             let args = [run(&from, pieces.len, ty.dtype), run(&to, pieces.piece, ty.dtype)];
-            self.moving_launch(name, spec, &args, 0);
+            self.moving_launch(&name, spec, &args, 0);
             return Ok(to);
         }
         let from = places[&value].clone();
         if !pieces.stacked {
-            let from = self.dense(name, ty, &from)?;
+            let from = self.dense(&name, ty, &from)?;
             let args = [run(&from, pieces.len, ty.dtype), run(&to, pieces.piece, ty.dtype)];
-            self.moving_launch(name, spec, &args, 0);
+            self.moving_launch(&name, spec, &args, 0);
             return Ok(to);
         }
         let slice = Type::new(ty.dtype, ty.axes[1..].to_vec());
         let from = match from.strides[1..] == slice.strides() {
             true => from,
-            false => self.dense(name, ty, &from)?,
+            false => self.dense(&name, ty, &from)?,
         };
         let begin = self.open_loop();
         let each = run(&by_slices(&from, from.strides[0]), pieces.len, ty.dtype);
         let piece = run(&by_slices(&to, pieces.piece), pieces.piece, ty.dtype);
-        self.moving_launch(name, spec, &[each, piece], 0);
+        self.moving_launch(&name, spec, &[each, piece], 0);
         self.close_loop(pieces.slices, begin)?;
         Ok(to)
     }
@@ -136,7 +136,7 @@ impl Lowering {
         let (name, ty, from) = (body.name(result), body.ty(value), places[&value].clone());
         let place = wanted.get(&result).unwrap_or(&from).clone();
         if place != from {
-            self.copy(name, ty, &from, &place)?;
+            self.copy(&name, ty, &from, &place)?;
         }
         let all = match self.buffers[place.buffer].pieces {
             Some(p) if self.current.is_some() => run(&place, p.piece, ty.dtype),
@@ -146,7 +146,7 @@ impl Lowering {
         let (len, piece) = (all.elements, all.elements);
         let kind = Collective::AllReduce;
         let spec = CollectiveSpec { kind, group, elem: elem(ty.dtype), len, piece };
-        self.moving_launch(name, KernelSpec::Collective(spec), &[all], 0);
+        self.moving_launch(&name, KernelSpec::Collective(spec), &[all], 0);
         Ok(place)
     }
 }

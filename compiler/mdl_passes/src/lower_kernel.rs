@@ -24,7 +24,7 @@ impl Lowering {
         places: &Places,
     ) -> Done<()> {
         let to = &results[0];
-        let name = body.name(node.results[0]).to_string();
+        let name = body.name(node.results[0]);
         let flops = node_flops(body, node);
         let mut locs: Vec<Loc> = node.args.iter().map(|a| places[a].clone()).collect();
         let region = is_region(&node.op);
@@ -37,7 +37,7 @@ impl Lowering {
                 // A contraction packs from any strides, but starts at the buffer's alignment.
                 let packed = contraction && is_operand(node, n);
                 if !(packed && loc.offset % aligned(ty.dtype) == 0) {
-                    *loc = self.dense(body.name(*a), ty, loc)?;
+                    *loc = self.dense(&body.name(*a), ty, loc)?;
                 }
             }
         }
@@ -185,11 +185,11 @@ impl Lowering {
         }
         // What lies between slices is computed on too, so it has to be zero.
         let elements = extent(&Loc { offset: 0, ..to.clone() }, ty);
-        let buffer = self.buffer(name, elements * ty.dtype.bytes(), None);
+        let buffer = self.buffer(&name, elements * ty.dtype.bytes(), None);
         let all = Type::new(ty.dtype, vec![Axis::new("all", elements)]);
-        self.zeros(name, &all, &Loc::dense(buffer, &all))?;
+        self.zeros(&name, &all, &Loc::dense(buffer, &all))?;
         let like = Loc { buffer, offset: 0, strides: to.strides.clone(), turn: None };
-        self.copy(name, ty, &from, &like)?;
+        self.copy(&name, ty, &from, &like)?;
         Ok(access(&like, ty))
     }
 
@@ -343,7 +343,7 @@ fn scatter(body: &Body, node: &Node) -> Done<(ScatterAddSpec, bool)> {
 
 fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
     let (x, cache) = (body.ty(node.args[0]), body.ty(node.args[1]));
-    let at = cache.index_of(axis).ok_or("a cache has its axis")?;
+    let at = cache.index_of(axis.into()).ok_or("a cache has its axis")?;
     let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
     Ok(CacheWriteSpec {
         batch: word(product(&cache.axes[..at]))?,

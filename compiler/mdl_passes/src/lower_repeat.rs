@@ -34,7 +34,7 @@ impl Lowering {
             let first = Loc::dense(buffer, ty);
             if places[&node.args[j]] != first {
                 let from = places[&node.args[j]].clone();
-                self.copy(outer.name(node.args[j]), ty, &from, &first)?;
+                self.copy(&outer.name(node.args[j]), ty, &from, &first)?;
             }
             let kept = history(body, j, *carries, *reverse);
             let slots = if kept { 0 } else { 2 };
@@ -92,7 +92,7 @@ impl Lowering {
         if producer.is_some_and(|n| n.op == Op::Transfer { to: Memory::Host }) {
             // The state has its place there; what waits for a gradient gets one.
             let there = wanted.filter(|loc| self.buffers[loc.buffer].space == Space::Host);
-            return Ok(there.cloned().unwrap_or_else(|| self.host(body.name(out), ty)));
+            return Ok(there.cloned().unwrap_or_else(|| self.host(&body.name(out), ty)));
         }
         if let Some(Node { op: Op::CacheWrite { .. }, args, .. }) = producer
             && let Some(n) = body.inputs.iter().position(|x| *x == args[1])
@@ -106,7 +106,7 @@ impl Lowering {
         // What is kept of a layer comes from a line of the layer, not from the one that repeats it.
         let made_at = producer.map_or(node.span, |p| p.span);
         let outside = std::mem::replace(&mut self.here, made_at);
-        let buffer = self.buffer(body.name(out), bytes, None);
+        let buffer = self.buffer(&body.name(out), bytes, None);
         self.here = outside;
         Ok(stacked_loc(buffer, ty))
     }
@@ -134,7 +134,7 @@ impl Lowering {
             let to = slice_of(&places[&node.results[k]], start, step);
             let from = inside[out].clone();
             if !same_slots(&from, &to) {
-                self.copy(body.name(*out), body.ty(*out), &from, &to)?;
+                self.copy(&body.name(*out), body.ty(*out), &from, &to)?;
             }
         }
         self.close_loop(count, begin)

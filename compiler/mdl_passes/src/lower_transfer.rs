@@ -58,7 +58,7 @@ impl Lowering {
                 Op::Collective { group, .. } => group.ranks * piece(ty, group.ranks),
                 _ => ty.elements(),
             };
-            let slots = Loc { strides: ty.strides(), ..self.slots(name, elements, ty.dtype).loc };
+            let slots = Loc { strides: ty.strides(), ..self.slots(&name, elements, ty.dtype).loc };
             if let Some(from) = inside.get(&node.args[0]) {
                 brought.push((from.clone(), slots.clone()));
             }
@@ -85,7 +85,7 @@ impl Lowering {
         };
         let there = wanted.get(&result).ok_or("a transfer has a place in the other memory")?;
         let args = [access(&from, ty), access(there, ty)];
-        self.transfer_launch(name, args, u64::from(to == Memory::Device));
+        self.transfer_launch(&name, args, u64::from(to == Memory::Device));
         places.insert(result, there.clone());
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Lowering {
             return Ok(from);
         }
         let slots = wanted.get(&value).ok_or("what leaves a loop has slots")?;
-        self.copy(body.name(value), ty, &from, slots)?;
+        self.copy(&body.name(value), ty, &from, slots)?;
         Ok(slots.clone())
     }
 
@@ -121,7 +121,8 @@ impl Lowering {
         let (name, ty) = (body.name(result), body.ty(value));
         let from = places[&value].clone();
         let like = |low: &mut Lowering, there: &Loc| {
-            let buffer = low.buffer(name, extent(&trimmed(there, ty), ty) * ty.dtype.bytes(), None);
+            let buffer =
+                low.buffer(&name, extent(&trimmed(there, ty), ty) * ty.dtype.bytes(), None);
             Loc { buffer, offset: 0, strides: there.strides.clone(), turn: None }
         };
         let (from, there) = match to {
@@ -135,12 +136,12 @@ impl Lowering {
                     (from, there)
                 } else {
                     let staged = like(self, &there);
-                    self.copy(name, ty, &from, &staged)?;
+                    self.copy(&name, ty, &from, &staged)?;
                     (staged, there)
                 }
             }
         };
-        self.transfer_launch(name, [access(&from, ty), access(&there, ty)], 0);
+        self.transfer_launch(&name, [access(&from, ty), access(&there, ty)], 0);
         places.insert(result, there);
         Ok(())
     }

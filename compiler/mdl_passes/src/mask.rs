@@ -4,10 +4,11 @@
 use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::MaskSpec;
 use mdl_ir::op::{Binary, Op};
+use mdl_symbol::Symbol;
 
 /// The scale of the scores and the mask, if the body is attention under a conjunction of causality,
 /// a window and equal documents. `axes` are T, S and head.
-pub fn recognise(body: &Body, axes: &[String]) -> Option<(f32, MaskSpec)> {
+pub fn recognise(body: &Body, axes: &[Symbol]) -> Option<(f32, MaskSpec)> {
     let producers = body.producers();
     let node = |id: ValueId| producers[id.index()].map(|n| &body.nodes[n]);
     let masked = body.nodes.iter().find(|n| {
@@ -44,7 +45,7 @@ fn conjunct<'b>(
     op: Binary,
     args: &[ValueId],
     body: &Body,
-    axes: &[String],
+    axes: &[Symbol],
     node: &impl Fn(ValueId) -> Option<&'b Node>,
     mask: &mut MaskSpec,
 ) -> Option<()> {
@@ -62,7 +63,7 @@ fn conjunct<'b>(
             let (s, t) = (position(args[0], body, node)?, position(args[1], body, node)?);
             mask.causal = true;
             mask.start |= t.1;
-            (s == (axes[1].clone(), false) && t.0 == axes[0]).then_some(())
+            (s == (axes[1], false) && t.0 == axes[0]).then_some(())
         }
         Binary::Lt => {
             let Op::Binary(Binary::Sub) = node(args[0])?.op else {
@@ -75,7 +76,7 @@ fn conjunct<'b>(
             // A window without an end is none.
             mask.window = width.is_finite().then_some(width as u32);
             mask.start |= t.1;
-            (t.0 == axes[0] && s == (axes[1].clone(), false)).then_some(())
+            (t.0 == axes[0] && s == (axes[1], false)).then_some(())
         }
         _ => None,
     }
@@ -86,9 +87,9 @@ fn position<'b>(
     id: ValueId,
     body: &Body,
     node: &impl Fn(ValueId) -> Option<&'b Node>,
-) -> Option<(String, bool)> {
+) -> Option<(Symbol, bool)> {
     match node(id)? {
-        Node { op: Op::Position(axis), .. } => Some((axis.name.clone(), false)),
+        Node { op: Op::Position(axis), .. } => Some((axis.name, false)),
         Node { op: Op::Binary(Binary::Add), args, .. } => {
             let (name, started) = position(args[0], body, node)?;
             // Only the start of an incremental step: an input, cast from an id without axes.

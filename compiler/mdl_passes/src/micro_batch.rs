@@ -33,7 +33,7 @@ pub fn weigh(graph: &Graph) -> Result<Graph, String> {
         weights.auxiliary = Some((graph.body.outputs[at], share));
     }
     let mut outputs = graph.body.outputs.clone();
-    let name = graph.body.name(outputs[0]).to_string();
+    let name = graph.body.name(outputs[0]);
     outputs[0] = weights.loss(&mut b, outputs[0])?;
     b.body.values[outputs[0].index()].name = name;
     out.body = b.finish(outputs);
@@ -70,7 +70,7 @@ impl Weights {
                 let ty = inner.ty(loss).clone();
                 args.push(self.weight);
                 let op = Op::Call { kernel, axes, body: Box::new(inner.finish(vec![loss])) };
-                Ok(b.node(op, args, vec![(b.body.name(id).to_string(), ty)], span)[0])
+                Ok(b.node(op, args, vec![(b.body.name(id), ty)], span)[0])
             }
             _ => b.mul(id, self.weight, Place::default()),
         }
@@ -85,10 +85,10 @@ pub fn accumulate(graph: &Graph) -> Result<Graph, String> {
     for (output, role) in outputs.iter_mut().zip(&graph.outputs) {
         let OutputRole::Grad(p) = role else { continue };
         let (name, ty) = (graph.body.name(*output), graph.body.ty(*output).clone());
-        let old = adding.b.input(&format!("old.{name}"), ty);
+        let old = adding.b.input(format!("old.{name}"), ty);
         out.inputs.push(InputRole::Grad(*p));
         *output = adding.add(*output, old, None)?;
-        adding.b.body.values[output.index()].name = name.to_string();
+        adding.b.body.values[output.index()].name = name;
     }
     out.body = adding.b.finish(outputs);
     Ok(out)
@@ -157,9 +157,9 @@ impl Adding<'_> {
         let Op::Repeat { body, .. } = &mut node.op else { return Err("a repeated region".into()) };
         let mut inner = Builder::resume((**body).clone());
         let mut outputs = inner.body.outputs.clone();
-        let name = inner.body.name(outputs[k]).to_string();
+        let name = inner.body.name(outputs[k]);
         let ty = inner.ty(outputs[k]).clone();
-        let slice = inner.input(&format!("old.{name}"), ty);
+        let slice = inner.input(format!("old.{name}"), ty);
         outputs[k] = summed(&mut inner, outputs[k], slice)?;
         inner.body.values[outputs[k].index()].name = name;
         **body = inner.finish(outputs);

@@ -101,7 +101,7 @@ impl<'a> Narrowing<'a> {
     }
 
     fn enter(&mut self, old: ValueId, id: ValueId) {
-        self.b.body.values[id.index()].name = self.body.name(old).to_string();
+        self.b.body.values[id.index()].name = self.body.name(old);
         self.map.insert(old, id);
     }
 
@@ -116,9 +116,9 @@ impl<'a> Narrowing<'a> {
         };
         let moved = self.b.op(id).filter(|n| moves(&n.op));
         let Some(Node { op, args, span, .. }) = moved.cloned() else {
-            let (name, at) = (self.b.body.name(id).to_string(), self.b.op(id).map(|n| n.span));
+            let (name, at) = (self.b.body.name(id), self.b.op(id).map(|n| n.span));
             let cast = self.b.push(Op::Cast(DType::Bf16), &[id], at.unwrap_or_default())?;
-            self.b.name(cast, &name);
+            self.b.name(cast, name);
             return Ok(cast);
         };
         let args: Vec<ValueId> =
@@ -194,7 +194,7 @@ impl<'a> Narrowing<'a> {
             ty => ty.stacked(Axis::new(axis, *count)),
         });
         let types = types.collect();
-        let (axis, count, reverse) = (axis.clone(), *count, *reverse);
+        let (axis, count, reverse) = (*axis, *count, *reverse);
         let (carries, consts) = (*carries, *consts);
         let body = Box::new(inner.b.finish(outputs));
         self.replace(node, Op::Repeat { axis, count, reverse, carries, consts, body }, args, types);
@@ -202,7 +202,7 @@ impl<'a> Narrowing<'a> {
     }
 
     fn replace(&mut self, node: &Node, op: Op, args: Vec<ValueId>, types: Vec<Type>) {
-        let names = node.results.iter().map(|r| self.body.name(*r).to_string());
+        let names = node.results.iter().map(|r| self.body.name(*r));
         let ids = self.b.node(op, args, names.zip(types).collect(), node.span);
         self.map.extend(node.results.iter().copied().zip(ids));
     }

@@ -44,8 +44,8 @@ pub fn saved(graph: &Graph) -> Vec<Saved> {
             }
             let ty = body.ty(*id);
             let slice = slice_bytes(1, &slice_type(ty));
-            let name = body.name(*id).to_string();
-            found.push(Saved { name, bytes: count * slice, slice, node, result });
+            let name = body.name(*id);
+            found.push(Saved { name: name.to_string(), bytes: count * slice, slice, node, result });
         }
     }
     found
@@ -116,7 +116,7 @@ pub(crate) fn moved(body: &mut Body, value: ValueId, op: &Op, at: Place) -> (Nod
         Op::Transfer { to } => to.name(),
         op => op.name(),
     };
-    body.values.push(Value { name: format!("{name}.{how}"), ty });
+    body.values.push(Value { name: format!("{name}.{how}").into(), ty });
     (Node { op: op.clone(), args: vec![value], results: vec![id], span: at }, id)
 }
 

@@ -104,7 +104,7 @@ pub fn gradients_of(graph: &Graph) -> Graph {
     }
     let mut grads = Vec::new();
     for (p, param) in graph.params.iter().enumerate() {
-        grads.push(body.input(&format!("g.{}", param.name), param.ty.clone()));
+        grads.push(body.input(format!("g.{}", param.name), param.ty.clone()));
         inputs.push(InputRole::Grad(p));
     }
     Graph {
@@ -147,7 +147,7 @@ pub fn optimise(
     for (prefix, role, dtype) in types.kept() {
         let list = graph.params.iter().enumerate().map(|(p, param)| {
             out.inputs.push(role(p));
-            b.input(&format!("{prefix}.{}", param.name), param.ty.of(dtype))
+            b.input(format!("{prefix}.{}", param.name), param.ty.of(dtype))
         });
         state.push(list.collect());
     }

@@ -278,7 +278,7 @@ fn cache_place(low: &mut Lowering, body: &Body, id: ValueId, end: &mut u64) -> L
     let slices = if stacked { ty.axes[0].size } else { 1 };
     let axes = if stacked { &ty.axes[1..] } else { &ty.axes[..] };
     let bytes = slice_bytes(slices, &Type::new(ty.dtype, axes.to_vec()));
-    let buffer = low.buffer(body.name(id), bytes, Some(*end));
+    let buffer = low.buffer(&body.name(id), bytes, Some(*end));
     *end += padded(bytes);
     if stacked { stacked_loc(buffer, ty) } else { Loc::dense(buffer, ty) }
 }

@@ -57,7 +57,7 @@ impl Finder<'_> {
     fn prepared(&self, node: &Node, operand: ValueId) -> Option<Prepared> {
         let Op::Contract { axes: summed } = &node.op else { return None };
         let result = self.body.ty(node.results[0]);
-        let of_both = |a: &Axis| result.has(&a.name) && node.args.iter().all(|x| self.has(*x, a));
+        let of_both = |a: &Axis| result.has(a.name) && node.args.iter().all(|x| self.has(*x, a));
         let ty = self.body.ty(operand);
         if ty.axes.iter().any(of_both) || node.args[0] == node.args[1] {
             return None;
@@ -84,7 +84,7 @@ impl Finder<'_> {
     }
 
     fn has(&self, value: ValueId, axis: &Axis) -> bool {
-        self.body.ty(value).has(&axis.name)
+        self.body.ty(value).has(axis.name)
     }
 
     fn producer(&self, value: ValueId) -> Option<&Node> {
@@ -170,7 +170,7 @@ pub fn own_operands(body: &Body) -> Result<Body, String> {
             let node = &body.nodes[*n];
             let args = node.args.iter().map(|a| own[a]).collect();
             let value = &body.values[node.results[0].index()];
-            let result = vec![(value.name.clone(), value.ty.clone())];
+            let result = vec![(value.name, value.ty.clone())];
             own.insert(node.results[0], b.node(node.op.clone(), args, result, node.span)[0]);
         }
         map.insert(node.results[0], own[&node.results[0]]);

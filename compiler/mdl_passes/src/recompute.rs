@@ -35,8 +35,8 @@ pub fn residuals(graph: &Graph) -> Vec<Residual> {
                 |u: &usize| matches!(body.nodes[*u].op, Op::Repeat { reverse: true, .. });
             let saved = users[id.index()].len() == 1 && users[id.index()].iter().all(reversed);
             if saved && !given && !body.outputs.contains(id) {
-                let (name, bytes) = (body.name(*id).to_string(), body.ty(*id).bytes());
-                found.push(Residual { name, bytes, node, result });
+                let (name, bytes) = (body.name(*id), body.ty(*id).bytes());
+                found.push(Residual { name: name.to_string(), bytes, node, result });
             }
         }
     }
@@ -94,14 +94,14 @@ impl Outer<'_> {
             outputs.push(*output);
             kept.push(Some(*result));
             let value = &self.body.values[result.index()];
-            results.push((value.name.clone(), value.ty.clone()));
+            results.push((value.name, value.ty.clone()));
         }
         for (k, carry) in body.inputs.iter().take(*carries).enumerate() {
             if !outputs[*carries..].contains(carry) {
                 outputs.push(*carry);
                 kept.push(None);
                 let ty = body.ty(*carry).stacked(Axis::new(axis, *count));
-                results.push((format!("{}.given", self.body.name(node.results[k])), ty));
+                results.push((format!("{}.given", self.body.name(node.results[k])).into(), ty));
             }
         }
         inner.outputs = outputs;
@@ -228,7 +228,7 @@ impl Outer<'_> {
         if let Some(n) = input.filter(|n| *n >= *carries) {
             let arg = self.map[&node.args[n]];
             let constant = n < carries + consts;
-            return Ok(Some(region.take(arg, name, ty, constant)));
+            return Ok(Some(region.take(arg, &name, ty, constant)));
         }
         let saved = (*carries..node.results.len()).find(|k| {
             let kept = self.map.contains_key(&node.results[*k]);
@@ -236,11 +236,11 @@ impl Outer<'_> {
         });
         if let Some(k) = saved {
             let arg = self.map[&node.results[k]];
-            return Ok(Some(region.take(arg, name, ty, false)));
+            return Ok(Some(region.take(arg, &name, ty, false)));
         }
         let Some(carry) = input else { return Ok(None) };
         let arg = self.history(node, carry).ok_or("a forward region saves its carries")?;
-        Ok(Some(region.take(arg, name, ty, false)))
+        Ok(Some(region.take(arg, &name, ty, false)))
     }
 
     /// What a forward region that was written here was given as this carry, in every iteration.

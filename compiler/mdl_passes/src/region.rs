@@ -10,6 +10,7 @@ use mdl_ir::graph::{Body, Node, ValueId};
 use mdl_ir::kernel::{Elem, Instr, InstrOp, Phase, RegionSpec, View, Walk};
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::HashMap;
 
 /// The region's iteration space.
@@ -21,7 +22,7 @@ struct Space {
 }
 
 impl Space {
-    fn of(body: &Body, walked: &[String]) -> Space {
+    fn of(body: &Body, walked: &[Symbol]) -> Space {
         let reduce = body.nodes.iter().find(|n| matches!(n.op, Op::Reduce { .. }));
         let ty = match reduce {
             Some(node) => body.ty(node.args[0]).clone(),
@@ -39,10 +40,10 @@ impl Space {
             let (last, outer) = kept.split_last().expect("a column sum keeps an axis");
             let walk = Walk::Columns { reduced: reduced.len() as u32 };
             let dims = outer.iter().chain(&reduced).chain([last]);
-            return Space { dims: dims.map(|a| vec![a.clone()]).collect(), walk };
+            return Space { dims: dims.map(|a| vec![*a]).collect(), walk };
         }
         let split = if walked.is_empty() { ty.axes.len().saturating_sub(1) } else { tail };
-        let mut dims: Vec<Vec<Axis>> = ty.axes[..split].iter().map(|a| vec![a.clone()]).collect();
+        let mut dims: Vec<Vec<Axis>> = ty.axes[..split].iter().map(|a| vec![*a]).collect();
         dims.push(ty.axes[split..].to_vec());
         Space { dims, walk: Walk::Rows }
     }
@@ -53,7 +54,7 @@ impl Space {
 
     fn is_row(&self, ty: &Type) -> bool {
         let walked = self.dims.last().expect("a space has a walked dim");
-        walked.iter().all(|a| !ty.has(&a.name))
+        walked.iter().all(|a| !ty.has(a.name))
     }
 
     fn view(&self, ty: &Type, loc: &Loc) -> Result<View, String> {
@@ -89,7 +90,7 @@ struct Writer<'a> {
 /// The spec of a region whose inputs and outputs lie at these places.
 pub fn region_spec(
     body: &Body,
-    walked: &[String],
+    walked: &[Symbol],
     inputs: &[Loc],
     outputs: &[Loc],
 ) -> Result<RegionSpec, String> {

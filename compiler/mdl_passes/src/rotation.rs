@@ -65,11 +65,11 @@ impl Finder<'_> {
         let (a, b) = (self.body.ty(node.args[0]), self.body.ty(node.args[1]));
         let result = self.body.ty(node.results[0]);
         let head = result.axes.last()?;
-        let rows: u64 = result.axes.iter().filter(|x| a.has(&x.name)).map(|x| x.size).product();
-        let batch = result.axes.iter().any(|x| a.has(&x.name) && b.has(&x.name));
+        let rows: u64 = result.axes.iter().filter(|x| a.has(x.name)).map(|x| x.size).product();
+        let batch = result.axes.iter().any(|x| a.has(x.name) && b.has(x.name));
         let along = b.axes.last().is_some_and(|x| summed.contains(&x.name));
-        let fits = !a.has(&head.name) && head.size.is_multiple_of(2);
-        (fits && !batch && along && rows > ContractBlocks::SKINNY_ROWS).then(|| head.clone())
+        let fits = !a.has(head.name) && head.size.is_multiple_of(2);
+        (fits && !batch && along && rows > ContractBlocks::SKINNY_ROWS).then_some(*head)
     }
 
     /// Who reads a value that stays inside.
@@ -96,13 +96,13 @@ impl Finder<'_> {
         let size = head.size / 2;
         let starts = [a.1.min(b.1), a.1.max(b.1)];
         let fits = a.0 == &head.name && b.0 == &head.name && a.2 == b.2 && a.2.size == size;
-        (fits && starts == [0, size]).then(|| a.2.clone())
+        (fits && starts == [0, size]).then_some(*a.2)
     }
 
     fn half_type(&self, node: &Node, half: &Axis) -> Vec<Axis> {
         let mut axes = self.body.ty(node.results[0]).axes.clone();
         axes.pop();
-        axes.push(half.clone());
+        axes.push(*half);
         axes
     }
 
@@ -150,7 +150,7 @@ impl Finder<'_> {
         let own = self.body.ty(value);
         let b = self.body.ty(self.body.nodes[contract].args[1]);
         let (_, outer) = beside.axes.split_last().expect("a head");
-        let heads: Vec<Axis> = outer.iter().filter(|x| b.has(&x.name)).cloned().collect();
+        let heads: Vec<Axis> = outer.iter().filter(|x| b.has(x.name)).cloned().collect();
         let known = own.axes.iter().all(|x| beside.axes.contains(x));
         known && has_one_stride(own, &[&heads]) && !self.depends(value, contract)
     }

@@ -15,6 +15,7 @@ use mdl_ir::graph::{Body, Graph, InputRole, Node, OutputRole, Value, ValueId};
 use mdl_ir::op::{Binary, Op, Unary};
 use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 use std::collections::BTreeMap;
 
 /// The graph with gradients, and in place of them the updated parameters and moments.
@@ -74,7 +75,7 @@ impl Settling<'_> {
                 inputs.push(role(p));
                 kept.push((
                     b.input(&name, param.ty.of(dtype)),
-                    Value { name, ty: slice.of(dtype) },
+                    Value { name: name.into(), ty: slice.of(dtype) },
                 ));
             }
             states.push(State {
@@ -149,7 +150,7 @@ impl Settling<'_> {
             args.push(region.constant(*number, &self.body.values[number.index()]));
         }
         let (slice, grad) = (self.graph.params[p].slice_type(), region.body.outputs[k]);
-        args.push(region.slice(*param, &Value { name: name.clone(), ty: slice }));
+        args.push(region.slice(*param, &Value { name: name.as_str().into(), ty: slice }));
         args.push(grad);
         for (value, inner) in kept {
             args.push(region.slice(*value, inner));
@@ -160,12 +161,12 @@ impl Settling<'_> {
         region.body = b.body;
         region.body.outputs[k] = new[0];
         region.body.outputs.extend(new[1..].iter().chain([&squares]));
-        let axis = Axis::new(region.axis.clone(), region.count);
+        let axis = Axis::new(region.axis, region.count);
         let first = region.node.results[k];
-        self.body.values[first.index()].name = format!("new.{name}");
+        self.body.values[first.index()].name = format!("new.{name}").into();
         let stacked = |what: &str, id: &ValueId| Value {
-            name: format!("{what}.{name}"),
-            ty: region.body.ty(*id).stacked(axis.clone()),
+            name: format!("{what}.{name}").into(),
+            ty: region.body.ty(*id).stacked(axis),
         };
         let mut results: Vec<Value> =
             NEW[1..].iter().zip(&new[1..]).map(|(what, id)| stacked(what, id)).collect();
@@ -244,7 +245,7 @@ fn norm(b: &mut Builder, states: &[State]) -> Result<ValueId, String> {
     let at = Place::default();
     let mut total = b.number(0.0, at);
     for squares in states.iter().filter_map(|s| s.squares) {
-        let axes: Vec<String> = b.ty(squares).axes.iter().map(|a| a.name.clone()).collect();
+        let axes: Vec<Symbol> = b.ty(squares).axes.iter().map(|a| a.name).collect();
         let one = b.sum(squares, &axes, at)?;
         total = b.binary(Binary::Add, total, one, at)?;
     }
@@ -255,7 +256,7 @@ fn norm(b: &mut Builder, states: &[State]) -> Result<ValueId, String> {
 struct Region {
     node: Node,
     body: Body,
-    axis: String,
+    axis: Symbol,
     count: u64,
     carries: usize,
     consts: usize,
@@ -266,7 +267,7 @@ impl Region {
         let Op::Repeat { axis, count, carries, consts, body, .. } = &node.op else {
             return Err("a repeated region".into());
         };
-        let (axis, body) = (axis.clone(), (**body).clone());
+        let (axis, body) = (*axis, (**body).clone());
         Ok(Region { axis, count: *count, carries: *carries, consts: *consts, body, node })
     }
 

@@ -12,6 +12,7 @@ use mdl_ir::kernel::{
 };
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, Type};
+use mdl_symbol::Symbol;
 use std::collections::HashMap;
 
 type Spec<T> = Result<T, String>;
@@ -40,7 +41,7 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         })
     };
     let along = |in_a: bool, in_b: bool| -> Vec<&Axis> {
-        let here = |x: &&Axis| ta.has(&x.name) == in_a && tb.has(&x.name) == in_b;
+        let here = |x: &&Axis| ta.has(x.name) == in_a && tb.has(x.name) == in_b;
         result.axes.iter().filter(here).collect()
     };
     let group = |axes: Vec<&Axis>| -> Spec<Vec<Dim>> { axes.into_iter().map(dim).collect() };
@@ -53,7 +54,7 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         Some(operand) => {
             let (operand, rows, input) =
                 if operand == 0 { (Operand::A, &m, ia) } else { (Operand::B, &n, ib) };
-            let of = [rows, &k].map(|axes| axes.iter().map(|a| (*a).clone()).collect());
+            let of = [rows, &k].map(|axes| axes.iter().map(|a| *(*a)).collect());
             let regs = program.write(body.inputs[input], &before, &of)?;
             let result = prepared.map_or(0, |made| regs[&made]);
             Some(Prologue { operand, inputs: program.inputs, program: program.code, result })
@@ -75,7 +76,7 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     };
     // A sum that is only rounded is rounded by being stored.
     let bare = after.iter().all(|n| same_value(body, n));
-    let split = result.axes.iter().take_while(|a| ta.has(&a.name)).count();
+    let split = result.axes.iter().take_while(|a| ta.has(a.name)).count();
     let of = [result.axes[..split].to_vec(), result.axes[split..].to_vec()];
     if spec.rotary.is_some() {
         let mut w = RotaryWriter::new(body, locs, &mut order, node.results[0], of);
@@ -180,24 +181,24 @@ impl ProgramWriter<'_> {
 }
 
 /// Attention from the types of q and k and from the mask in the body; the same for its adjoint.
-pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
+pub fn attention(body: &Body, axes: &[Symbol]) -> Spec<AttentionSpec> {
     let (q, k) = (body.ty(body.inputs[0]), body.ty(body.inputs[1]));
     let (scale, mask) =
         recognise(body, axes).ok_or("the attention kernel does not know this mask")?;
     let [t_axis, s_axis, head_axis] = axes else {
         return Err("attention is over T, S and head".into());
     };
-    let t = q.index_of(t_axis).ok_or("queries have a T")?;
-    let s = k.index_of(s_axis).ok_or("keys have an S")?;
+    let t = q.index_of(*t_axis).ok_or("queries have a T")?;
+    let s = k.index_of(*s_axis).ok_or("keys have an S")?;
     let last = |ty: &Type| ty.axes.last().is_some_and(|a| a.name == *head_axis);
     let heads = &q.axes[t + 1..q.axes.len() - 1];
-    let shared = heads.iter().take_while(|a| k.has(&a.name)).count();
+    let shared = heads.iter().take_while(|a| k.has(a.name)).count();
     let kv = &k.axes[s + 1..k.axes.len() - 1];
     let fits = last(q)
         && last(k)
         && q.axes[..t] == k.axes[..s]
         && kv == &heads[..shared]
-        && heads[shared..].iter().all(|a| !k.has(&a.name));
+        && heads[shared..].iter().all(|a| !k.has(a.name));
     if !fits {
         return Err(format!("attention on {q} and {k} is laid out in another order"));
     }
@@ -218,7 +219,7 @@ pub fn attention(body: &Body, axes: &[String]) -> Spec<AttentionSpec> {
 /// an old gradient of w may come in.
 pub fn linear_cross_entropy(
     body: &Body,
-    axes: &[String],
+    axes: &[Symbol],
     grad: bool,
 ) -> Spec<LinearCrossEntropySpec> {
     let (x, w) = (body.ty(body.inputs[0]), body.ty(body.inputs[1]));

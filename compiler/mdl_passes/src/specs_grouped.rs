@@ -14,7 +14,7 @@ pub fn contract(body: &Body, node: &Node, axis: &str) -> Result<GroupedContractS
     let out = body.ty(node.results[0]);
     let rows = ids.elements();
     let n = out.elements() / rows;
-    let groups = table.axis(axis).map_or(1, |x| x.size);
+    let groups = table.axis(axis.into()).map_or(1, |x| x.size);
     let k = table.elements() / groups / n;
     let Op::GroupedContract { axes, .. } = &node.op else { unreachable!("a grouped contraction") };
     Ok(GroupedContractSpec {
@@ -33,7 +33,7 @@ pub fn outer(body: &Body, node: &Node) -> Result<GroupedOuterSpec, String> {
     let (a, b, ids) = (ty(0), ty(1), ty(2));
     let rows = ids.elements();
     let own = |t: &mdl_ir::tensor_type::Type| -> u64 {
-        t.axes.iter().filter(|x| !ids.has(&x.name)).map(|x| x.size).product()
+        t.axes.iter().filter(|x| !ids.has(x.name)).map(|x| x.size).product()
     };
     let (m, n) = (own(a), own(b));
     let share = |elements: u64, own: u64| word(rows * own / elements);

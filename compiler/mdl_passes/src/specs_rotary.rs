@@ -11,7 +11,7 @@ use std::collections::HashMap;
 /// Columns of a head, where these nodes after a contraction cut its result into halves.
 pub fn head(body: &Body, after: &[&Node]) -> Option<u32> {
     let cut = |n: &&Node| match &n.op {
-        Op::Slice { axis, .. } => body.ty(n.args[0]).axis(axis).map(|a| a.size as u32),
+        Op::Slice { axis, .. } => body.ty(n.args[0]).axis(*axis).map(|a| a.size as u32),
         _ => None,
     };
     after.iter().find_map(cut)

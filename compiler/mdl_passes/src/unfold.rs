@@ -8,6 +8,7 @@ use crate::specs;
 use mdl_ir::build::Builder;
 use mdl_ir::graph::{Body, Graph, ValueId};
 use mdl_ir::op::{Kernel, Op};
+use mdl_symbol::Symbol;
 use std::collections::HashMap;
 
 pub fn unfold(graph: &Graph) -> Result<Graph, String> {
@@ -38,7 +39,7 @@ fn unfold_body(body: &Body) -> Result<Body, String> {
 }
 
 /// Does the kernel compute this call?
-fn computes(kernel: Kernel, axes: &[String], body: &Body) -> bool {
+fn computes(kernel: Kernel, axes: &[Symbol], body: &Body) -> bool {
     match kernel {
         Kernel::Attention | Kernel::AttentionGrad => specs::attention(body, axes).is_ok(),
         Kernel::LinearCrossEntropy | Kernel::LinearCrossEntropyGrad => {

@@ -3,12 +3,12 @@
 //! Names are kept as written. What a name refers to is decided by `mdl_check`.
 
 use crate::span::Span;
-use std::rc::Rc;
+use mdl_symbol::Symbol;
 
-/// A name with the place where it stands. Checking hands names around, so copies share the text.
-#[derive(Clone, Debug, PartialEq)]
+/// A name with the place where it stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Name {
-    pub text: Rc<str>,
+    pub text: Symbol,
     pub span: Span,
 }
 

@@ -49,7 +49,7 @@ fn shown(setting: &Setting) -> String {
         Setting::Real(x) => x.to_string(),
         Setting::Bool(b) => b.to_string(),
         Setting::Text(text) => format!("\"{text}\""),
-        Setting::Config(config) => config.name.clone(),
+        Setting::Config(config) => config.name.to_string(),
     }
 }
 

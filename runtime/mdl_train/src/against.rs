@@ -136,7 +136,7 @@ fn values(config: &Config) -> BTreeMap<String, String> {
                 continue;
             }
         };
-        out.insert(name.clone(), value);
+        out.insert(name.to_string(), value);
     }
     out
 }

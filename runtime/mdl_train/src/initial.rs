@@ -100,7 +100,7 @@ fn of_elements(body: &Body, count: u64) -> Body {
     for node in &mut body.nodes {
         match &mut node.op {
             Op::Random { axes: own, .. } | Op::Broadcast { axes: own } => *own = axes.clone(),
-            Op::Reorder { axes: own } => *own = vec![axes[0].name.clone()],
+            Op::Reorder { axes: own } => *own = vec![axes[0].name],
             _ => {}
         }
     }

@@ -144,7 +144,7 @@ impl Model {
     ) -> Result<Model, ModelError> {
         match config {
             // Ids of tokens are checked against this size, never by the kernels.
-            Some(config) if !front.failed() && !config.fields.contains_key("vocab") => {
+            Some(config) if !front.failed() && config.field("vocab").is_none() => {
                 let message = format!("the configuration of `{name}` has no size `vocab`");
                 Err(ModelError::Asked(message + ": call the size of the vocabulary so"))
             }
@@ -194,7 +194,7 @@ impl Model {
 
     /// A size of the configuration, `vocab` say.
     pub fn size(&self, field: &str) -> Option<u64> {
-        match self.config.fields.get(field)? {
+        match self.config.field(field)? {
             mdl_check::config::Setting::Size(s) => s.value(),
             _ => None,
         }

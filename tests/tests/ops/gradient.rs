@@ -305,7 +305,7 @@ fn parameter_input((b, roles, inputs): &mut Written, value: Tensor) -> ValueId {
     let n = roles.iter().filter(|r| matches!(r, InputRole::Param(_))).count();
     roles.push(InputRole::Param(n));
     inputs.push(value.clone());
-    b.input(&format!("p{n}"), value.ty)
+    b.input(format!("p{n}"), value.ty)
 }
 
 fn data_input((b, roles, inputs): &mut Written, value: Tensor) -> ValueId {

@@ -3,6 +3,7 @@
 use mdl_ir::interp::mix;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 
 /// A type from text such as `A=2 B=3`.
 pub fn ty(dtype: DType, axes: &str) -> Type {
@@ -34,8 +35,8 @@ pub fn axis(name: &str, size: u64) -> Axis {
     Axis::new(name, size)
 }
 
-pub fn names(axes: &[&str]) -> Vec<String> {
-    axes.iter().map(|a| a.to_string()).collect()
+pub fn names(axes: &[&str]) -> Vec<Symbol> {
+    axes.iter().map(|a| Symbol::new(a)).collect()
 }
 
 /// Numbers between `low` and `high` that are at least a hundredth of the range's share of one

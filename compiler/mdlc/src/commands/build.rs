@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Outcome {
         Machinery::Cpu => args.flags.training.target(),
         Machinery::Cuda(_) => Target::Gpu,
     };
-    let (name, plans) = (model.config.name.clone(), plans(&mut model, &settings, target)?);
+    let (name, plans) = (model.config.name, plans(&mut model, &settings, target)?);
     let planned = start.elapsed();
     let specs: usize = plans.iter().map(|plan| plan.specs.len()).sum();
     let ptx = match args.target {
