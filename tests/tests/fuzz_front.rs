@@ -199,3 +199,52 @@ fn small_texts_that_ask_for_much_are_refused() {
         run(&nested);
     }
 }
+
+/// Items that call each other in pairs, as many as are looked at in portions.
+fn many_items(count: usize, changed: impl Fn(usize) -> Option<&'static str>) -> String {
+    let items = (0..count).map(|i| match changed(i) {
+        Some(text) => format!("{text}\n\n"),
+        None if i % 2 == 0 => format!("fn f{i}[T](x: [.., T]) -> [..] = sum[T](x * {i})\n\n"),
+        None => format!("fn f{i}[S](x: [A, S]) -> [A] = f{0}[S](x)\n\n", i - 1),
+    });
+    items.collect()
+}
+
+#[test]
+fn large_modules_are_parsed_and_checked_in_portions_without_a_difference() {
+    const COUNT: usize = 1000;
+    let clean = check("many.mdl", &many_items(COUNT, |_| None), &[]);
+    assert!(clean.sink.diagnostics.is_empty(), "{:?}", clean.sink.diagnostics);
+    assert_eq!(clean.program.root_items().count(), COUNT);
+    let mistakes = [
+        ("E0303", "fn wrong[T](x: [.., T]) -> [.., T] = sum[T](x)"),
+        ("E0201", "fn wrong(x: []) -> [] = y"),
+        ("E0202", "fn f0(x: []) -> [] = x"),
+        ("E0101", "fn wrong(x: []) -> [] = = x"),
+        ("E0209", "fn wrong[T](x: []) -> [] = x"),
+    ];
+    for (code, text) in mistakes {
+        for at in [1, 130, 517, COUNT - 1] {
+            // `f0` has a caller, which takes another function then.
+            let changed = |i| (i == at).then_some(text);
+            let found = check("many.mdl", &many_items(COUNT, changed), &[]).sink.diagnostics;
+            let codes: Vec<&str> = found.iter().map(|d| d.code).collect();
+            assert!(codes.contains(&code), "{code} as item {at}: {codes:?}");
+        }
+    }
+    // `many_y` is wrong where nothing but `many_x`, looked at alone, says the contrary.
+    let text = many_items(COUNT, |i| match i {
+        0 => Some("fn r(v: []) -> [] = many_x(v, false)"),
+        900 => Some("fn many_x(v: [], deep: bool) -> [] = if deep { many_y(v, false) } else { v }"),
+        901 => Some("fn many_y(v: [], flag: bool) -> [] = if flag { v + \"text\" } else { v }"),
+        1 => Some("fn s(v: []) -> [] = v"),
+        _ => None,
+    });
+    let found = check("many.mdl", &text, &[]).sink.diagnostics;
+    assert!(found.iter().any(|d| d.code == "E0405"), "{found:?}");
+    // Reports are in the order of the text: nine of ten are defined again.
+    let changed = |i| (i % 100 == 50).then_some("fn again(x: []) -> [] = x");
+    let found = check("many.mdl", &many_items(COUNT, changed), &[]).sink.diagnostics;
+    let places: Vec<u32> = found.iter().map(|d| d.labels[0].span.start).collect();
+    assert!(places.len() == 9 && places.is_sorted(), "{places:?}");
+}

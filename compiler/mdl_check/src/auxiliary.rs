@@ -89,14 +89,14 @@ impl Elaborator<'_> {
         &mut self,
         named: Vec<Named>,
         ids: &[ValueId],
-        (axis, count): (&str, &Size),
+        (axis, count): (Symbol, &Size),
         at: Span,
     ) {
         let mut ids = ids.iter();
         for mut name in named {
             for ((_, t), id) in name.values.iter_mut().zip(ids.by_ref()) {
                 let size = count.clone();
-                let layers = SymAxis { name: axis.into(), size, origin: at };
+                let layers = SymAxis { name: axis, size, origin: at };
                 t.axes = std::iter::once(layers).chain(t.axes.iter().cloned()).collect();
                 t.id = *id;
             }

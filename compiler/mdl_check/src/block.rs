@@ -4,7 +4,7 @@ use crate::auxiliary::{Named, lay_out};
 use crate::bindings::Bindings;
 use crate::call::{Given, count, size_of};
 use crate::elaborate::{Elaborator, MAX_TENSOR_BYTES, ParamInfo, concrete, place};
-use crate::frame::{Frame, FrameKind};
+use crate::frame::{Frame, FrameKind, Made};
 use crate::nearest::nearest;
 use crate::program::{ItemRef, Program, item_name, standard_home};
 use crate::size::Size;
@@ -16,6 +16,7 @@ use mdl_symbol::Symbol;
 use mdl_syntax::ast::{self, ArgType, ItemKind, Member, MemberKind};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
+use std::borrow::Cow;
 use std::rc::Rc;
 
 pub fn member_value(member: &MemberVal) -> Val {
@@ -47,7 +48,7 @@ pub fn method_scope(block: &Rc<BlockVal>) -> Scope {
 /// Where an instance stands in the model.
 #[derive(Clone, Debug, Default)]
 pub struct Path {
-    /// `stack.attend`
+    /// `stack.attend`; empty where nobody asks for the weights.
     pub members: String,
     /// `model.layers.{}.self_attn`
     pub stored: String,
@@ -58,16 +59,16 @@ pub struct Path {
 }
 
 impl Path {
-    fn join(&self, member: &Member) -> Path {
+    fn join(&self, member: &Member, named: bool) -> Path {
         let dot = |a: &str, b: &str| match (a.is_empty(), b.is_empty()) {
             (true, _) => b.to_string(),
             (_, true) => a.to_string(),
-            _ => format!("{a}.{b}"),
+            _ => [a, ".", b].concat(),
         };
-        let stored = member.stored.as_ref().map_or(member.name.text, |(s, _)| s.as_str().into());
-        let (stored, part) = numbered(&stored);
+        let stored = member.stored.as_ref().map_or(member.name.text.as_str(), |(s, _)| s);
+        let (stored, part) = numbered(stored);
         Path {
-            members: dot(&self.members, &member.name.text),
+            members: if named { dot(&self.members, &member.name.text) } else { String::new() },
             stored: dot(&self.stored, &stored),
             repeat: self.repeat.clone(),
             part,
@@ -77,12 +78,12 @@ impl Path {
 
 /// `experts.{experts}.w1.weight` names a tensor for each index of an axis: the name with `{}` for
 /// the index, and the axis.
-fn numbered(stored: &str) -> (String, Option<String>) {
+fn numbered(stored: &str) -> (Cow<'_, str>, Option<String>) {
     let parts = stored.split_once('{').and_then(|(before, rest)| {
         let (axis, after) = rest.split_once('}')?;
-        Some((format!("{before}{{}}{after}"), axis.to_string()))
+        Some((Cow::from(format!("{before}{{}}{after}")), axis.to_string()))
     });
-    parts.map_or((stored.to_string(), None), |(name, axis)| (name, Some(axis)))
+    parts.map_or((stored.into(), None), |(name, axis)| (name, Some(axis)))
 }
 
 impl Elaborator<'_> {
@@ -122,7 +123,7 @@ impl Elaborator<'_> {
             // An instance copies its scope and takes the names of all its owners.
             let copied = scope.values.own_len() + scope.axes.own_len() + path.stored.len() + stored;
             self.step(50 + copied / 4, member.span)?;
-            match self.member_of(member, &members, &scope, &path.join(member)) {
+            match self.member_of(member, &members, &scope, path.join(member, !self.sketching())) {
                 Ok(val) => {
                     members.insert(member.name.text, val);
                 }
@@ -145,7 +146,7 @@ impl Elaborator<'_> {
         member: &Member,
         above: &Bindings<MemberVal>,
         scope: &Scope,
-        path: &Path,
+        mut path: Path,
     ) -> Eval<MemberVal> {
         match &member.kind {
             MemberKind::Param { ty, init, tied } => {
@@ -153,24 +154,23 @@ impl Elaborator<'_> {
                 if let Some((other, condition)) = tied
                     && self.holds(condition.as_ref(), scope)?
                 {
-                    return self.tie(other, &axes, above, path, member.span);
+                    return self.tie(other, &axes, above, &path, member.span);
                 }
-                self.check_part(member, &axes, path)?;
+                self.check_part(member, &axes, &path)?;
                 let whole = usize::from(path.part.is_some());
                 let init = match init {
-                    Some(e) => Some(self.init(e, &axes[whole..], scope)?),
+                    Some(e) => self.init(e, &axes[whole..], scope)?,
                     None => None,
                 };
                 Ok(MemberVal::Param(self.add_param(member, axes, init, path)?))
             }
             MemberKind::Instance { block, axes, args, count } => {
-                self.check_part(member, &[], path)?;
+                self.check_part(member, &[], &path)?;
                 let Some(item) = self.program.find(scope.module, block.text) else {
                     return self.no_block(block, scope.module);
                 };
                 let mut inner = self.instance_scope(item, block, axes, args, scope)?;
                 inner.module = item.module;
-                let mut path = path.clone();
                 let mut repeat = None;
                 if let Some(count) = count {
                     let at = count.span;
@@ -187,9 +187,11 @@ impl Elaborator<'_> {
                     path.repeat = repeat.clone();
                     path.stored.push_str(".{}");
                 }
-                let instance = self.instantiate(item, inner, &path, member.span)?;
-                let instance = BlockVal { repeat, ..(*instance).clone() };
-                Ok(MemberVal::Instance(Rc::new(instance)))
+                let mut instance = self.instantiate(item, inner, &path, member.span)?;
+                if repeat.is_some() {
+                    Rc::make_mut(&mut instance).repeat = repeat;
+                }
+                Ok(MemberVal::Instance(instance))
             }
         }
     }
@@ -307,7 +309,7 @@ impl Elaborator<'_> {
         member: &Member,
         mut axes: Vec<SymAxis>,
         init: Option<Body>,
-        path: &Path,
+        path: Path,
     ) -> Eval<usize> {
         if let Some(other) = self.stored.get(&path.stored).map(|p| &self.params[*p]) {
             let message = format!("two parameters are stored as `{}`", path.stored);
@@ -334,10 +336,9 @@ impl Elaborator<'_> {
             let axis = SymAxis { name: *name, size: size.clone(), origin: member.span };
             axes.insert(0, axis);
         }
-        let ty = Type::new(DType::F32, axes.iter().map(concrete).collect());
         let mut bytes: u64 = 4;
-        for axis in &ty.axes {
-            bytes = match bytes.checked_mul(axis.size) {
+        for axis in &axes {
+            bytes = match bytes.checked_mul(axis.size.value().unwrap_or(1)) {
                 Some(b) if b <= MAX_TENSOR_BYTES => b,
                 _ => {
                     let message = format!("`{}` is larger than 2^48 bytes", member.name.text);
@@ -345,25 +346,24 @@ impl Elaborator<'_> {
                 }
             };
         }
-        let param = Param {
-            name: path.members.clone(),
-            stored: path.stored.clone(),
-            also_stored: Vec::new(),
-            ty,
-            repeats,
-            parts,
-            init,
+        // A check knows a weight by its number.
+        let (stored, known) = match self.sketching() {
+            true => (String::new(), Vec::new()),
+            false => (path.stored.clone(), axes.iter().map(concrete).collect()),
         };
+        let ty = Type::new(DType::F32, known);
+        let (name, also_stored) = (path.members, Vec::new());
+        let param = Param { name, stored, also_stored, ty, repeats, parts, init };
         let repeat = path.repeat.as_ref().map(|(name, _)| *name);
-        self.stored.insert(path.stored.clone(), self.params.len());
+        self.stored.insert(path.stored, self.params.len());
         self.params.push(ParamInfo { param, axes: axes.into(), repeat, span: member.span });
         Ok(self.params.len() - 1)
     }
 
-    /// The body that gives one tensor's initial values.
-    fn init(&mut self, e: &ast::Expr, axes: &[SymAxis], scope: &Scope) -> Eval<Body> {
-        let types: Vec<Axis> = axes.iter().map(concrete).collect();
-        self.frames.push(Frame::new(FrameKind::Init(types.clone())));
+    /// The body that gives one tensor's initial values; none where nobody asks for one.
+    fn init(&mut self, e: &ast::Expr, axes: &[SymAxis], scope: &Scope) -> Eval<Option<Body>> {
+        let types: Rc<[Axis]> = axes.iter().map(concrete).collect();
+        self.open_frame(FrameKind::Init(types.clone()));
         let result = self.expr(e, scope).and_then(|val| {
             let t = self.tensor(val, e.span)?;
             if let Some(extra) = t.axes.iter().find(|a| !axes.iter().any(|b| b.name == a.name)) {
@@ -379,10 +379,10 @@ impl Elaborator<'_> {
                 }
             }
             self.want(&t, DType::F32, e.span)?;
-            self.op(Op::Broadcast { axes: types }, &[&t], axes, e.span)
+            self.op(Op::Broadcast { axes: types.to_vec() }, &[&t], axes, e.span)
         });
         let frame = self.frames.pop().expect("pushed above");
-        Ok(frame.builder.finish(vec![result?.id]))
+        Ok(frame.finish(vec![result?.id]))
     }
 
     /// Arguments and axes of an instance, as its members and methods see them.
@@ -440,7 +440,7 @@ impl Elaborator<'_> {
         };
         match &block.repeat {
             None => self.forward(block, forward, given, at),
-            Some((axis, count)) => self.call_repeated(block, forward, given, (axis, count), at),
+            Some((axis, count)) => self.call_repeated(block, forward, given, (*axis, count), at),
         }
     }
 
@@ -449,7 +449,7 @@ impl Elaborator<'_> {
         block: &Rc<BlockVal>,
         forward: &ast::Fn,
         given: Vec<Given>,
-        (axis, size): (&str, &Size),
+        (axis, size): (Symbol, &Size),
         at: Span,
     ) -> Eval<Val> {
         let count = size.value().unwrap_or(1);
@@ -458,33 +458,15 @@ impl Elaborator<'_> {
             return self.fail("E0308", message, at, "called here");
         };
         let x = self.tensor(first.val.clone(), first.span)?;
-        let ty = self.frame().builder.ty(x.id).clone();
-        self.frames.push(Frame::new(FrameKind::Repeat(axis.into())));
-        let id = self.frame().builder.input("x", ty.clone());
-        let carried =
-            Given { name: None, val: Val::Tensor(TensorVal { id, ..x.clone() }), span: first.span };
+        self.open_frame(FrameKind::Repeat(axis));
+        let own = self.frame().input("x".into(), x.dtype, x.axes.clone());
+        let carried = Given { name: None, val: Val::Tensor(own.clone()), span: first.span };
         let result = self.forward(block, forward, vec![carried], at);
         let result = result.and_then(|val| self.tensor(val, at));
-        let result = result.and_then(|y| self.same_shape(&x, y, &ty, (forward, at)));
+        let result = result.and_then(|y| self.same_shape(&x, y, (forward, at)));
         let frame = self.frames.pop().expect("pushed above");
-        let y = result?;
-        let (body, outer, named) = self.close_repeat(frame, y, x.id);
-        let consts = outer.1;
-        let op = Op::Repeat {
-            axis: axis.into(),
-            count,
-            reverse: false,
-            carries: 1,
-            consts,
-            body: Box::new(body),
-        };
-        let layers = Axis::new(axis, count);
-        let mut results = vec![("x".to_string(), ty)];
-        for t in named.iter().flat_map(|n| &n.values) {
-            let axes = t.1.axes.iter().map(concrete).collect();
-            results.push((t.0.to_string(), Type::new(t.1.dtype, axes).stacked(layers)));
-        }
-        let ids = self.frame().builder.node(op, outer.0, results, place(at));
+        let y = TensorVal { id: result?, ..own.clone() };
+        let (ids, named) = self.close_repeat(frame, [&x, &own, &y], Axis::new(axis, count), at);
         self.name_stacked(named, &ids[1..], (axis, size), at);
         Ok(Val::Tensor(TensorVal { id: ids[0], ..x }))
     }
@@ -494,12 +476,13 @@ impl Elaborator<'_> {
         &mut self,
         x: &TensorVal,
         y: TensorVal,
-        ty: &Type,
         (forward, at): (&ast::Fn, Span),
     ) -> Eval<ValueId> {
         self.agree(&[x, &y], at)?;
-        let own = self.frame().builder.ty(y.id).clone();
-        if !own.same_axes(ty) || own.dtype != ty.dtype {
+        // One name may have two numbers, which `agree` does not see.
+        let found = |a: &SymAxis| y.axis(a.name).is_some_and(|b| a.size.value() == b.size.value());
+        let same = x.axes.len() == y.axes.len() && x.axes.iter().all(found);
+        if !same || x.dtype != y.dtype {
             let (takes, gives) = (x.show(), y.show());
             let message = format!("a repeated block takes {takes} and gives {gives}");
             let here = format!("each layer feeds the next: the first one takes {takes}");
@@ -511,33 +494,49 @@ impl Elaborator<'_> {
             self.sink.push(d.label(declared, format!("it gives {gives}")));
             return Err(Reported);
         }
-        let axes = mdl_ir::build::axis_names(&ty.axes);
+        let axes = x.axes.iter().map(|a| a.name).collect();
         self.op(Op::Reorder { axes }, &[&y], &[], at).map(|t| t.id)
     }
 
-    /// Body inputs in the order carries, consts, stacked, and the outer values for them with the
-    /// number of consts.
+    /// The region of a repeated block, with what it takes and gives: outside, within, and at its
+    /// end. Its inputs are in the order carries, consts, stacked.
     fn close_repeat(
         &mut self,
         frame: Frame,
-        y: ValueId,
-        x: ValueId,
-    ) -> (Body, (Vec<ValueId>, usize), Vec<Named>) {
-        let Frame { mut builder, captures, mut named, .. } = frame;
-        let carry = builder.body.inputs[0];
-        let (stacked, consts): (Vec<_>, Vec<_>) =
-            captures.into_iter().partition(|(_, _, sliced)| *sliced);
-        builder.body.inputs = std::iter::once(carry)
-            .chain(consts.iter().chain(&stacked).map(|(_, id, _)| *id))
-            .collect();
+        [x, carry, y]: [&TensorVal; 3],
+        layers: Axis,
+        at: Span,
+    ) -> (Vec<ValueId>, Vec<Named>) {
+        let Frame { made, captures, mut named, .. } = frame;
+        let (stacked, consts): (Vec<_>, Vec<_>) = captures.into_iter().partition(|c| c.sliced);
+        let (mut inner, mut outer) = (vec![carry.id], vec![x.id]);
         let depth = self.frames.len() - 1;
-        let mut outer = vec![x];
-        for (what, _, _) in consts.iter().chain(&stacked) {
-            outer.push(self.capture(what, depth).0);
+        for capture in consts.iter().chain(&stacked) {
+            inner.push(capture.id);
+            outer.push(self.capture(&capture.what, depth).0);
         }
-        let outputs = lay_out(&mut builder, &mut named);
-        let outputs = std::iter::once(y).chain(outputs).collect();
-        (builder.finish(outputs), (outer, consts.len()), named)
+        let ids = match made {
+            Made::Graph(mut builder) => {
+                builder.body.inputs = inner;
+                let outputs = lay_out(&mut builder, &mut named);
+                let outputs = std::iter::once(y.id).chain(outputs).collect();
+                let (axis, count) = (layers.name, layers.size);
+                let (carries, consts) = (1, consts.len());
+                let body = Box::new(builder.finish(outputs));
+                let op = Op::Repeat { axis, count, reverse: false, carries, consts, body };
+                let ty = |t: &TensorVal| Type::new(t.dtype, t.axes.iter().map(concrete).collect());
+                let mut results = vec![("x".into(), ty(x))];
+                let named = named.iter().flat_map(|n| &n.values);
+                results.extend(named.map(|(name, t)| (*name, ty(t).stacked(layers))));
+                self.builder().node(op, outer, results, place(at))
+            }
+            Made::Sketch(body) => {
+                let named = named.iter().flat_map(|n| &n.values).map(|(_, t)| t.id);
+                let outputs: Vec<ValueId> = std::iter::once(y.id).chain(named).collect();
+                self.sketched(&body, &outputs, inner.into_iter().zip(outer))
+            }
+        };
+        (ids, named)
     }
 }
 
@@ -551,12 +550,8 @@ pub fn open_config(arg: &ast::Arg, scope: &mut Scope) {
     let config = config.clone();
     for (name, setting) in &config.fields {
         if let crate::config::Setting::Size(size) = setting {
-            let axis = AxisVal {
-                name: name.as_str().into(),
-                size: Some(size.clone()),
-                origin: config.places.get(name).copied().unwrap_or(arg.name.span),
-            };
-            scope.axes.insert(name.as_str().into(), axis);
+            let origin = config.places.get(name).copied().unwrap_or(arg.name.span);
+            scope.axes.insert(*name, AxisVal { name: *name, size: Some(size.clone()), origin });
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::memo::Origin;
 use crate::nearest::nearest;
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, Reported, Scope, SymAxis, TensorVal, Val};
+use crate::work::OPERATION;
 use mdl_ir::op::{Binary, Op, Reduction, Unary};
 use mdl_ir::tensor_type::{Axis, DType};
 use mdl_symbol::{Symbol, SymbolSet};
@@ -285,11 +286,11 @@ impl Elaborator<'_> {
             let message = "documents belong to the sequences of a run";
             return self.fail("E0405", message, at, "there is no sequence here");
         }
-        let base = self.outside(Outside::Data("documents".into()));
+        let base = self.outside(Outside::Data(documents));
         if base.axis(axis.name).is_some() {
             return Ok(Val::Tensor(base));
         }
-        let origin = self.origins.get(&axis.name).cloned();
+        let origin = self.origins.get(&axis.name).copied();
         self.trail.origins.push(Origin::Found(axis.name, origin));
         match origin {
             Some(from) if base.axis(from).is_some() => {
@@ -316,7 +317,7 @@ impl Elaborator<'_> {
             let at = call.args[0].value.span;
             return self.fail("E0307", "a stream is a whole number", at, "out of range");
         };
-        self.op(Op::Random { stream, axes }, &[], &[], call.at).map(Val::Tensor)
+        self.op(Op::Random { stream, axes: axes.to_vec() }, &[], &[], call.at).map(Val::Tensor)
     }
 
     fn concat(&mut self, call: &BuiltinCall<'_>, scope: &Scope) -> Eval<Val> {
@@ -375,6 +376,9 @@ impl Elaborator<'_> {
     /// The same tensor with its axes in this order, which means nothing but where they lie.
     fn in_order(&mut self, t: &TensorVal, axes: Vec<Symbol>, at: Span) -> Eval<TensorVal> {
         if t.axes.iter().map(|a| a.name).eq(axes.iter().copied()) {
+            // In a graph the same axes may lie otherwise, and then this is an operation.
+            let cost = if self.sketching() { OPERATION } else { 0 };
+            self.step(cost, at)?;
             return Ok(t.clone());
         }
         self.op(Op::Reorder { axes }, &[t], &[], at)
@@ -466,11 +470,11 @@ impl Elaborator<'_> {
             return self.fail("E0306", message, at, "merged here");
         }
         let others = t.axes.iter().map(|a| a.name).filter(|n| !axes.contains(n));
-        let first = t.axes.iter().position(|a| *a.name == *axes[0]).unwrap_or(0);
+        let first = t.axes.iter().position(|a| a.name == axes[0]).unwrap_or(0);
         let before =
             t.axes[..first].iter().filter(|a| !many.iter().any(|b| b.name == a.name)).count();
         let mut order: Vec<Symbol> = others.collect();
-        order.splice(before..before, axes.iter().cloned());
+        order.splice(before..before, axes.iter().copied());
         let t = &self.in_order(t, order, at)?;
         let op = Op::Merge { axes, into: into.name };
         self.op(op, &[t], &[into], at)

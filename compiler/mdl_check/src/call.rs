@@ -2,14 +2,15 @@
 
 use crate::block::{method, method_scope};
 use crate::builtin::{BuiltinCall, is_builtin};
-use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, concrete, place};
-use crate::frame::{Frame, FrameKind};
+use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, place};
+use crate::frame::{FrameKind, Made};
 use crate::nearest::nearest;
+use crate::program::ItemRef;
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
 use mdl_ir::graph::ValueId;
 use mdl_ir::op::{Kernel, Op};
-use mdl_ir::tensor_type::{DType, Type};
+use mdl_ir::tensor_type::DType;
 use mdl_symbol::{Symbol, joined};
 use mdl_syntax::ast::{self, ArgType, AxisArg, CallArg, Expr, ExprKind, ItemKind, TypeExpr};
 use mdl_syntax::diag::Diagnostic;
@@ -64,10 +65,15 @@ impl Elaborator<'_> {
                 inner.axes.extend(axes);
                 return self.call_fn(method, inner, given, at);
             }
-            let defined = self.program.find(scope.module, name.text).is_some();
-            if !shadowed && !defined && is_builtin(name.text) {
+            let defined = self.program.find(scope.module, name.text);
+            if !shadowed && defined.is_none() && is_builtin(name.text) {
                 let call = BuiltinCall { name: &name.text, at, axes, args };
                 return self.builtin(&call, scope);
+            }
+            if let Some(item) = defined.filter(|item| self.is_function(name, *item, scope)) {
+                self.step(1, function.span)?;
+                let function = FunctionVal { item, bound: Vec::new() };
+                return self.call_function(&function, axes, args, at, scope);
             }
         }
         match self.expr(function, scope)? {
@@ -87,6 +93,13 @@ impl Elaborator<'_> {
                 self.fail("E0405", message, function.span, here)
             }
         }
+    }
+
+    /// Does a name stand for this item, which is a function, and for nothing nearer?
+    fn is_function(&self, name: &ast::Name, item: ItemRef, scope: &Scope) -> bool {
+        let sized = scope.axes.get(name.text).is_some_and(|axis| axis.size.is_some());
+        let near = sized || scope.values.has(name.text);
+        !near && matches!(self.program.item(item).kind, ItemKind::Fn(_))
     }
 
     fn given(&mut self, args: &[CallArg], scope: &Scope) -> Eval<Vec<Given>> {
@@ -284,6 +297,9 @@ impl Elaborator<'_> {
         scope: &Scope,
         at: Span,
     ) -> Eval<Vec<Given>> {
+        if given.len() == declared.len() && given.iter().all(|g| g.name.is_none()) {
+            return Ok(given);
+        }
         let mut slots: Vec<Option<Given>> = vec![None; declared.len()];
         for (i, g) in given.into_iter().enumerate() {
             let slot = match &g.name {
@@ -474,31 +490,35 @@ impl Elaborator<'_> {
         mut scope: Scope,
         at: Span,
     ) -> Eval<Val> {
-        self.frames.push(Frame::new(FrameKind::Call));
-        let mut outer: Vec<ValueId> = Vec::new();
+        self.open_frame(FrameKind::Call);
+        let (mut inner, mut outer): (Vec<ValueId>, Vec<ValueId>) = (Vec::new(), Vec::new());
         for arg in &decl.args {
             let Some(Val::Tensor(t)) = scope.values.get(arg.name.text).cloned() else { continue };
+            let own = self.frame().input(arg.name.text, t.dtype, t.axes);
             outer.push(t.id);
-            let ty = Type::new(t.dtype, t.axes.iter().map(concrete).collect());
-            let id = self.frame().builder.input(arg.name.text, ty);
-            scope.values.insert(arg.name.text, Val::Tensor(TensorVal { id, ..t }));
+            inner.push(own.id);
+            scope.values.insert(arg.name.text, Val::Tensor(own));
         }
         let axes = decl.axes.iter().filter_map(|a| Some(scope.axes.get(a.text)?.name)).collect();
         let result = self.run_fn(decl, scope).and_then(|val| self.laid_out(val, at));
         let frame = self.frames.pop().expect("pushed above");
         let results = result?;
         let depth = self.frames.len() - 1;
-        for (what, _, _) in &frame.captures {
-            outer.push(self.capture(what, depth).0);
+        for capture in &frame.captures {
+            inner.push(capture.id);
+            outer.push(self.capture(&capture.what, depth).0);
         }
-        let body = frame.builder.finish(results.iter().map(|t| t.id).collect());
-        let types: Vec<(String, Type)> = body
-            .outputs
-            .iter()
-            .map(|o| (decl.name.text.to_string(), body.ty(*o).clone()))
-            .collect();
-        let op = Op::Call { kernel, axes, body: Box::new(body) };
-        let ids = self.frame().builder.node(op, outer, types, place(at));
+        let outputs: Vec<ValueId> = results.iter().map(|t| t.id).collect();
+        let ids = match frame.made {
+            Made::Graph(builder) => {
+                let body = builder.finish(outputs);
+                let typed = |o: &ValueId| (decl.name.text, body.ty(*o).clone());
+                let types = body.outputs.iter().map(typed).collect();
+                let op = Op::Call { kernel, axes, body: Box::new(body) };
+                self.builder().node(op, outer, types, place(at))
+            }
+            Made::Sketch(body) => self.sketched(&body, &outputs, inner.into_iter().zip(outer)),
+        };
         let mut vals: Vec<Val> = ids
             .into_iter()
             .zip(results)
@@ -515,10 +535,16 @@ impl Elaborator<'_> {
         let mut out = Vec::new();
         for val in vals {
             let t = self.tensor(val, at)?;
-            let body = &self.frame().builder.body;
-            let ty = body.ty(t.id).clone();
-            let like = body.inputs.iter().map(|i| body.ty(*i)).find(|x| x.same_axes(&ty));
-            out.push(match like.map(|x| mdl_ir::build::axis_names(&x.axes)) {
+            let like = match &self.frame().made {
+                Made::Graph(builder) => {
+                    let (body, ty) = (&builder.body, builder.ty(t.id));
+                    let like = body.inputs.iter().map(|i| body.ty(*i)).find(|x| x.same_axes(ty));
+                    like.map(|x| mdl_ir::build::axis_names(&x.axes))
+                }
+                // Memory is nothing to a check, and the step counts.
+                Made::Sketch(_) => Some(t.axes.iter().map(|a| a.name).collect()),
+            };
+            out.push(match like {
                 Some(axes) => self.op(Op::Reorder { axes }, &[&t], &[], at)?,
                 None => t,
             });

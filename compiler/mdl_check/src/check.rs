@@ -3,16 +3,15 @@
 
 use crate::block::block_decl;
 use crate::config::{Config, Setting, Source, arithmetic, bind};
-use crate::entry::{EntryOptions, ModelRef, build_with, find_model, params, wanted_entry};
+use crate::entry::{EntryOptions, ModelRef, find_model, params, wanted_entry, weights};
 use crate::names::check_names;
 use crate::nearest::nearest;
 use crate::program::{ItemRef, Program, item_name};
-use crate::sample::check_items;
-use crate::work::Work;
-use mdl_ir::graph::Body;
-use mdl_ir::op::Op;
-use mdl_syntax::ast::{Arg, ArgType, Expr, ExprKind, ItemKind, Name, Preset};
+use crate::sample::Items;
+use crate::work::{MAX_STEPS, Work};
+use mdl_syntax::ast::{Arg, ArgType, Expr, ExprKind, Item, ItemKind, Name, Preset};
 use mdl_syntax::diag::{Diagnostic, Label, Sink};
+use mdl_syntax::parallel;
 use mdl_syntax::span::Span;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -46,27 +45,52 @@ pub fn bind_preset(program: &Program, name: &str, sink: &mut Sink) -> Option<Rc<
 /// Everything that can be said about the program without running it.
 pub fn check(program: &Program, sink: &mut Sink) {
     check_names(program, sink);
-    if sink.has_errors() {
-        return;
-    }
-    let before = sink.diagnostics.len();
-    walk(program, sink, Work::with_memo());
-    if sink.diagnostics.len() > before {
+    if !sink.has_errors() && !nothing_wrong(program) {
         // With a memo it is only known that something is wrong.
-        sink.diagnostics.truncate(before);
         expand(program, sink);
     }
 }
 
 /// What is said of names that are right, where everything is expanded however often it is called.
 pub fn expand(program: &Program, sink: &mut Sink) {
-    walk(program, sink, Work::default());
+    let mut work = Work::default();
+    let model = walk_model(program, sink, &mut work);
+    // What no preset's model has come by is checked on its own, with made-up sizes.
+    Items::of(program, model.as_ref()).check(program.root_items(), None, (sink, &mut work));
 }
 
-fn walk(program: &Program, sink: &mut Sink, mut work: Work) {
+/// From how many items on a module is checked in portions, and how many are in each.
+const MANY: usize = 256;
+const PORTION: usize = 64;
+
+/// Has nobody anything to say? What an item reaches depends on those before it, so in a portion
+/// all is looked at alone but what the model has reached: at least what `expand` looks at.
+fn nothing_wrong(program: &Program) -> bool {
+    let (mut sink, mut work) = (Sink::default(), Work::with_memo());
+    let model = walk_model(program, &mut sink, &mut work);
+    let own = Items::of(program, model.as_ref());
+    let items: Vec<(ItemRef, &Item)> = program.root_items().collect();
+    if items.len() < MANY {
+        own.check(items.into_iter(), None, (&mut sink, &mut work));
+        return sink.diagnostics.is_empty();
+    }
+    let portions: Vec<&[(ItemRef, &Item)]> = items.chunks(PORTION).collect();
+    let (before, reached) = (work.steps(), work.reached);
+    let clean = parallel::map(portions.len(), Work::with_memo, |work, at| {
+        let (mut sink, before) = (Sink::default(), work.steps());
+        own.check(portions[at].iter().copied(), Some(&reached), (&mut sink, work));
+        sink.diagnostics.is_empty().then(|| work.steps() - before)
+    });
+    // All of it together has to be little enough.
+    let steps: Option<usize> = clean.into_iter().sum();
+    sink.diagnostics.is_empty() && steps.is_some_and(|steps| before + steps <= MAX_STEPS)
+}
+
+/// Checks the module's model with every preset.
+fn walk_model(program: &Program, sink: &mut Sink, work: &mut Work) -> Option<ModelRef> {
     let model = declared_model(program, sink);
     if let Some(model) = &model {
-        check_presets(program, model, (sink, &mut work));
+        check_presets(program, model, (sink, work));
     } else {
         for (_, preset) in preset_items(program) {
             if let Some(config) = bind_preset(program, &preset.name.text, sink) {
@@ -74,8 +98,7 @@ fn walk(program: &Program, sink: &mut Sink, mut work: Work) {
             }
         }
     }
-    // What no preset's model has come by is checked on its own, with made-up sizes.
-    check_items(program, model.as_ref(), sink, &mut work);
+    model
 }
 
 /// The root module's first model, if its one argument is a configuration.
@@ -152,7 +175,7 @@ fn check_presets(program: &Program, model: &ModelRef, (sink, work): (&mut Sink, 
     }
 }
 
-/// Builds both entries; gives whether that worked.
+/// Walks both entries; gives whether that worked.
 fn check_model(
     program: &Program,
     model: &ModelRef,
@@ -168,14 +191,9 @@ fn check_model(
     let mut built = true;
     for entry in ["logits", "loss"] {
         let fits = check_entry(program, model, entry, sink);
-        match build_with(program, model, config, entry, &options, (sink, work)) {
-            Some(graph) => {
-                let live = live_inputs(&graph.body);
-                let inputs = graph.inputs.iter().zip(live).filter(|(_, live)| *live);
-                used.extend(inputs.filter_map(|(role, _)| match role {
-                    mdl_ir::graph::InputRole::Param(p) => Some(*p),
-                    _ => None,
-                }));
+        match weights(program, model, config, entry, &options, (sink, work)) {
+            Some(weights) => {
+                used.extend(weights);
                 built &= fits;
             }
             None => built = false,
@@ -202,7 +220,7 @@ pub fn unused_param(name: &str, span: Span, sink: &mut Sink) {
 /// The run gives an entry what it declares, so it has to declare what a run has.
 fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink) -> bool {
     let Some(decl) = block_decl(program, model.item) else { return false };
-    // `build` says that it is missing.
+    // The walk says that it is missing.
     let Some(method) = decl.methods.iter().find(|m| *m.name.text == *entry) else { return true };
     let names: &[&str] = if entry == "loss" { &["tokens", "targets"] } else { &["tokens"] };
     let is_ids = |arg: &Arg| match &arg.ty {
@@ -228,29 +246,6 @@ fn check_entry(program: &Program, model: &ModelRef, entry: &str, sink: &mut Sink
     let d = Diagnostic::error("E0413", message, at, here);
     sink.push(d.help(format!("declare `{}`", wanted_entry(entry))));
     false
-}
-
-/// Which inputs of a body its outputs depend on.
-pub fn live_inputs(body: &Body) -> Vec<bool> {
-    let mut needed = vec![false; body.values.len()];
-    for output in &body.outputs {
-        needed[output.index()] = true;
-    }
-    for node in body.nodes.iter().rev() {
-        if !node.results.iter().any(|r| needed[r.index()]) {
-            continue;
-        }
-        let inner = match &node.op {
-            Op::Repeat { body, .. } | Op::Call { body, .. } => live_inputs(body),
-            _ => Vec::new(),
-        };
-        for (i, arg) in node.args.iter().enumerate() {
-            if inner.get(i).copied().unwrap_or(true) {
-                needed[arg.index()] = true;
-            }
-        }
-    }
-    body.inputs.iter().map(|i| needed[i.index()]).collect()
 }
 
 fn check_assertions(count: Option<u64>, config: &Config, preset: &Preset, sink: &mut Sink) {

@@ -4,23 +4,24 @@
 use crate::auxiliary::Watch;
 use crate::builtin::BUILTINS;
 use crate::config::{Setting, arithmetic};
-use crate::frame::{Frame, FrameKind, Outside};
+use crate::frame::{Capture, Frame, FrameKind, Made, Outside};
 use crate::memo::Trail;
 use crate::nearest::nearest;
 use crate::program::{Program, item_name, standard_home};
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
-use crate::work::{OPERATION, Spent, Work};
+use crate::work::{Spent, Work};
+use mdl_ir::build::Builder;
 use mdl_ir::graph::{Param, ValueId};
-use mdl_ir::infer::MAX_AXES;
 use mdl_ir::op::{Binary, Op, Unary};
 use mdl_ir::place::Place;
-use mdl_ir::tensor_type::{Axis, DType, Type};
-use mdl_symbol::Symbol;
+use mdl_ir::tensor_type::{Axis, DType};
+use mdl_symbol::{Quick, Symbol, SymbolMap};
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, ItemKind, UnaryOp};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::rc::Rc;
 
 /// Calls within calls, and blocks within blocks.
@@ -47,9 +48,9 @@ pub struct Elaborator<'a> {
     pub params: Vec<ParamInfo>,
     pub frames: Vec<Frame>,
     /// Axis that a rename made, and the axis it was made from.
-    pub origins: BTreeMap<Symbol, Symbol>,
+    pub origins: SymbolMap<Symbol>,
     /// Axes of the graph's data inputs by name.
-    pub data: BTreeMap<Symbol, Rc<[SymAxis]>>,
+    pub data: SymbolMap<Rc<[SymAxis]>>,
     /// Is there a `documents` input?
     pub documents: bool,
     /// Are the sizes made up? Then their numbers are no facts.
@@ -60,7 +61,7 @@ pub struct Elaborator<'a> {
     /// Names of the functions and blocks that are being expanded, one within the other.
     pub open: Vec<Span>,
     /// Parameters by their name in checkpoints.
-    pub stored: HashMap<String, usize>,
+    pub stored: HashMap<String, usize, BuildHasherDefault<Quick>>,
     /// Blocks with an auxiliary loss whose `forward` is being expanded, one within the other.
     pub watches: Vec<Watch>,
     pub work: &'a mut Work,
@@ -104,118 +105,31 @@ impl Elaborator<'_> {
         self.frames.last_mut().expect("elaboration has a frame")
     }
 
-    /// Adds an operation; axes that two arguments share must have one size.
-    pub fn op(
-        &mut self,
-        op: Op,
-        args: &[&TensorVal],
-        new: &[SymAxis],
-        at: Span,
-    ) -> Eval<TensorVal> {
-        self.agree(args, at)?;
-        self.unchecked(op, args, new, at)
+    /// Begins a body.
+    pub fn open_frame(&mut self, kind: FrameKind) {
+        self.frames.push(Frame::new(kind, self.sketching()));
     }
 
-    /// As `op`, where arguments may share an axis of different sizes.
-    pub fn unchecked(
-        &mut self,
-        op: Op,
-        args: &[&TensorVal],
-        new: &[SymAxis],
-        at: Span,
-    ) -> Eval<TensorVal> {
-        self.step(OPERATION, at)?;
-        let ids: Vec<ValueId> = args.iter().map(|t| t.id).collect();
-        let pushed = self.frame().builder.push(op, &ids, place(at));
-        let id = match pushed {
-            Ok(id) => id,
-            Err(fault) => {
-                let code = match fault.as_str() {
-                    f if f.contains("is the most") => "E0305",
-                    f if f.contains("stands twice") => "E0306",
-                    _ => "E0301",
-                };
-                return self.fail(code, fault, at, "in this operation");
-            }
-        };
-        let ty = self.frame().builder.ty(id);
-        let known: Vec<&SymAxis> =
-            new.iter().chain(args.iter().flat_map(|t| t.axes.iter())).collect();
-        let axes = ty.axes.iter().map(|axis| symbolic(axis, &known, at)).collect();
-        let made = TensorVal { id, dtype: ty.dtype, axes };
-        self.limits(&made, at)?;
-        Ok(made)
+    /// A walk with a memo wants no graph.
+    pub fn sketching(&self) -> bool {
+        self.work.memo.is_some()
     }
 
-    /// What every tensor has to be: few axes, each with a name of its own, and not too large.
-    fn limits(&mut self, made: &TensorVal, at: Span) -> Eval<()> {
-        if made.axes.len() > MAX_AXES {
-            let message =
-                format!("a tensor has {} axes, and {MAX_AXES} is the most", made.axes.len());
-            return self.fail("E0305", message, at, format!("this makes {}", made.show()));
+    /// The innermost body, of a walk that makes a graph.
+    pub fn builder(&mut self) -> &mut Builder {
+        match &mut self.frame().made {
+            Made::Graph(builder) => builder,
+            Made::Sketch(_) => unreachable!("a sketch has no operations"),
         }
-        for (i, axis) in made.axes.iter().enumerate() {
-            if made.axes[..i].iter().any(|other| other.name == axis.name) {
-                let message = format!("axis `{}` stands twice in a tensor", axis.name);
-                let here = format!("this makes {}", made.show());
-                let d = Diagnostic::error("E0306", message, at, here);
-                let help = format!("rename one of them first, as in `x[other = {}]`", axis.name);
-                self.sink.push(d.help(help));
-                return Err(Reported);
-            }
-        }
-        let mut bytes = made.dtype.bytes();
-        for axis in made.axes.iter() {
-            bytes = match bytes.checked_mul(axis.size.value().unwrap_or(1)) {
-                Some(b) if b <= MAX_TENSOR_BYTES => b,
-                _ if self.sample => return Ok(()),
-                _ => {
-                    let ty = self.frame().builder.ty(made.id);
-                    let message = format!("a tensor {ty} is larger than 2^48 bytes");
-                    return self.fail("E0307", message, at, "made here");
-                }
-            };
-        }
-        Ok(())
-    }
-
-    /// Sizes of axes with one name are compared as polynomials, with both places shown where they
-    /// differ.
-    pub fn agree(&mut self, args: &[&TensorVal], at: Span) -> Eval<()> {
-        for (i, a) in args.iter().enumerate() {
-            for b in &args[i + 1..] {
-                for x in a.axes.iter() {
-                    let Some(y) = b.axis(x.name) else { continue };
-                    if !x.size.same(&y.size) {
-                        let (x, y) = (x.clone(), y.clone());
-                        return self.sizes_differ(&x, &y, at);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub fn sizes_differ<T>(&mut self, x: &SymAxis, y: &SymAxis, at: Span) -> Eval<T> {
-        let (one, two) = (x.size.explained(), y.size.explained());
-        let message = format!("axis `{}` has two sizes: {one} and {two}", x.name);
-        let here = match x.size.value() == y.size.value() {
-            true => "equal by accident: other bindings would differ".to_string(),
-            false => format!("`{}` must have one size here", x.name),
-        };
-        let mut diagnostic = Diagnostic::error("E0302", message, at, here);
-        diagnostic = diagnostic.label(x.origin, format!("{one} comes from here"));
-        if x.origin != y.origin {
-            diagnostic = diagnostic.label(y.origin, format!("{two} comes from here"));
-        }
-        self.sink.push(diagnostic);
-        Err(Reported)
     }
 
     /// The value of something outside, in the innermost frame: taken in through every region
     /// between.
     pub fn capture(&mut self, what: &Outside, depth: usize) -> (ValueId, Rc<[SymAxis]>) {
-        let known = self.frames[depth].captures.iter().find(|(w, _, _)| w == what);
+        let known = self.frames[depth].captures.iter().find(|c| c.what == *what);
+        if let Some(Capture { id, axes, .. }) = known {
+            return (*id, axes.clone());
+        }
         let (axes, dtype) = match what {
             Outside::Param(p) => (self.params[*p].axes.clone(), DType::F32),
             Outside::Data(name) => (self.data.get(name).cloned().unwrap_or_default(), DType::I32),
@@ -231,17 +145,14 @@ impl Elaborator<'_> {
         });
         let sliced = sliced_at.is_some_and(|at| at <= depth);
         let axes = if sliced { axes[1..].into() } else { axes };
-        if let Some((_, id, _)) = known {
-            return (*id, axes);
-        }
-        let ty = Type::new(dtype, axes.iter().map(concrete).collect());
-        let name = match what {
-            Outside::Param(p) => self.params[*p].param.name.clone(),
-            Outside::Data(name) => name.to_string(),
-        };
         let frame = &mut self.frames[depth];
-        let id = frame.builder.input(&name, ty);
-        frame.captures.push((what.clone(), id, sliced_at == Some(depth)));
+        let name = match what {
+            Outside::Param(p) => Symbol::new(&self.params[*p].param.name),
+            Outside::Data(name) => *name,
+        };
+        let id = frame.input(name, dtype, axes.clone()).id;
+        let sliced = sliced_at == Some(depth);
+        frame.captures.push(Capture { what: what.clone(), id, axes: axes.clone(), sliced });
         (id, axes)
     }
 
@@ -253,7 +164,7 @@ impl Elaborator<'_> {
     }
 
     pub fn constant(&mut self, value: f64, at: Span) -> TensorVal {
-        let id = self.frame().builder.number(value, place(at));
+        let id = self.frame().number(value, place(at));
         TensorVal { id, dtype: DType::F32, axes: Rc::default() }
     }
 
@@ -596,7 +507,7 @@ impl Elaborator<'_> {
                 match (names.as_slice(), val) {
                     ([one], val) => {
                         if let Val::Tensor(t) = &val {
-                            self.frame().builder.name(t.id, one.text);
+                            self.frame().name(t.id, one.text);
                         }
                         scope.values.insert(one.text, val);
                     }
@@ -619,24 +530,13 @@ impl Elaborator<'_> {
     }
 }
 
-/// An axis with its symbolic size, found among the known ones by name and value.
-fn symbolic(axis: &Axis, known: &[&SymAxis], at: Span) -> SymAxis {
-    let fits = |k: &&&SymAxis| *k.name == *axis.name && k.size.value() == Some(axis.size);
-    match known.iter().find(fits) {
-        Some(k) => (*k).clone(),
-        None => {
-            SymAxis { name: axis.name.as_str().into(), size: Size::number(axis.size), origin: at }
-        }
-    }
-}
-
 /// Can an axis have this size?
 pub fn in_range(n: u64) -> bool {
     (1..1 << 31).contains(&n)
 }
 
 pub fn concrete(axis: &SymAxis) -> Axis {
-    Axis::new(&*axis.name, axis.size.value().expect("axes have whole sizes"))
+    Axis::new(axis.name, axis.size.value().expect("axes have whole sizes"))
 }
 
 pub fn from_setting(setting: &Setting) -> Val {

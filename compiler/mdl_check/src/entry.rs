@@ -14,10 +14,11 @@ use crate::work::Work;
 use mdl_ir::graph::{Body, Graph, InputRole, OutputRole, Param, Stage};
 use mdl_ir::op::{Binary, Op};
 use mdl_ir::tensor_type::{DType, Type};
+use mdl_symbol::SymbolMap;
 use mdl_syntax::ast::{ArgType, ItemKind};
 use mdl_syntax::diag::{Diagnostic, Sink};
 use mdl_syntax::span::Span;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// The output of a loss that has it: the part of it that blocks added.
@@ -61,19 +62,20 @@ pub(crate) fn elaborator<'a>(
     work: &'a mut Work,
     documents: bool,
 ) -> Elaborator<'a> {
+    let sketch = work.memo.is_some();
     Elaborator {
         program,
         sink,
         params: Vec::new(),
-        frames: vec![Frame::new(FrameKind::Graph)],
-        origins: BTreeMap::new(),
-        data: BTreeMap::new(),
+        frames: vec![Frame::new(FrameKind::Graph, sketch)],
+        origins: SymbolMap::default(),
+        data: SymbolMap::default(),
         documents,
         sample: false,
         depth: 0,
         nesting: 0,
         open: Vec::new(),
-        stored: HashMap::new(),
+        stored: HashMap::default(),
         watches: Vec::new(),
         work,
         trail: Trail::default(),
@@ -114,20 +116,37 @@ pub fn build(
     options: &EntryOptions,
     sink: &mut Sink,
 ) -> Option<Graph> {
-    build_with(program, model, config, entry, options, (sink, &mut Work::default()))
+    let mut work = Work::default();
+    let mut e = elaborator(program, sink, &mut work, options.documents);
+    let outputs = outputs(&mut e, model, config, entry, options)?;
+    finish(e, model, entry, &outputs)
 }
 
-/// As `build`, as a part of some work.
-pub(crate) fn build_with(
+/// The weights that an entry depends on, by their numbers among `params`, as a part of some work.
+pub(crate) fn weights(
     program: &Program,
     model: &ModelRef,
     config: &Rc<Config>,
     entry: &str,
     options: &EntryOptions,
     (sink, work): (&mut Sink, &mut Work),
-) -> Option<Graph> {
+) -> Option<Vec<usize>> {
     let mut e = elaborator(program, sink, work, options.documents);
-    let block = instance(&mut e, model, config).ok()?;
+    let outputs = outputs(&mut e, model, config, entry, options)?;
+    let frame = e.frames.pop()?;
+    Some(frame.weights(outputs.into_iter().map(|(_, t)| t.id).collect()))
+}
+
+/// What an entry gives, by names.
+fn outputs<'n>(
+    e: &mut Elaborator<'_>,
+    model: &ModelRef,
+    config: &Rc<Config>,
+    entry: &'n str,
+    options: &EntryOptions,
+) -> Option<Vec<(&'n str, TensorVal)>> {
+    let program = e.program;
+    let block = instance(e, model, config).ok()?;
     let decl = block_decl(program, model.item)?;
     let Some(function) = method(program, &block, entry) else {
         let message = format!("`{}` has no `{entry}`", model.name);
@@ -161,7 +180,7 @@ pub(crate) fn build_with(
         outputs[0].1 = e.op(add, &[&outputs[0].1, &extra], &[], function.span).ok()?;
         outputs.push((AUXILIARY, extra));
     }
-    Some(finish(e, model, entry, &outputs))
+    Some(outputs)
 }
 
 /// How an entry is declared.
@@ -184,24 +203,21 @@ fn finish(
     model: &ModelRef,
     entry: &str,
     outputs: &[(&str, TensorVal)],
-) -> Graph {
-    let frame = e.frames.pop().unwrap_or_else(|| Frame::new(FrameKind::Graph));
-    let inputs = frame
-        .captures
-        .iter()
-        .map(|(what, _, _)| match what {
-            Outside::Param(p) => InputRole::Param(*p),
-            Outside::Data(name) => InputRole::Data(name.to_string()),
-        })
-        .collect();
-    Graph {
+) -> Option<Graph> {
+    let frame = e.frames.pop()?;
+    let role = |what: &Outside| match what {
+        Outside::Param(p) => InputRole::Param(*p),
+        Outside::Data(name) => InputRole::Data(name.to_string()),
+    };
+    let inputs = frame.captures.iter().map(|c| role(&c.what)).collect();
+    Some(Graph {
         name: format!("{}.{entry}", model.name),
         stage: Stage::Forward,
         params: e.params.into_iter().map(|p| p.param).collect(),
         inputs,
         outputs: outputs.iter().map(|(n, _)| OutputRole::Value(n.to_string())).collect(),
-        body: frame.builder.finish(outputs.iter().map(|(_, t)| t.id).collect()),
-    }
+        body: frame.finish(outputs.iter().map(|(_, t)| t.id).collect())?,
+    })
 }
 
 /// The body of a function of a standard module on tensors of these types and these numbers, without
@@ -218,7 +234,7 @@ pub fn function(
     let ItemKind::Fn(decl) = &program.item(item).kind else { return None };
     let mut work = Work::default();
     let mut e = elaborator(program, sink, &mut work, false);
-    e.frames = vec![Frame::new(FrameKind::Call)];
+    e.frames = vec![Frame::new(FrameKind::Call, false)];
     let mut given = Vec::new();
     let mut types = tensors.iter();
     for arg in &decl.args {
@@ -226,14 +242,14 @@ pub fn function(
             (_, Some((_, x))) => Val::Real(*x),
             _ => {
                 let ty = types.next()?;
-                let id = e.frame().builder.input(arg.name.text, ty.clone());
                 let axis = |a: &mdl_ir::tensor_type::Axis| SymAxis {
-                    name: a.name.as_str().into(),
+                    name: a.name,
                     size: Size::number(a.size),
                     origin: arg.name.span,
                 };
                 let axes = ty.axes.iter().map(axis).collect();
-                Val::Tensor(TensorVal { id, dtype: DType::F32, axes })
+                let t = e.frame().input(arg.name.text, ty.dtype, axes);
+                Val::Tensor(TensorVal { dtype: DType::F32, ..t })
             }
         };
         given.push(Given { name: None, val, span: arg.name.span });
@@ -247,5 +263,5 @@ pub fn function(
     let ids: Eval<Vec<_>> =
         outputs.into_iter().map(|v| e.tensor(v, decl.span).map(|t| t.id)).collect();
     let frame = e.frames.pop()?;
-    Some(frame.builder.finish(ids.ok()?))
+    frame.finish(ids.ok()?)
 }

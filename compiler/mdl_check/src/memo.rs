@@ -4,22 +4,19 @@
 //! Nothing but "there is no mistake" is taken from this: `check` walks again without a memo where
 //! the walk with one has reported anything. So a call is kept here if it reported nothing, with all
 //! else that it does: its steps count, and its depth, the names it opens and the axes it renames
-//! decide whether it may stand for another call. The graph that comes of such a walk has a node in
-//! place of the call, with the weights that its value depends on, and is good for nothing else.
+//! decide whether it may stand for another call. In the sketch of such a walk one value stands for
+//! the call, made from what the call's own value was made from.
 
-use crate::check::live_inputs;
 use crate::config::Config;
-use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, MAX_NESTING, place};
-use crate::frame::{FrameKind, Outside};
+use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, MAX_NESTING};
+use crate::frame::{FrameKind, Made, Outside};
 use crate::program::ItemRef;
 use crate::value::{AxisVal, BlockVal, Eval, Scope, TensorVal, Val};
-use mdl_ir::graph::{Body, ValueId};
-use mdl_ir::op::{Kernel, Op};
-use mdl_ir::tensor_type::Type;
+use mdl_ir::graph::ValueId;
 use mdl_symbol::{Quick, Symbol};
 use mdl_syntax::ast;
 use mdl_syntax::span::Span;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::rc::Rc;
 
@@ -50,9 +47,9 @@ pub struct Call {
 #[derive(Debug)]
 struct Expansion {
     call: Call,
-    /// With the ids of another graph, and then for each of its tensors what it is made from.
+    /// With the ids of another sketch, and then for each of its tensors what it is made from.
     value: Val,
-    needs: Vec<(Type, Vec<Need>)>,
+    needs: Vec<Vec<Need>>,
     steps: usize,
     depth: usize,
     nesting: usize,
@@ -60,7 +57,7 @@ struct Expansion {
     origins: Vec<Origin>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Need {
     Arg(usize),
     /// A weight, counted from the first one of the instance.
@@ -212,6 +209,7 @@ impl Elaborator<'_> {
         let before = (self.trail.depth, self.trail.nesting);
         (self.trail.depth, self.trail.nesting) = (self.depth, self.nesting);
         let (steps, named) = (self.work.steps(), self.frame().named.len());
+        let since = self.frame().made.len();
         let value = expand(self, scope);
         let (depth, nesting) = (self.trail.depth - self.depth, self.trail.nesting - self.nesting);
         self.trail.depth = self.trail.depth.max(before.0);
@@ -219,7 +217,7 @@ impl Elaborator<'_> {
         let value = value?;
         // What auxiliary losses named belongs to the caller.
         if named == self.frame().named.len()
-            && let Some(needs) = self.needs(&value, &call, owner.as_deref())
+            && let Some(needs) = self.needs(&value, (&call, since), owner.as_deref())
         {
             let steps = self.work.steps() - steps;
             let mut opened = self.trail.opened[opened..].to_vec();
@@ -266,7 +264,7 @@ impl Elaborator<'_> {
             }
         }
         let mut ids = Vec::new();
-        for (ty, needs) in &known.needs {
+        for needs in &known.needs {
             let first = owner.map_or(0, |o| o.first);
             let mut args = Vec::new();
             for need in needs {
@@ -279,9 +277,9 @@ impl Elaborator<'_> {
                     Need::Data(name) => self.outside(Outside::Data(*name)).id,
                 });
             }
-            let op = Op::Call { kernel: Kernel::Region, axes: Vec::new(), body: Box::default() };
-            let result = vec![(String::new(), ty.clone())];
-            ids.extend(self.frame().builder.node(op, args, result, place(at)));
+            if let Made::Sketch(sketch) = &mut self.frame().made {
+                ids.push(sketch.value(args));
+            }
         }
         let mut ids = ids.into_iter();
         let mut renewed = |t: &TensorVal| {
@@ -295,52 +293,48 @@ impl Elaborator<'_> {
         })
     }
 
-    /// What each tensor of a value is made from. None for what a memo does not keep.
+    /// What each tensor of a value is made from; the values from `since` on are the call's own.
+    /// None for what a memo does not keep.
     fn needs(
         &self,
         value: &Val,
-        call: &Call,
+        (call, since): (&Call, usize),
         owner: Option<&BlockVal>,
-    ) -> Option<Vec<(Type, Vec<Need>)>> {
+    ) -> Option<Vec<Vec<Need>>> {
         let made: Vec<&TensorVal> = match value {
             Val::Tensor(t) => vec![t],
             Val::Tuple(vals) if tensors(vals).count() == vals.len() => tensors(vals).collect(),
             Val::Size(_) | Val::Real(_) | Val::Bool(_) | Val::Text(_) => Vec::new(),
             _ => return None,
         };
-        let frame = self.frames.last()?;
-        let ty = |t: &TensorVal| frame.builder.ty(t.id).clone();
-        made.into_iter().map(|t| Some((ty(t), self.made_from(t.id, call, owner)?))).collect()
+        made.into_iter().map(|t| self.made_from(t.id, (call, since), owner)).collect()
     }
 
-    fn made_from(&self, id: ValueId, call: &Call, owner: Option<&BlockVal>) -> Option<Vec<Need>> {
+    fn made_from(
+        &self,
+        id: ValueId,
+        (call, since): (&Call, usize),
+        owner: Option<&BlockVal>,
+    ) -> Option<Vec<Need>> {
         let frame = self.frames.last()?;
+        let Made::Sketch(sketch) = &frame.made else { return None };
         let is = |arg: &Val, id| matches!(arg, Val::Tensor(t) if t.id == id);
-        let (mut needs, mut seen, mut open) = (Vec::new(), BTreeSet::from([id]), vec![id]);
-        while let Some(id) = open.pop() {
-            if let Some(arg) = call.args.iter().position(|arg| is(arg, id)) {
-                needs.push(Need::Arg(arg));
-            } else if let Some(node) = frame.builder.op(id) {
-                let live = inner(&node.op).map_or(Vec::new(), live_inputs);
-                let args = node.args.iter().enumerate();
-                let needed = args.filter(|(i, _)| live.get(*i).copied().unwrap_or(true));
-                open.extend(needed.map(|(_, arg)| *arg).filter(|arg| seen.insert(*arg)));
-            } else {
-                let (what, _, _) = frame.captures.iter().find(|(_, input, _)| *input == id)?;
-                needs.push(match what {
-                    Outside::Param(p) => Need::Param(p.checked_sub(owner?.first)?),
-                    Outside::Data(name) => Need::Data(*name),
-                });
-            }
-        }
-        Some(needs)
-    }
-}
-
-fn inner(op: &Op) -> Option<&Body> {
-    match op {
-        Op::Repeat { body, .. } | Op::Call { body, .. } => Some(body),
-        _ => None,
+        let first = owner.map(|owner| owner.first);
+        let (mut needs, mut whole) = (Vec::new(), true);
+        sketch.each_source([id], since, |id| {
+            let arg = call.args.iter().position(|arg| is(arg, id)).map(Need::Arg);
+            let captured = || frame.captures.iter().find(|c| c.id == id);
+            let need = arg.or_else(|| match captured()?.what {
+                Outside::Param(p) => p.checked_sub(first?).map(Need::Param),
+                Outside::Data(name) => Some(Need::Data(name)),
+            });
+            // All that a call is made from and has not made is an argument or from outside.
+            let own = id.index() >= since && !sketch.is_input(id);
+            whole &= need.is_some() || own;
+            needs.extend(need.filter(|need| !needs.contains(need)));
+            own
+        });
+        whole.then_some(needs)
     }
 }
 

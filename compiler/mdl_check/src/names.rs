@@ -8,18 +8,69 @@ use mdl_ir::infer::MAX_AXES;
 use mdl_symbol::{Symbol, SymbolMap, SymbolSet};
 use mdl_syntax::ast::{self, *};
 use mdl_syntax::diag::{Diagnostic, Sink};
+use mdl_syntax::parallel;
+
+/// Items that are looked at together.
+const PORTION: usize = 128;
 
 /// Looks at every module that is not part of the standard library.
 pub fn check_names(program: &Program, sink: &mut Sink) {
-    for (module, m) in program.modules.iter().enumerate() {
-        if module != program.root() && m.path.starts_with("std.") {
-            continue;
-        }
-        for (item, it) in m.ast.items.iter().enumerate() {
-            check_item(program, ItemRef { module, item }, it, sink);
+    for (module, m) in program.modules[..program.root()].iter().enumerate() {
+        if !m.path.starts_with("std.") {
+            let items = m.ast.items.iter().enumerate();
+            items.for_each(|(item, it)| check_item(program, ItemRef { module, item }, it, sink));
         }
     }
-    check_unused(program, sink);
+    check_root(program, sink);
+}
+
+/// The names of the root module, of which nothing may be left over: imports, fields and `let`s that
+/// nothing mentions are a mistake.
+fn check_root(program: &Program, sink: &mut Sink) {
+    let module = program.root();
+    let items = &program.modules[module].ast.items;
+    let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
+    let shared = |item| names_to_use(item, has_model);
+    let wanted: SymbolSet = items.iter().flat_map(shared).map(|(name, _)| name.text).collect();
+    let portions: Vec<&[Item]> = items.chunks(PORTION).collect();
+    let looked_at = parallel::map(portions.len(), Vec::new, |own, at| {
+        let mut looked = Looked::default();
+        for (i, item) in portions[at].iter().enumerate() {
+            let place = ItemRef { module, item: at * PORTION + i };
+            check_item(program, place, item, &mut looked.sink);
+            looked.idle.push(idle_in(item, own, &mut |name| {
+                if wanted.contains(&name) {
+                    looked.used.insert(name);
+                }
+            }));
+        }
+        looked
+    });
+    let mut used = SymbolSet::default();
+    let mut idle = Vec::new();
+    for looked in looked_at {
+        looked.sink.diagnostics.into_iter().for_each(|d| sink.push(d));
+        used.extend(looked.used);
+        idle.extend(looked.idle);
+    }
+    for (item, idle) in items.iter().zip(idle) {
+        let shared = names_to_use(item, has_model).into_iter();
+        let unused = shared.filter(|(name, _)| !used.contains(&name.text));
+        for (name, what) in unused.chain(idle) {
+            let message = format!("{what} `{}` is never used", name.text);
+            sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
+        }
+    }
+}
+
+/// What is found in a portion of the root module.
+#[derive(Default)]
+struct Looked<'a> {
+    sink: Sink,
+    /// For each item, what is left over within it.
+    idle: Vec<Vec<Idle<'a>>>,
+    /// Those that are mentioned of the names that something has to mention.
+    used: SymbolSet,
 }
 
 fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
@@ -35,6 +86,13 @@ fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
             own_name(&b.name, sink);
             once(b.axes.iter(), "axis", sink);
             once(b.args.iter().map(|a| &a.name), "argument", sink);
+            let tensors = b.args.iter().filter(|a| matches!(a.ty, ArgType::Tensor(_)));
+            for arg in tensors {
+                let message = format!("block `{}` takes a tensor", b.name.text);
+                let here = "a block is made before there are any tensors";
+                let d = Diagnostic::error("E0405", message, arg.name.span, here);
+                sink.push(d.help("make it an argument of `forward`"));
+            }
             let members = b.members.iter().map(|m| &m.name);
             once(members.chain(b.methods.iter().map(|m| &m.name)), "member", sink);
             for member in &b.members {
@@ -59,7 +117,7 @@ fn own_name(name: &Name, sink: &mut Sink) {
     }
 }
 
-fn once<'n>(names: impl Iterator<Item = &'n Name>, what: &str, sink: &mut Sink) {
+fn once<'n>(names: impl Iterator<Item = &'n Name> + Clone, what: &str, sink: &mut Sink) {
     again(names, |name, first| {
         let message = format!("{what} `{}` is defined twice", name.text);
         let d = Diagnostic::error("E0202", message, name.span, "defined again here");
@@ -68,13 +126,13 @@ fn once<'n>(names: impl Iterator<Item = &'n Name>, what: &str, sink: &mut Sink) 
 }
 
 /// Finds the names that stand twice, each with the one before.
-fn again<'n>(names: impl Iterator<Item = &'n Name>, mut found: impl FnMut(&Name, &Name)) {
+fn again<'n>(names: impl Iterator<Item = &'n Name> + Clone, mut found: impl FnMut(&Name, &Name)) {
     // Most lists are short, and looking through them takes less than a table.
-    let names: Vec<&Name> = names.collect();
+    let few = names.clone().nth(16).is_none();
     let mut seen: SymbolMap<&Name> = SymbolMap::default();
-    for (i, name) in names.iter().enumerate() {
-        let first = match names.len() <= 16 {
-            true => names[..i].iter().rev().find(|other| other.text == name.text).copied(),
+    for (i, name) in names.clone().enumerate() {
+        let first = match few {
+            true => names.clone().take(i).filter(|other| other.text == name.text).last(),
             false => seen.insert(name.text, name),
         };
         if let Some(first) = first {
@@ -152,7 +210,7 @@ fn branches(e: &Expr, found: &mut dyn FnMut(&Body)) {
 }
 
 /// Every name that an expression mentions as a value, a function or an axis.
-pub fn each_name<'a>(e: &'a Expr, found: &mut dyn FnMut(&'a Name)) {
+pub fn each_name<'a>(e: &'a Expr, found: &mut impl FnMut(&'a Name)) {
     match &e.kind {
         ExprKind::Name(n) => found(n),
         ExprKind::Member(inner, n) => {
@@ -193,7 +251,7 @@ pub fn each_name<'a>(e: &'a Expr, found: &mut dyn FnMut(&'a Name)) {
     }
 }
 
-fn names_of_body<'a>(body: &'a Body, found: &mut dyn FnMut(&'a Name)) {
+fn names_of_body<'a>(body: &'a Body, found: &mut impl FnMut(&'a Name)) {
     for l in &body.lets {
         match l {
             Let::Value { value, .. } => each_name(value, found),
@@ -203,14 +261,14 @@ fn names_of_body<'a>(body: &'a Body, found: &mut dyn FnMut(&'a Name)) {
     each_name(&body.result, found);
 }
 
-fn names_of_type<'a>(ty: &'a TypeExpr, found: &mut dyn FnMut(&'a Name)) {
+fn names_of_type<'a>(ty: &'a TypeExpr, found: &mut impl FnMut(&'a Name)) {
     for axis in &ty.axes {
         found(&axis.name);
         axis.size.iter().for_each(|e| each_name(e, found));
     }
 }
 
-fn names_of_args<'a>(args: &'a [Arg], found: &mut dyn FnMut(&'a Name)) {
+fn names_of_args<'a>(args: &'a [Arg], found: &mut impl FnMut(&'a Name)) {
     for arg in args {
         match &arg.ty {
             ArgType::Tensor(ty) => names_of_type(ty, found),
@@ -221,13 +279,13 @@ fn names_of_args<'a>(args: &'a [Arg], found: &mut dyn FnMut(&'a Name)) {
     }
 }
 
-fn names_of_fn<'a>(f: &'a ast::Fn, found: &mut dyn FnMut(&'a Name)) {
+fn names_of_fn<'a>(f: &'a ast::Fn, found: &mut impl FnMut(&'a Name)) {
     names_of_args(&f.args, found);
     f.result.iter().for_each(|ty| names_of_type(ty, found));
     names_of_body(&f.body, found);
 }
 
-fn names_of_member<'a>(member: &'a Member, found: &mut dyn FnMut(&'a Name)) {
+fn names_of_member<'a>(member: &'a Member, found: &mut impl FnMut(&'a Name)) {
     match &member.kind {
         MemberKind::Param { ty, init, tied } => {
             names_of_type(ty, found);
@@ -245,7 +303,7 @@ fn names_of_member<'a>(member: &'a Member, found: &mut dyn FnMut(&'a Name)) {
     }
 }
 
-fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
+fn names_of_item<'a>(item: &'a Item, found: &mut impl FnMut(&'a Name)) {
     match &item.kind {
         ItemKind::Config(c) => {
             for field in &c.fields {
@@ -264,71 +322,63 @@ fn names_of_item<'a>(item: &'a Item, found: &mut dyn FnMut(&'a Name)) {
     }
 }
 
-/// Imports, fields and `let`s of the root module that nothing mentions: a mistake, or left over.
-fn check_unused(program: &Program, sink: &mut Sink) {
-    let items = &program.modules[program.root()].ast.items;
-    let mut used = SymbolSet::default();
-    // What is left over in a function is known before the rest is read, and said in its place.
-    let idle: Vec<Vec<Idle<'_>>> = items.iter().map(|item| idle_in(item, &mut used)).collect();
-    let has_model = items.iter().any(|i| matches!(i.kind, ItemKind::Model(_)));
-    let report = |(name, what): Idle<'_>, sink: &mut Sink| {
-        let message = format!("{what} `{}` is never used", name.text);
-        sink.push(Diagnostic::warning("E0209", message, name.span, "nothing mentions it"));
-    };
-    for (item, idle) in items.iter().zip(idle) {
-        let names: Vec<Idle<'_>> = match &item.kind {
-            ItemKind::Use(u) => u.names.iter().map(|n| (n, "import")).collect(),
-            ItemKind::Config(c) if has_model => {
-                c.fields.iter().map(|f| (&f.name, "field")).collect()
-            }
-            _ => Vec::new(),
-        };
-        let unused = names.into_iter().filter(|(name, _)| !used.contains(&name.text));
-        unused.chain(idle).for_each(|idle| report(idle, sink));
-    }
-}
-
 /// A name that nothing mentions, and what it is.
 type Idle<'a> = (&'a Name, &'static str);
 
-/// What is left over in the functions of an item, all of whose names become used ones.
-fn idle_in<'a>(item: &'a Item, used: &mut SymbolSet) -> Vec<Idle<'a>> {
+/// Names of an item that some item has to mention.
+fn names_to_use(item: &Item, has_model: bool) -> Vec<Idle<'_>> {
     match &item.kind {
-        ItemKind::Fn(f) => idle_in_fn(f, used),
-        ItemKind::Block(b) | ItemKind::Model(b) => {
-            let mut enter = |n: &'a Name| {
-                used.insert(n.text);
-            };
-            names_of_args(&b.args, &mut enter);
-            b.members.iter().for_each(|m| names_of_member(m, &mut enter));
-            b.methods.iter().flat_map(|m| idle_in_fn(m, used)).collect()
-        }
-        _ => {
-            names_of_item(item, &mut |n| {
-                used.insert(n.text);
-            });
-            Vec::new()
-        }
+        ItemKind::Use(u) => u.names.iter().map(|n| (n, "import")).collect(),
+        ItemKind::Config(c) if has_model => c.fields.iter().map(|f| (&f.name, "field")).collect(),
+        _ => Vec::new(),
     }
+}
+
+/// What is left over in the functions of an item, all of whose names are `used`. `own` is room for
+/// the names of a function.
+fn idle_in<'a>(
+    item: &'a Item,
+    own: &mut Vec<Symbol>,
+    used: &mut impl FnMut(Symbol),
+) -> Vec<Idle<'a>> {
+    let mut idle = Vec::new();
+    match &item.kind {
+        ItemKind::Fn(f) => idle_in_fn(f, own, used, &mut idle),
+        ItemKind::Block(b) | ItemKind::Model(b) => {
+            names_of_args(&b.args, &mut |n| used(n.text));
+            b.members.iter().for_each(|m| names_of_member(m, &mut |n| used(n.text)));
+            b.methods.iter().for_each(|m| idle_in_fn(m, own, used, &mut idle));
+        }
+        _ => names_of_item(item, &mut |n| used(n.text)),
+    }
+    idle
 }
 
 /// Axes in brackets and `let`s that their function does not mention. Arguments may be left alone:
 /// functions with one signature are chosen from.
-fn idle_in_fn<'a>(f: &'a ast::Fn, used: &mut SymbolSet) -> Vec<Idle<'a>> {
-    let mut own: Vec<Symbol> = Vec::new();
-    names_of_fn(f, &mut |n| own.push(n.text));
-    used.extend(&own);
+fn idle_in_fn<'a>(
+    f: &'a ast::Fn,
+    own: &mut Vec<Symbol>,
+    used: &mut impl FnMut(Symbol),
+    idle: &mut Vec<Idle<'a>>,
+) {
+    own.clear();
+    names_of_fn(f, &mut |n| {
+        own.push(n.text);
+        used(n.text);
+    });
     let lets = f.body.lets.iter().filter_map(|l| match l {
         Let::Value { names, .. } if names.len() == 1 => Some((&names[0], "value")),
         Let::Value { .. } => None,
         Let::Axis { name, .. } => Some((name, "axis")),
     });
-    let declared: Vec<Idle<'_>> = f.axes.iter().map(|axis| (axis, "axis")).chain(lets).collect();
+    let declared = f.axes.iter().map(|axis| (axis, "axis")).chain(lets);
     // Few are looked for one by one; many have a table.
-    let table: Option<SymbolSet> = (declared.len() > 16).then(|| own.iter().copied().collect());
-    let mentioned = |name: &Name| match &table {
-        Some(table) => table.contains(&name.text),
-        None => own.contains(&name.text),
+    let many = declared.clone().nth(16).is_some();
+    let table: SymbolSet = if many { own.iter().copied().collect() } else { SymbolSet::default() };
+    let mentioned = |name: &Name| match many {
+        true => table.contains(&name.text),
+        false => own.contains(&name.text),
     };
-    declared.into_iter().filter(|(name, _)| !mentioned(name)).collect()
+    idle.extend(declared.filter(|(name, _)| !mentioned(name)));
 }

@@ -3,55 +3,81 @@
 
 use crate::block::{Path, block_decl, method_scope, open_config};
 use crate::call::{Given, size_of};
-use crate::check::{live_inputs, unused_param};
+use crate::check::unused_param;
 use crate::config::{Source, bind, made_up_size};
 use crate::elaborate::Elaborator;
 use crate::entry::{ModelRef, elaborator};
-use crate::frame::{Frame, FrameKind, Outside};
+use crate::frame::FrameKind;
 use crate::program::{ItemRef, Program};
 use crate::size::Size;
 use crate::value::{AxisVal, Eval, FunctionVal, Reported, Scope, SymAxis, TensorVal, Val};
-use crate::work::Work;
-use mdl_ir::graph::Body;
-use mdl_ir::tensor_type::{Axis, DType, Type};
-use mdl_symbol::SymbolSet;
+use crate::work::{Reached, Work};
+use mdl_ir::tensor_type::{Axis, DType};
+use mdl_symbol::{Symbol, SymbolSet};
 use mdl_syntax::ast::{self, ArgType, ItemKind, TypeExpr};
 use mdl_syntax::diag::Sink;
 use mdl_syntax::span::Span;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// The axis that stands for those which `..` leaves open.
 const OPEN: &str = "..";
 
-pub fn check_items(program: &Program, model: Option<&ModelRef>, sink: &mut Sink, work: &mut Work) {
-    let bound = bound_by_presets(program);
-    let model = model.map(|m| m.config);
-    for (item, it) in program.root_items() {
-        match &it.kind {
-            // What is wrong with a configuration that is bound somewhere else is said there.
-            ItemKind::Config(decl) if model != Some(item) && !bound.contains(&decl.name.text) => {
-                bind(program, item, &Source::Sample, decl.name.span, sink);
-            }
-            ItemKind::Fn(decl) if !work.reached.contains(&decl.name.span) => {
-                let mut e = elaborator(program, sink, work, false);
-                e.sample = true;
-                let _: Eval<()> = function(&mut e, item, decl);
-            }
-            ItemKind::Block(decl) | ItemKind::Model(decl) => {
-                let names = std::iter::once(&decl.name).chain(decl.methods.iter().map(|m| &m.name));
-                // After a mistake in the model, a block that it has come to is not looked at again.
-                if sink.has_errors() && work.reached.contains(&decl.name.span) {
-                    continue;
+/// The root module, and what its presets say something about.
+pub struct Items<'p> {
+    program: &'p Program,
+    model: Option<ItemRef>,
+    bound: SymbolSet,
+}
+
+impl<'p> Items<'p> {
+    pub fn of(program: &'p Program, model: Option<&ModelRef>) -> Items<'p> {
+        let bound = bound_by_presets(program);
+        Items { program, model: model.map(|m| m.config), bound }
+    }
+
+    /// Checks these items, but for those that were reached: by this work, or as `known` says.
+    pub fn check(
+        &self,
+        items: impl Iterator<Item = (ItemRef, &'p ast::Item)>,
+        known: Option<&Reached>,
+        (sink, work): (&mut Sink, &mut Work),
+    ) {
+        for (item, it) in items {
+            let reached = |name: &ast::Name| known.unwrap_or(&work.reached).contains(&name.span);
+            let alone = match &it.kind {
+                // What is wrong with a configuration that is bound elsewhere is said there.
+                ItemKind::Config(decl) => {
+                    self.model != Some(item) && !self.bound.contains(&decl.name.text)
                 }
-                if names.into_iter().all(|n| work.reached.contains(&n.span)) {
-                    continue;
+                ItemKind::Fn(decl) => !reached(&decl.name),
+                ItemKind::Block(decl) | ItemKind::Model(decl) => {
+                    // After a mistake in the model, a block that it has come to is not looked at
+                    // again.
+                    let all = reached(&decl.name) && decl.methods.iter().all(|m| reached(&m.name));
+                    !(all || sink.has_errors() && reached(&decl.name))
                 }
-                let mut e = elaborator(program, sink, work, false);
-                e.sample = true;
-                let _: Eval<()> = block(&mut e, item, decl);
+                _ => false,
+            };
+            if alone {
+                self.alone(item, it, (&mut *sink, &mut *work));
             }
-            _ => {}
         }
+    }
+
+    /// What is reported is in the sink.
+    fn alone(&self, item: ItemRef, it: &ast::Item, (sink, work): (&mut Sink, &mut Work)) {
+        if let ItemKind::Config(decl) = &it.kind {
+            bind(self.program, item, &Source::Sample, decl.name.span, sink);
+            return;
+        }
+        let mut e = elaborator(self.program, sink, work, false);
+        e.sample = true;
+        let _: Eval<()> = match &it.kind {
+            ItemKind::Fn(decl) => function(&mut e, item, decl),
+            ItemKind::Block(decl) | ItemKind::Model(decl) => block(&mut e, item, decl),
+            _ => Ok(()),
+        };
     }
 }
 
@@ -70,8 +96,9 @@ fn function(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Fn) -> Eval<()> {
     let open = decl.result.first().is_some_and(|ty| ty.open);
     if decl.axes.is_empty() && open && decl.args.iter().all(plain) {
         // Such a function gives the initial values of a parameter.
-        let axes = vec![Axis::new(OPEN, made_up_size(0))];
-        e.frames = vec![Frame::new(FrameKind::Init(axes))];
+        let axes = [Axis::new(OPEN, made_up_size(0))];
+        e.frames.clear();
+        e.open_frame(FrameKind::Init(axes.into()));
     }
     let scope = Scope { module: item.module, ..Scope::default() };
     call(e, decl, scope).map(|_| ())
@@ -95,7 +122,7 @@ fn arguments(e: &mut Elaborator<'_>, args: &[ast::Arg], scope: &mut Scope) -> Ev
     let mut given = Vec::new();
     for arg in args {
         let val = match &arg.ty {
-            ArgType::Tensor(ty) => Val::Tensor(tensor(e, &arg.name.text, ty, scope)?),
+            ArgType::Tensor(ty) => Val::Tensor(tensor(e, arg.name.text, ty, scope)?),
             ArgType::Size => Val::Size(Size::named(arg.name.text, made_up_size(given.len()))),
             ArgType::Real => Val::Real(2.0),
             ArgType::Bool => Val::Bool(true),
@@ -144,7 +171,12 @@ fn mask(program: &Program, axes: usize) -> Eval<Val> {
     found.map(|(item, _)| function(item)).ok_or(Reported)
 }
 
-fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) -> Eval<TensorVal> {
+fn tensor(
+    e: &mut Elaborator<'_>,
+    name: Symbol,
+    ty: &TypeExpr,
+    scope: &mut Scope,
+) -> Eval<TensorVal> {
     let mut axes: Vec<SymAxis> = Vec::new();
     if ty.open {
         let size = Size::named(OPEN.into(), made_up_size(3));
@@ -173,9 +205,7 @@ fn tensor(e: &mut Elaborator<'_>, name: &str, ty: &TypeExpr, scope: &mut Scope) 
         Some("bool") => DType::Bool,
         _ => DType::F32,
     };
-    let known = axes.iter().map(|a| Axis::new(&*a.name, a.size.value().unwrap_or(1))).collect();
-    let id = e.frame().builder.input(name, Type::new(dtype, known));
-    Ok(TensorVal { id, dtype, axes: axes.into() })
+    Ok(e.frame().input(name, dtype, axes.into()))
 }
 
 /// Makes an instance and calls its methods.
@@ -202,14 +232,8 @@ fn block(e: &mut Elaborator<'_>, item: ItemRef, decl: &ast::Block) -> Eval<()> {
     if !whole || block_decl(e.program, item).is_none() {
         return Ok(());
     }
-    let body = Body { outputs: results, ..frame.builder.body };
-    let (inputs, live) = (&body.inputs, live_inputs(&body));
-    let used = |p: usize| {
-        let input = frame.captures.iter().find(|(what, _, _)| *what == Outside::Param(p));
-        let at = input.and_then(|(_, id, _)| inputs.iter().position(|i| i == id));
-        at.is_some_and(|at| live[at])
-    };
-    for p in (0..e.params.len()).filter(|p| !used(*p)) {
+    let used: BTreeSet<usize> = frame.weights(results).into_iter().collect();
+    for p in (0..e.params.len()).filter(|p| !used.contains(p)) {
         let (name, span) = (e.params[p].param.name.clone(), e.params[p].span);
         unused_param(&name, span, e.sink);
     }

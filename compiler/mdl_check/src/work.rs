@@ -2,22 +2,26 @@
 //! for any amount of work.
 
 use crate::memo::Memo;
+use mdl_symbol::Quick;
 use mdl_syntax::span::Span;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
 
 /// Steps of one check, or of one graph: an expression is one.
 pub const MAX_STEPS: usize = 10_000_000;
 /// Steps that an operation costs, for it takes memory too.
 pub const OPERATION: usize = 10;
 
+/// Functions, methods and blocks that were expanded, by the place of their names.
+pub type Reached = HashSet<Span, BuildHasherDefault<Quick>>;
+
 /// What has been done.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     steps: usize,
-    /// Calls that need not be expanded again, where no graph is wanted.
+    /// Calls that need not be expanded again. Who has it wants no graph.
     pub memo: Option<Memo>,
-    /// Functions, methods and blocks that were expanded, by the place of their names.
-    pub reached: BTreeSet<Span>,
+    pub reached: Reached,
 }
 
 /// Whether there was enough left.

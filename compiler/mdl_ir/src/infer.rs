@@ -46,14 +46,14 @@ pub fn infer(op: &Op, args: &[&Type]) -> Result<Vec<Type>, String> {
         Op::Merge { axes, into } => one(merge(args[0], axes, *into)?),
         Op::Slice { axis, start, into } => {
             let old = find(args[0], *axis)?;
-            if start + into.size > old.size {
+            if start.saturating_add(into.size) > old.size {
                 return Err(format!("slice ends beyond axis `{axis}` of size {}", old.size));
             }
             one(replace(args[0], *axis, into)?)
         }
         Op::Pad { axis, start, into } => {
             let old = find(args[0], *axis)?;
-            if start + old.size > into.size {
+            if start.saturating_add(old.size) > into.size {
                 return Err(format!("pad ends beyond axis `{}`", into.name));
             }
             one(replace(args[0], *axis, into)?)
@@ -93,7 +93,7 @@ fn check_count(op: &Op, count: usize) -> Result<(), String> {
     if fits { Ok(()) } else { Err(format!("`{}` does not take {count} arguments", op.name())) }
 }
 
-fn binary_dtype(op: Binary) -> DType {
+pub fn binary_dtype(op: Binary) -> DType {
     if op.is_comparison() || op.is_logic() { DType::Bool } else { DType::F32 }
 }
 

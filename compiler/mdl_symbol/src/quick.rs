@@ -11,10 +11,18 @@ impl Hasher for Quick {
     fn write(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| self.write_u64(u64::from_le_bytes(*word)));
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            self.write_u64(u64::from_le_bytes(word));
+        // Names are short, and to copy a few bytes by their number takes longer than this.
+        match (rest.first_chunk::<4>(), rest.last_chunk::<4>(), rest) {
+            (_, _, []) => {}
+            (Some(low), Some(high), _) => {
+                let [low, high] = [low, high].map(|half| u64::from(u32::from_le_bytes(*half)));
+                self.write_u64(low | high << 32);
+            }
+            (_, _, [first, .., last]) => {
+                let middle = u64::from(rest[rest.len() / 2]);
+                self.write_u64(u64::from(*first) | middle << 8 | u64::from(*last) << 16);
+            }
+            (_, _, [only]) => self.write_u64(u64::from(*only)),
         }
     }
 

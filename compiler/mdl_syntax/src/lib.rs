@@ -11,6 +11,7 @@ mod fmt_expr;
 mod fmt_item;
 mod layout;
 mod lex;
+pub mod parallel;
 mod parse;
 mod parse_expr;
 mod parse_item;

@@ -4,16 +4,17 @@
 //! So a broken item cannot spoil its neighbours, and brackets are matched here, where a bracket
 //! without a partner is best explained; the parsers proper see only matched brackets.
 
-use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chumsky::Parser;
 
 use crate::ast::{Item, ItemKind, Module};
 use crate::diag::{Diagnostic, Sink};
 use crate::lex::{MAX_LIST, lex};
+use crate::parallel;
 use crate::parse_item::item;
-use crate::parse_token::{Cx, Fault, Wanted};
+use crate::parse_token::{Cx, Fault, Rule, Wanted};
 use crate::span::{FileId, Span};
 use crate::token::{Kind, Token, Tokens};
 
@@ -50,9 +51,8 @@ pub(crate) fn parse_tokens(tokens: &Tokens, text: &str, sink: &mut Sink) -> Modu
 }
 
 fn parse_items(cx: Cx<'_>, stream: &[Token], module: &mut Module, sink: &mut Sink) {
-    let parser = item(cx);
     // Each with what is wrong with its brackets.
-    let mut chunks: Vec<(Range<usize>, Option<Diagnostic>)> = Vec::new();
+    let mut chunks: Vec<Chunk> = Vec::new();
     for chunk in split(cx.text, stream, 0..stream.len(), false) {
         if unmatched(cx, &stream[chunk.clone()]).is_none() {
             chunks.push((chunk, None));
@@ -63,23 +63,51 @@ fn parse_items(cx: Cx<'_>, stream: &[Token], module: &mut Module, sink: &mut Sin
             chunks.push((part, fault));
         }
     }
-    for (chunk, fault) in chunks {
-        let tokens = &stream[chunk.clone()];
-        let span = cx.span(tokens);
-        let error = Item { doc: String::new(), kind: ItemKind::Error, span };
-        if let Some(diagnostic) = fault {
-            sink.push(diagnostic);
-            module.items.push(error);
-            continue;
-        }
-        let (parsed, faults) = parser.parse(tokens).into_output_errors();
-        for fault in faults {
-            if let Some(diagnostic) = explain(cx, fault, &stream[chunk.start..], stream) {
-                sink.push(diagnostic);
-            }
-        }
-        module.items.push(parsed.unwrap_or(error));
+    // A file of a few items is parsed before a thread has started.
+    let together = if chunks.len() < MANY { chunks.len() } else { PORTION };
+    let portions: Vec<&[Chunk]> = chunks.chunks(together.max(1)).collect();
+    let parsed = parallel::map(
+        portions.len(),
+        || item(cx),
+        |parser, at| {
+            let mut sink = Sink::default();
+            let one = |chunk| parse_chunk(cx, stream, parser, chunk, &mut sink);
+            (portions[at].iter().map(one).collect::<Vec<Item>>(), sink)
+        },
+    );
+    for (items, faults) in parsed {
+        module.items.extend(items);
+        faults.diagnostics.into_iter().for_each(|fault| sink.push(fault));
     }
+}
+
+/// From how many items on a file is parsed in portions, and how many are in each.
+const MANY: usize = 128;
+const PORTION: usize = 32;
+
+/// The tokens of an item, and what is wrong with its brackets.
+type Chunk = (Range<usize>, Option<Diagnostic>);
+
+fn parse_chunk<'t>(
+    cx: Cx<'t>,
+    stream: &'t [Token],
+    parser: &Rule<'t, Item>,
+    (chunk, fault): &Chunk,
+    sink: &mut Sink,
+) -> Item {
+    let tokens = &stream[chunk.clone()];
+    let error = Item { doc: String::new(), kind: ItemKind::Error, span: cx.span(tokens) };
+    if let Some(diagnostic) = fault {
+        sink.push(diagnostic.clone());
+        return error;
+    }
+    let (parsed, faults) = parser.parse(tokens).into_output_errors();
+    for fault in faults {
+        if let Some(diagnostic) = explain(cx, fault, &stream[chunk.start..], stream) {
+            sink.push(diagnostic);
+        }
+    }
+    parsed.unwrap_or(error)
 }
 
 /// Cuts tokens at the words that begin an item. `fn` also begins a method, so inside brackets it
@@ -222,7 +250,7 @@ struct DocRun {
     owner: u32,
     text: String,
     span: Span,
-    used: Cell<bool>,
+    used: AtomicBool,
 }
 
 impl Docs {
@@ -247,7 +275,7 @@ impl Docs {
                     }
                     None => {
                         let (text, span) = (content(line).to_string(), tokens.span(*token));
-                        let used = Cell::new(false);
+                        let used = AtomicBool::new(false);
                         pending = Some(DocRun { owner: u32::MAX, text, span, used });
                     }
                 },
@@ -268,7 +296,7 @@ impl Docs {
     pub fn take(&self, owner: u32) -> String {
         match self.runs.binary_search_by_key(&owner, |run| run.owner) {
             Ok(at) => {
-                self.runs[at].used.set(true);
+                self.runs[at].used.store(true, Ordering::Relaxed);
                 self.runs[at].text.clone()
             }
             Err(_) => String::new(),
@@ -276,7 +304,8 @@ impl Docs {
     }
 
     fn report_unused(&self, sink: &mut Sink) {
-        let unused = self.runs.iter().filter(|run| !run.used.get()).map(|run| run.span);
+        let unused =
+            self.runs.iter().filter(|run| !run.used.load(Ordering::Relaxed)).map(|run| run.span);
         for span in unused.chain(self.misplaced.iter().copied()) {
             let message = "a doc comment documents nothing";
             let here = "no item, field, member or method follows this";

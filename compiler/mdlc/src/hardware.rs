@@ -109,9 +109,12 @@ pub fn speed_of_cpu(threads: u32) -> Speed {
     Speed { flops: f64::from(threads) * 1.9e11, bytes: 2e10, host: 5e9 }
 }
 
-/// What the cost model says of a device: it knows CPUs.
+/// What the cost model says of a device: it knows CPUs. What is chosen within a budget is the same
+/// on all of them; what is predicted for one depends on the width of its vectors.
 pub fn speed_of(device: &Device) -> Option<Speed> {
-    (device.class() == Class::Cpu).then(|| speed_of_cpu(device.units()))
+    let speed = speed_of_cpu(device.units());
+    let share = device.vector_width() as f64 / 16.0;
+    (device.class() == Class::Cpu).then_some(Speed { flops: speed.flops * share, ..speed })
 }
 
 /// GFLOP/s that a device does at most with numbers of a precision, measured now.

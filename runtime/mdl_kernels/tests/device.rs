@@ -62,7 +62,9 @@ fn one_arena_is_read_and_written_and_steps_allocate_nothing() {
     ];
     let (start, time) = (Instant::now(), device.timed(|| device.launch(&spec, &args)));
     assert!(!time.is_zero() && time < start.elapsed());
-    assert!(device.timed(|| ()).is_zero(), "nothing takes no time");
+    // A thread that is not let run may hand in the launch before only now.
+    let nothing = || device.timed(|| ()).is_zero();
+    assert!((0..10).any(|_| nothing()), "nothing takes no time");
     let before = device.memory_usage();
     for _ in 0..200 {
         device.launch(&spec, &args);
