@@ -12,7 +12,7 @@ use crate::value::{AxisVal, BlockVal, Eval, MemberVal, Reported, Scope, SymAxis,
 use mdl_ir::graph::{Body, Param, ValueId};
 use mdl_ir::op::Op;
 use mdl_ir::tensor_type::{Axis, DType, Type};
-use mdl_symbol::Symbol;
+use mdl_symbol::{Symbol, joined};
 use mdl_syntax::ast::{self, ArgType, ItemKind, Member, MemberKind};
 use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
@@ -258,8 +258,8 @@ impl Elaborator<'_> {
         let whole = &self.params[*p];
         let theirs = &whole.axes[usize::from(whole.repeat.is_some())..];
         let named = |axes: &[SymAxis]| {
-            let names: Vec<&str> = axes.iter().map(|a| &*a.name).collect();
-            format!("[{}]", names.join(", "))
+            let names: Vec<Symbol> = axes.iter().map(|a| a.name).collect();
+            format!("[{}]", joined(&names, ", "))
         };
         let (mine, other_type) = (named(axes), named(theirs));
         if mine != other_type {

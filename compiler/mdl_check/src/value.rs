@@ -7,7 +7,7 @@ use crate::program::ItemRef;
 use crate::size::Size;
 use mdl_ir::graph::ValueId;
 use mdl_ir::tensor_type::DType;
-use mdl_symbol::Symbol;
+use mdl_symbol::{Symbol, joined};
 use mdl_syntax::span::Span;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -35,8 +35,8 @@ impl TensorVal {
 
     /// `[B, T, hidden]`, as the user writes it.
     pub fn show(&self) -> String {
-        let names: Vec<&str> = self.axes.iter().map(|a| &*a.name).collect();
-        format!("[{}]", names.join(", "))
+        let names: Vec<Symbol> = self.axes.iter().map(|a| a.name).collect();
+        format!("[{}]", joined(&names, ", "))
     }
 }
 

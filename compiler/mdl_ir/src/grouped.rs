@@ -50,7 +50,7 @@ impl Builder {
             .axes
             .iter()
             .filter(|x| x.name != axis)
-            .cloned()
+            .copied()
             .partition(|x| over.contains(&x.name));
         let a = self.rows_first(a, ids, &summed, span)?;
         let in_order = |first: &[Axis], second: &[Axis]| -> Vec<Symbol> {
@@ -78,7 +78,7 @@ impl Builder {
     ) -> Result<ValueId, String> {
         let rows = self.ty(ids).clone();
         let own = |ty: &Type| -> Vec<Axis> {
-            ty.axes.iter().filter(|x| !rows.has(x.name)).cloned().collect()
+            ty.axes.iter().filter(|x| !rows.has(x.name)).copied().collect()
         };
         let (own_a, own_b) = (own(self.ty(a)), own(self.ty(b)));
         let a = self.rows_first(a, ids, &own_a, span)?;
@@ -99,7 +99,7 @@ impl Builder {
         let here = rows.iter().take_while(|x| ty.has(x.name)).count();
         let later = rows[here..].iter().any(|x| ty.has(x.name));
         let kept = if later { &rows[..] } else { &rows[..here] };
-        let axes: Vec<Axis> = kept.iter().chain(others).cloned().collect();
+        let axes: Vec<Axis> = kept.iter().chain(others).copied().collect();
         if later {
             return self.push(Op::Broadcast { axes }, &[value], span);
         }

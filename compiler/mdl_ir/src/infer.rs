@@ -138,7 +138,7 @@ fn contract(a: &Type, b: &Type, over: &[Symbol]) -> Result<Type, String> {
     let shared = a.axes.iter().filter(kept).filter(|x| b.has(x.name));
     let only_a = a.axes.iter().filter(kept).filter(|x| !b.has(x.name));
     let only_b = b.axes.iter().filter(kept).filter(|x| !a.has(x.name));
-    let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).cloned().collect();
+    let axes: Vec<Axis> = shared.chain(only_a).chain(only_b).copied().collect();
     Ok(Type::new(DType::F32, axes))
 }
 
@@ -158,11 +158,11 @@ fn grouped_contract(args: &[&Type], axis: Symbol, over: &[Symbol]) -> Result<Typ
     rows_of(a, ids, over)?;
     find(table, axis)?;
     let kept = |x: &&Axis| x.name != axis && !over.contains(&x.name);
-    let own: Vec<Axis> = table.axes.iter().filter(kept).cloned().collect();
+    let own: Vec<Axis> = table.axes.iter().filter(kept).copied().collect();
     if let Some(twice) = own.iter().find(|x| ids.has(x.name)) {
         return Err(format!("axis `{}` is of the rows and of the groups", twice.name));
     }
-    Ok(Type::new(one_dtype(a, table)?, ids.axes.iter().cloned().chain(own).collect()))
+    Ok(Type::new(one_dtype(a, table)?, ids.axes.iter().copied().chain(own).collect()))
 }
 
 /// Grouped contractions have one element type for what they read and what they store.
@@ -185,7 +185,7 @@ fn rows_of(ty: &Type, ids: &Type, others: &[Symbol]) -> Result<(), String> {
 fn grouped_outer(args: &[&Type], axis: &Axis) -> Result<Type, String> {
     let (a, b, ids) = (args[0], args[1], args[2]);
     let own =
-        |ty: &Type| -> Vec<Axis> { ty.axes.iter().filter(|x| !ids.has(x.name)).cloned().collect() };
+        |ty: &Type| -> Vec<Axis> { ty.axes.iter().filter(|x| !ids.has(x.name)).copied().collect() };
     rows_of(a, ids, &crate::build::axis_names(&own(a)))?;
     rows_of(b, ids, &crate::build::axis_names(&own(b)))?;
     let mut axes = vec![*axis];
@@ -229,7 +229,7 @@ fn split(ty: &Type, axis: Symbol, into: &[Axis]) -> Result<Type, String> {
         return Err(format!("axis `{axis}` is {}, the product {product}", ty.axes[at].size));
     }
     let mut out = ty.clone();
-    out.axes.splice(at..=at, into.iter().cloned());
+    out.axes.splice(at..=at, into.iter().copied());
     Ok(out)
 }
 

@@ -194,7 +194,7 @@ fn reduce(kind: Reduction, a: &Tensor, ty: Type) -> Tensor {
 }
 
 fn contract(a: &Tensor, b: &Tensor, over: &[Symbol], ty: Type) -> Tensor {
-    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
+    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).copied().collect();
     let (sa, sb) = (a.strides_along(&ty.axes), b.strides_along(&ty.axes));
     let (ka, kb) = (a.strides_along(&summed), b.strides_along(&summed));
     let mut pairs = Vec::new();
@@ -211,7 +211,7 @@ fn grouped_contract(args: &[&Tensor], axis: Symbol, over: &[Symbol], ty: Type) -
     let (a, table, ids) = (args[0], args[1], args[2]);
     let at = table.ty.index_of(axis).expect("verified");
     let (stride, groups) = (table.ty.strides()[at] as usize, table.ty.axes[at].size as f64);
-    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).cloned().collect();
+    let summed: Vec<Axis> = a.ty.axes.iter().filter(|x| over.contains(&x.name)).copied().collect();
     let mut pairs = Vec::new();
     let (ka, kb) = (a.strides_along(&summed), table.strides_along(&summed));
     walk(&summed, [&ka, &kb], |_, [x, y]| pairs.push((x, y)));

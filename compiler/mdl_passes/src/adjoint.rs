@@ -233,7 +233,7 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
         Op::Split { axis, into } => Op::Merge { axes: axis_names(into), into: *axis },
         Op::Merge { axes, into } => {
             let ty = &p.arg_types[0];
-            let parts = axes.iter().filter_map(|a| ty.axis(*a).cloned()).collect();
+            let parts = axes.iter().filter_map(|a| ty.axis(*a).copied()).collect();
             Op::Split { axis: *into, into: parts }
         }
         Op::Slice { axis, start, into } => {
@@ -265,7 +265,7 @@ fn view(b: &mut Builder, p: &Primal<'_>, g: ValueId) -> Grads {
 fn sum_to(b: &mut Builder, g: ValueId, p: &Primal<'_>, i: usize) -> Result<ValueId, String> {
     let at = p.node.span;
     let extra: Vec<_> =
-        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(a.name)).cloned().collect();
+        p.result_type.axes.iter().filter(|a| !p.arg_types[i].has(a.name)).copied().collect();
     // A gradient that is the same along an axis sums to itself times the size.
     let (there, missing): (Vec<_>, Vec<_>) = extra.into_iter().partition(|a| b.ty(g).has(a.name));
     let g = b.sum(g, &axis_names(&there), at)?;
@@ -314,12 +314,12 @@ fn contract_to(
         axis_names(&t.axes).into_iter().filter(|a| !target.has(*a)).collect()
     };
     let (sg, so) = (summed(&tg), summed(&to));
-    let both: Vec<Symbol> = sg.iter().filter(|a| so.contains(a)).cloned().collect();
+    let both: Vec<Symbol> = sg.iter().filter(|a| so.contains(a)).copied().collect();
     if both.len() == sg.len() && both.len() == so.len() && !both.is_empty() {
         return b.push(Op::Contract { axes: both }, &[g, other], at);
     }
     let product = b.mul(g, other, at)?;
-    let axes: Vec<Symbol> = summed(&b.ty(product).clone());
+    let axes = summed(b.ty(product));
     b.sum(product, &axes, at)
 }
 

@@ -462,7 +462,7 @@ impl<'a> Backward<'a> {
                     self.call(body, i, (*kernel, axes, inner))?;
                 }
                 Op::Repeat { axis, count, reverse, .. } => {
-                    self.repeat(body, i, (axis, *count, *reverse))?;
+                    self.repeat(body, i, (*axis, *count, *reverse))?;
                 }
                 _ => self.node(body, node)?,
             }
@@ -565,7 +565,7 @@ impl<'a> Backward<'a> {
         &mut self,
         body: &Body,
         i: usize,
-        (axis, count, reverse): (&str, u64, bool),
+        (axis, count, reverse): (Symbol, u64, bool),
     ) -> Result<(), String> {
         let node = &body.nodes[i];
         if self.split.is_some() {
@@ -598,7 +598,7 @@ impl<'a> Backward<'a> {
         };
         let results = targets.iter().map(result).collect();
         let op = Op::Repeat {
-            axis: axis.into(),
+            axis,
             count,
             reverse: !reverse,
             carries,

@@ -179,7 +179,7 @@ fn own_columns(body: &Body) -> Result<Body, String> {
 fn split_reduction(ty: &mdl_ir::tensor_type::Type, axes: &[Symbol]) -> (Vec<Symbol>, Vec<Symbol>) {
     let tail = ty.axes.iter().rev().take_while(|a| axes.contains(&a.name)).count();
     let inner = axis_names(&ty.axes[ty.axes.len() - tail..]);
-    let outer = axes.iter().filter(|a| !inner.contains(a)).cloned().collect();
+    let outer = axes.iter().filter(|a| !inner.contains(a)).copied().collect();
     (inner, outer)
 }
 

@@ -39,7 +39,7 @@ impl Group {
     fn row(&self) -> Vec<Axis> {
         match self.kind {
             Kind::Elementwise => self.space[..self.space.len().saturating_sub(1)].to_vec(),
-            _ => self.space.iter().filter(|a| !self.walked.contains(&a.name)).cloned().collect(),
+            _ => self.space.iter().filter(|a| !self.walked.contains(&a.name)).copied().collect(),
         }
     }
 }
@@ -147,7 +147,7 @@ impl Groups {
     fn rows_allow(&self, body: &Body, g: usize, walked: &[Symbol]) -> bool {
         let group = self.group(g);
         let row: Vec<Axis> =
-            group.space.iter().filter(|a| !walked.contains(&a.name)).cloned().collect();
+            group.space.iter().filter(|a| !walked.contains(&a.name)).copied().collect();
         group.nodes.iter().all(|n| {
             let ty = body.ty(body.nodes[*n].results[0]);
             let shaped = ty.axes == group.space || ty.axes == row;
@@ -459,7 +459,7 @@ fn lies_along(body: &Body, group: &[usize], i: usize) -> bool {
 /// Has what node `i` takes from outside one stride along the walked axes, which a kernel walks as a
 /// single one?
 fn walks_as_one(body: &Body, group: &[usize], space: &[Axis], walked: &[Symbol], i: usize) -> bool {
-    let axes: Vec<Axis> = space.iter().filter(|a| walked.contains(&a.name)).cloned().collect();
+    let axes: Vec<Axis> = space.iter().filter(|a| walked.contains(&a.name)).copied().collect();
     axes.len() < 2 || one_stride(body, group, &[&axes], i)
 }
 

@@ -20,7 +20,7 @@ pub const START: &str = "start";
 /// The graph of an entry that goes on from `start`, with caches of `capacity` positions. `time` is
 /// the sequence axis.
 pub fn incremental(graph: &Graph, time: &str, capacity: u64) -> Result<Graph, String> {
-    let mut rewrite = Rewrite { time, capacity, renamed: HashSet::new() };
+    let mut rewrite = Rewrite { time: time.into(), capacity, renamed: HashSet::new() };
     let mut scope = Scope::default();
     let start = scope.b.input(START, Type::scalar(DType::I32));
     scope.start = Some(start);
@@ -67,13 +67,13 @@ pub fn caches_only(mut graph: Graph) -> Graph {
 /// Computed ids, held inside their table. Positions that are computed only to fill a chunk may lie
 /// behind a table of learned positions, where there is nothing to read.
 fn inside(
-    axis: &str,
+    axis: Symbol,
     table: ValueId,
     ids: ValueId,
     node: &Node,
     b: &mut Builder,
 ) -> Result<ValueId, String> {
-    let rows = b.ty(table).axis(axis.into()).ok_or("a table has its axis")?.size;
+    let rows = b.ty(table).axis(axis).ok_or("a table has its axis")?.size;
     let last = b.push(Op::Const(rows as f64 - 1.0), &[], node.span)?;
     let ids = b.push(Op::Cast(DType::F32), &[ids], node.span)?;
     let ids = b.binary(Binary::Min, ids, last, node.span)?;
@@ -89,14 +89,14 @@ struct Scope {
     caches: Vec<(ValueId, ValueId)>,
 }
 
-struct Rewrite<'a> {
-    time: &'a str,
+struct Rewrite {
+    time: Symbol,
     capacity: u64,
     /// Axes that were made from the sequence axis: they now reach over the whole cache.
     renamed: HashSet<Symbol>,
 }
 
-impl Rewrite<'_> {
+impl Rewrite {
     fn body(&mut self, body: &Body, scope: &mut Scope) -> Result<(), String> {
         for node in &body.nodes {
             self.node(body, node, scope)?;
@@ -110,10 +110,10 @@ impl Rewrite<'_> {
         let args: Vec<ValueId> = node.args.iter().map(|a| scope.map[a]).collect();
         let result = node.results[0];
         let made = match &node.op {
-            Op::Rename { from, to } if from == self.time => {
+            Op::Rename { from, to } if *from == self.time => {
                 self.renamed.insert(*to);
                 let short = scope.b.push(node.op.clone(), &args, at)?;
-                self.cache(&body.name(result), short, to, scope)?
+                self.cache(&body.name(result), short, *to, scope)?
             }
             Op::Position(axis) if axis.name == self.time => {
                 let position = scope.b.push(node.op.clone(), &[], at)?;
@@ -127,7 +127,7 @@ impl Rewrite<'_> {
                 scope.b.push(Op::Broadcast { axes }, &args, at)?
             }
             Op::Gather { axis } if !body.inputs.contains(&node.args[1]) => {
-                let ids = inside(axis, args[0], args[1], node, &mut scope.b)?;
+                let ids = inside(*axis, args[0], args[1], node, &mut scope.b)?;
                 scope.b.push(node.op.clone(), &[args[0], ids], at)?
             }
             Op::Repeat { .. } => return self.repeat(body, node, scope),
@@ -146,16 +146,16 @@ impl Rewrite<'_> {
     /// Refuses operations that mix positions along the sequence.
     fn allowed(&self, body: &Body, node: &Node) -> Result<(), String> {
         let mixes = match &node.op {
-            Op::Reduce { axes, .. } | Op::Contract { axes } => axes.iter().any(|a| a == self.time),
+            Op::Reduce { axes, .. } | Op::Contract { axes } => axes.contains(&self.time),
             Op::Slice { axis, .. } | Op::Pad { axis, .. } | Op::Split { axis, .. } => {
-                axis == self.time
+                *axis == self.time
             }
-            Op::Concat { axis, .. } | Op::Gather { axis } => axis == self.time,
-            Op::Merge { axes, .. } => axes.iter().any(|a| a == self.time),
-            Op::GroupedContract { axes, .. } => axes.iter().any(|a| a == self.time),
+            Op::Concat { axis, .. } | Op::Gather { axis } => *axis == self.time,
+            Op::Merge { axes, .. } => axes.contains(&self.time),
+            Op::GroupedContract { axes, .. } => axes.contains(&self.time),
             // What has no time in its result and had it in an argument summed over it.
             Op::GroupedOuter { .. } | Op::ScatterAdd { .. } => {
-                node.args.iter().any(|a| body.ty(*a).has(self.time.into()))
+                node.args.iter().any(|a| body.ty(*a).has(self.time))
             }
             _ => false,
         };
@@ -170,7 +170,7 @@ impl Rewrite<'_> {
         &mut self,
         name: &str,
         short: ValueId,
-        axis: &str,
+        axis: Symbol,
         scope: &mut Scope,
     ) -> Result<ValueId, String> {
         let mut ty = scope.b.ty(short).clone();
@@ -181,7 +181,7 @@ impl Rewrite<'_> {
         }
         let cache = scope.b.input(format!("cache.{name}"), ty);
         let start = scope.start.ok_or("every scope knows the start")?;
-        let op = Op::CacheWrite { axis: axis.into() };
+        let op = Op::CacheWrite { axis };
         let whole = scope.b.push(op, &[short, cache, start], Default::default())?;
         scope.caches.push((cache, whole));
         Ok(whole)

@@ -44,8 +44,8 @@ impl Loc {
     }
 
     /// The stride along an axis by name; 0 where the value lacks it.
-    pub fn stride(&self, ty: &Type, axis: &str) -> u64 {
-        ty.index_of(axis.into()).map_or(0, |i| self.strides[i])
+    pub fn stride(&self, ty: &Type, axis: Symbol) -> u64 {
+        ty.index_of(axis).map_or(0, |i| self.strides[i])
     }
 }
 
@@ -114,7 +114,7 @@ pub fn back(op: &Op, to: &Loc, arg: &Type, result: &Type) -> Option<Loc> {
             through(&Op::Merge { axes: names, into: *axis }, to, result)
         }
         Op::Merge { axes, into } => {
-            let parts = axes.iter().filter_map(|a| arg.axis(*a).cloned()).collect();
+            let parts = axes.iter().filter_map(|a| arg.axis(*a).copied()).collect();
             through(&Op::Split { axis: *into, into: parts }, to, result)
         }
         _ => None,

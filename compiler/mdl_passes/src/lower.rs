@@ -278,7 +278,7 @@ impl Lowering {
                 return Ok(());
             }
             Op::Concat { axis, into } => {
-                return self.concat(body, node, (axis, into), places, wanted);
+                return self.concat(body, node, (*axis, into), places, wanted);
             }
             Op::Pad { start, into, .. } => return self.pad(body, node, (*start, into), places),
             _ => {}
@@ -308,7 +308,7 @@ impl Lowering {
         &mut self,
         body: &Body,
         node: &Node,
-        (axis, into): (&str, &mdl_ir::tensor_type::Axis),
+        (axis, into): (mdl_symbol::Symbol, &mdl_ir::tensor_type::Axis),
         places: &mut Places,
         wanted: &Places,
     ) -> Done<()> {
@@ -319,7 +319,7 @@ impl Lowering {
             let mut part = whole.clone();
             part.offset += start * whole.strides[at];
             let ty = body.ty(*a);
-            start += ty.axis(axis.into()).expect("verified").size;
+            start += ty.axis(axis).expect("verified").size;
             if places[a] != part {
                 let from = places[a].clone();
                 self.copy(&body.name(*a), ty, &from, &part)?;
@@ -342,7 +342,7 @@ impl Lowering {
         let whole = self.fresh(&name, ty);
         self.zeros(&name, ty, &whole)?;
         let mut part = whole.clone();
-        part.offset += start * whole.stride(ty, &into.name);
+        part.offset += start * whole.stride(ty, into.name);
         let from = places[&argument].clone();
         self.copy(&body.name(argument), body.ty(argument), &from, &part)?;
         places.insert(result, whole);

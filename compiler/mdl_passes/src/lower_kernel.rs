@@ -12,6 +12,7 @@ use mdl_ir::kernel::{AdamWSpec, AttentionSpec, CacheWriteSpec, Elem, GatherSpec,
 use mdl_ir::kernel::{RegionSpec, ScatterAddSpec, SumOfSquaresSpec};
 use mdl_ir::op::{Binary, Kernel, Op};
 use mdl_ir::tensor_type::{Axis, DType, Type};
+use mdl_symbol::Symbol;
 
 impl Lowering {
     /// One launch for a node of a fused body.
@@ -101,9 +102,9 @@ impl Lowering {
             Op::Const(_) | Op::Position(_) => {
                 KernelSpec::Region(source_region(node, body, results)?)
             }
-            Op::Gather { axis } => KernelSpec::Gather(gather(body, node, axis)?),
+            Op::Gather { axis } => KernelSpec::Gather(gather(body, node, *axis)?),
             Op::GroupedContract { axis, .. } => {
-                KernelSpec::GroupedContract(crate::specs_grouped::contract(body, node, axis)?)
+                KernelSpec::GroupedContract(crate::specs_grouped::contract(body, node, *axis)?)
             }
             Op::GroupedOuter { .. } => {
                 KernelSpec::GroupedOuter(crate::specs_grouped::outer(body, node)?)
@@ -118,7 +119,7 @@ impl Lowering {
             }
             Op::CacheWrite { axis } => {
                 args = vec![args[0].clone(), args[2].clone()];
-                KernelSpec::CacheWrite(cache_write(body, node, axis)?)
+                KernelSpec::CacheWrite(cache_write(body, node, *axis)?)
             }
             other => return Err(format!("`{}` has no kernel", other.name())),
         };
@@ -314,7 +315,7 @@ fn source_region(node: &Node, body: &Body, results: &[Loc]) -> Done<RegionSpec> 
     region_spec(&inner, &[], &[], results)
 }
 
-fn gather(body: &Body, node: &Node, axis: &str) -> Done<GatherSpec> {
+fn gather(body: &Body, node: &Node, axis: Symbol) -> Done<GatherSpec> {
     let table = body.ty(node.args[0]);
     if table.axes[0].name != axis {
         return Err("a table is gathered along its outermost axis".into());
@@ -341,9 +342,9 @@ fn scatter(body: &Body, node: &Node) -> Done<(ScatterAddSpec, bool)> {
     Ok((spec, accumulate))
 }
 
-fn cache_write(body: &Body, node: &Node, axis: &str) -> Done<CacheWriteSpec> {
+fn cache_write(body: &Body, node: &Node, axis: Symbol) -> Done<CacheWriteSpec> {
     let (x, cache) = (body.ty(node.args[0]), body.ty(node.args[1]));
-    let at = cache.index_of(axis.into()).ok_or("a cache has its axis")?;
+    let at = cache.index_of(axis).ok_or("a cache has its axis")?;
     let product = |axes: &[Axis]| axes.iter().map(|a| a.size).product::<u64>();
     Ok(CacheWriteSpec {
         batch: word(product(&cache.axes[..at]))?,

@@ -74,7 +74,7 @@ impl Finder<'_> {
             || self.users[whole.index()].iter().any(outside) && !self.is_elementwise(whole)
             || self.is_stored(whole);
         let (k, rows): (Vec<Axis>, Vec<Axis>) =
-            ty.axes.iter().cloned().partition(|a| summed.contains(&a.name));
+            ty.axes.iter().copied().partition(|a| summed.contains(&a.name));
         let along = |v: &ValueId| has_one_stride(self.body.ty(*v), &[&rows, &k]);
         let fits = stored
             && self.body.ty(whole).dtype == ty.dtype

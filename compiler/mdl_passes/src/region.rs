@@ -60,7 +60,7 @@ impl Space {
     fn view(&self, ty: &Type, loc: &Loc) -> Result<View, String> {
         let mut strides = Vec::new();
         for axes in &self.dims {
-            let each: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
+            let each: Vec<u64> = axes.iter().map(|a| loc.stride(ty, a.name)).collect();
             let stride = collapsed(axes, &each)
                 .ok_or_else(|| format!("{ty} cannot be walked as one axis"))?;
             strides.push(stride_word(axes.iter().map(|a| a.size).product(), stride)?);

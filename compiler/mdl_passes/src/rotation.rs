@@ -150,7 +150,7 @@ impl Finder<'_> {
         let own = self.body.ty(value);
         let b = self.body.ty(self.body.nodes[contract].args[1]);
         let (_, outer) = beside.axes.split_last().expect("a head");
-        let heads: Vec<Axis> = outer.iter().filter(|x| b.has(x.name)).cloned().collect();
+        let heads: Vec<Axis> = outer.iter().filter(|x| b.has(x.name)).copied().collect();
         let known = own.axes.iter().all(|x| beside.axes.contains(x));
         known && has_one_stride(own, &[&heads]) && !self.depends(value, contract)
     }

@@ -36,8 +36,8 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
     let dim = |axis: &Axis| -> Spec<Dim> {
         Ok(Dim {
             size: word(axis.size)?,
-            stride: stride_word(axis.size, locs[ia].stride(ta, &axis.name))?,
-            stride_b: stride_word(axis.size, locs[ib].stride(tb, &axis.name))?,
+            stride: stride_word(axis.size, locs[ia].stride(ta, axis.name))?,
+            stride_b: stride_word(axis.size, locs[ib].stride(tb, axis.name))?,
         })
     };
     let along = |in_a: bool, in_b: bool| -> Vec<&Axis> {
@@ -54,7 +54,7 @@ pub fn contraction(body: &Body, locs: &[Loc]) -> Spec<(ContractSpec, Vec<usize>)
         Some(operand) => {
             let (operand, rows, input) =
                 if operand == 0 { (Operand::A, &m, ia) } else { (Operand::B, &n, ib) };
-            let of = [rows, &k].map(|axes| axes.iter().map(|a| *(*a)).collect());
+            let of = [rows, &k].map(|axes| axes.iter().map(|a| **a).collect());
             let regs = program.write(body.inputs[input], &before, &of)?;
             let result = prepared.map_or(0, |made| regs[&made]);
             Some(Prologue { operand, inputs: program.inputs, program: program.code, result })
@@ -170,7 +170,7 @@ impl ProgramWriter<'_> {
         let i = self.body.inputs.iter().position(|x| *x == id).ok_or("made or taken in")?;
         let (ty, loc) = (self.body.ty(id), &self.locs[i]);
         let part = |axes: &[Axis]| {
-            let strides: Vec<u64> = axes.iter().map(|a| loc.stride(ty, &a.name)).collect();
+            let strides: Vec<u64> = axes.iter().map(|a| loc.stride(ty, a.name)).collect();
             collapsed(axes, &strides).ok_or_else(|| format!("{ty} does not lie along the result"))
         };
         let strides = vec![word(part(&along[0])?)?, word(part(&along[1])?)?];

@@ -7,14 +7,15 @@ use crate::region::elem;
 use mdl_ir::graph::{Body, Node};
 use mdl_ir::kernel::grouped::{GroupedContractSpec, GroupedOuterSpec};
 use mdl_ir::op::Op;
+use mdl_symbol::Symbol;
 
-pub fn contract(body: &Body, node: &Node, axis: &str) -> Result<GroupedContractSpec, String> {
+pub fn contract(body: &Body, node: &Node, axis: Symbol) -> Result<GroupedContractSpec, String> {
     let ty = |i: usize| body.ty(node.args[i]);
     let (a, table, ids) = (ty(0), ty(1), ty(2));
     let out = body.ty(node.results[0]);
     let rows = ids.elements();
     let n = out.elements() / rows;
-    let groups = table.axis(axis.into()).map_or(1, |x| x.size);
+    let groups = table.axis(axis).map_or(1, |x| x.size);
     let k = table.elements() / groups / n;
     let Op::GroupedContract { axes, .. } = &node.op else { unreachable!("a grouped contraction") };
     Ok(GroupedContractSpec {

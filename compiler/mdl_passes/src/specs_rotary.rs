@@ -123,11 +123,11 @@ impl<'a> RotaryWriter<'a> {
         let i = self.body.inputs.iter().position(|x| *x == id).ok_or("made or taken in")?;
         let (ty, loc) = (self.body.ty(id), &self.locs[i]);
         let last = self.of_a_head(ty);
-        let mut strides: Vec<u64> = self.rows.iter().map(|a| loc.stride(ty, &a.name)).collect();
-        let along: Vec<u64> = self.heads.iter().map(|a| loc.stride(ty, &a.name)).collect();
+        let mut strides: Vec<u64> = self.rows.iter().map(|a| loc.stride(ty, a.name)).collect();
+        let along: Vec<u64> = self.heads.iter().map(|a| loc.stride(ty, a.name)).collect();
         let heads = collapsed(&self.heads, &along);
         strides.push(heads.ok_or_else(|| format!("{ty} does not lie along the heads"))?);
-        strides.push(last.map_or(0, |a| loc.stride(ty, &a.name)));
+        strides.push(last.map_or(0, |a| loc.stride(ty, a.name)));
         let whole = last.is_some_and(|a| a.size == u64::from(self.head));
         let strides = strides.into_iter().map(word).collect::<Result<_, _>>()?;
         self.inputs.push(View { elem: elem(ty.dtype), offset: word(loc.offset)?, strides });
