@@ -70,7 +70,8 @@ impl Elaborator<'_> {
                 let call = BuiltinCall { name: &name.text, at, axes, args };
                 return self.builtin(&call, scope);
             }
-            if let Some(item) = defined.filter(|item| self.is_function(name, *item, scope)) {
+            let is_function = |item: &ItemRef| self.is_function(name, *item, scope);
+            if !shadowed && let Some(item) = defined.filter(is_function) {
                 self.step(1, function.span)?;
                 let function = FunctionVal { item, bound: Vec::new() };
                 return self.call_function(&function, axes, args, at, scope);
@@ -95,11 +96,10 @@ impl Elaborator<'_> {
         }
     }
 
-    /// Does a name stand for this item, which is a function, and for nothing nearer?
+    /// Does a name that no value has stand for this item, which is a function, and for no size?
     fn is_function(&self, name: &ast::Name, item: ItemRef, scope: &Scope) -> bool {
         let sized = scope.axes.get(name.text).is_some_and(|axis| axis.size.is_some());
-        let near = sized || scope.values.has(name.text);
-        !near && matches!(self.program.item(item).kind, ItemKind::Fn(_))
+        !sized && matches!(self.program.item(item).kind, ItemKind::Fn(_))
     }
 
     fn given(&mut self, args: &[CallArg], scope: &Scope) -> Eval<Vec<Given>> {

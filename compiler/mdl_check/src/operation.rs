@@ -26,7 +26,9 @@ impl Elaborator<'_> {
         let live = body.live(outputs.iter().copied());
         let needed: Vec<ValueId> =
             args.filter(|(inner, _)| live[inner.index()]).map(|(_, outer)| outer).collect();
-        let Made::Sketch(sketch) = &mut self.frame().made else { return Vec::new() };
+        let Made::Sketch(sketch) = &mut self.frame().made else {
+            unreachable!("a body within a sketch is one")
+        };
         outputs.iter().map(|_| sketch.value(needed.iter().copied())).collect()
     }
 
@@ -58,6 +60,7 @@ impl Elaborator<'_> {
                     let id = sketch.value(args.iter().map(|t| t.id));
                     TensorVal { id, dtype, axes }
                 }
+                // Nobody reads this: the walk that it leads to says what is wrong.
                 None => return self.fail("E0301", "no result", at, "in this operation"),
             },
         };

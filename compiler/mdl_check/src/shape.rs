@@ -34,7 +34,8 @@ pub fn result(
         Op::Binary(op) => Some((mdl_ir::infer::binary_dtype(*op), union(args)?)),
         Op::Select => Some((DType::F32, union(args)?)),
         Op::Reduce { axes, .. } => {
-            with(first?.axes.iter().filter(|a| !axes.contains(&a.name)).cloned().collect())
+            let kept = first?.axes.iter().filter(|a| !axes.contains(&a.name));
+            Some((first?.dtype.computed(), kept.cloned().collect()))
         }
         Op::Gather { axis } => {
             let others = first?.axes.iter().filter(|a| a.name != *axis);
