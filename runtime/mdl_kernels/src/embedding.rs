@@ -15,6 +15,7 @@
 use crate::device::{Device, Slice};
 use crate::grouped::sort::{sort_rows, start_of};
 use crate::prefetch::{LINE_BYTES, prefetch, rows_ahead};
+use crate::stream::{fence, pays, store_past};
 use crate::vector_io::{copy, load, load_as, store, store_as};
 use cubecl::prelude::*;
 use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, ScatterAddSpec};
@@ -58,6 +59,29 @@ fn gather<N: Size>(
         let id = ids[row] as usize;
         copy_row::<N>(table, id * width, out, row * width, width, elem);
     }
+}
+
+/// The same of rows that are whole vectors of `words`, where `stream::pays`.
+#[cube(launch_unchecked, address_type = "u64")]
+fn gather_past_caches<N: Size>(
+    table: &[f32],
+    ids: &[i32],
+    out: &mut [f32],
+    #[comptime] words: usize,
+    _unaligned: &[f32],
+) {
+    let first = share(ids.len(), UNIT_POS as usize);
+    let end = share(ids.len(), UNIT_POS as usize + 1);
+    let ahead = comptime!(rows_ahead(words, Elem::F32));
+    for row in first..end {
+        let (from, to) = (ids[row] as usize * words, row * words);
+        let next = ids[min(row + ahead, end - 1)] as usize * words;
+        for i in range_stepped(0, words, N::value()) {
+            prefetch(table, next + i, Elem::F32);
+            store_past::<N>(out, to + i, load::<f32, N>(table, from + i));
+        }
+    }
+    fence();
 }
 
 /// Zeros, one behind the other: a row that a unit has a part of would be fetched to be written, and
@@ -151,11 +175,16 @@ fn scatter_rounded<N: Size>(
     let lanes = N::value();
     let (first, end) = columns_of_unit(width, Elem::Bf16);
     let tail = first + (end - first) / lanes * lanes;
+    let ahead = comptime!(rows_ahead(width, elem));
     for id in 0..vocab {
         let from = start_of(&*sorted, id, rows);
         let to = start_of(&*sorted, id + 1, rows);
         if from < to {
+            let later = usize::cast_from(sorted[min(to + ahead, rows - 1)]);
+            let next = ids[later] as usize;
             for i in range_stepped(first, tail, lanes) {
+                prefetch(g, later * width + i, elem);
+                prefetch(&*out, next * width + i, Elem::Bf16);
                 sum_rows::<N>(g, &*sorted, from, to, out, id, i, width, accumulate, elem);
             }
             for i in tail..end {
@@ -215,6 +244,10 @@ fn cache_write<N: Size>(
 
 /// Buffers: table, ids, out.
 pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) {
+    let row_bytes = u64::from(spec.width) * spec.elem.bytes();
+    if pays(device, &args[2], row_bytes) {
+        return launch_gather_past_caches(device, spec, args, row_bytes);
+    }
     // SAFETY: ids are in range, and `out` has one row per id.
     unsafe {
         gather::launch_unchecked(
@@ -228,6 +261,24 @@ pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) 
             spec.width as usize,
             spec.elem,
             device.unaligned(&args[0], [spec.elem]),
+        );
+    }
+    device.launched();
+}
+
+fn launch_gather_past_caches(device: &Device, spec: &GatherSpec, args: &[Slice], row_bytes: u64) {
+    // SAFETY: as above, and rows begin and end with vectors.
+    unsafe {
+        gather_past_caches::launch_unchecked(
+            device.client(),
+            CubeCount::new_single(),
+            device.cube_dim(),
+            device.vector_width(),
+            device.buffer(&args[0]),
+            device.buffer(&args[1].part(0, u64::from(spec.rows) * 4)),
+            device.buffer(&args[2]),
+            (row_bytes / 4) as usize,
+            device.unaligned(&args[0], [Elem::F32]),
         );
     }
     device.launched();

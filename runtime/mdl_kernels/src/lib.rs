@@ -43,6 +43,7 @@ mod program;
 mod record;
 mod region;
 mod state_files;
+mod stream;
 mod tiles;
 mod transfer;
 mod tuning;

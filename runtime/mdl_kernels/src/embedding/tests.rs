@@ -1,6 +1,8 @@
 //! Gather, scatter-add and cache write against plain loops.
 
+use crate::device::Device;
 use crate::embedding::testing::{Buffers, ELEMS};
+use crate::stream;
 use mdl_ir::kernel::{CacheWriteSpec, Elem, GatherSpec, KernelSpec, ScatterAddSpec};
 use mdl_ir::rounding::{bf16_nearest, bf16_to_f32};
 
@@ -12,24 +14,39 @@ fn each(mut check: impl FnMut(usize, Elem)) {
     }
 }
 
+fn check_gather(rows: usize, vocab: usize, width: usize, elem: Elem) {
+    let mut buffers = Buffers::new();
+    let table = buffers.random(elem, vocab * width);
+    let ids = buffers.ints((0..rows).map(|i| (i * 7 % vocab) as i32));
+    let out = buffers.zeros(elem, rows * width);
+    let (rows32, vocab32, width32) = (rows as u32, vocab as u32, width as u32);
+    let spec = GatherSpec { elem, rows: rows32, vocab: vocab32, width: width32 };
+    for (_, results) in buffers.run_on_devices(&KernelSpec::Gather(spec), &[table, ids, out]) {
+        for i in 0..rows {
+            let id = i * 7 % vocab;
+            let expected = &buffers.f32(table)[id * width..][..width];
+            assert_eq!(&results[out][i * width..][..width], expected);
+        }
+    }
+}
+
 #[test]
 fn gather_copies_rows() {
-    each(|width, elem| {
-        let (rows, vocab) = (37, 11);
-        let mut buffers = Buffers::new();
-        let table = buffers.random(elem, vocab * width);
-        let ids = buffers.ints((0..rows).map(|i| (i * 7 % vocab) as i32));
-        let out = buffers.zeros(elem, rows * width);
-        let (rows32, vocab32, width32) = (rows as u32, vocab as u32, width as u32);
-        let spec = GatherSpec { elem, rows: rows32, vocab: vocab32, width: width32 };
-        for (_, results) in buffers.run_on_devices(&KernelSpec::Gather(spec), &[table, ids, out]) {
-            for i in 0..rows {
-                let id = i * 7 % vocab;
-                let expected = &buffers.f32(table)[id * width..][..width];
-                assert_eq!(&results[out][i * width..][..width], expected);
-            }
-        }
-    });
+    each(|width, elem| check_gather(37, 11, width, elem));
+}
+
+/// Rows that go past the caches, where the CPU can do that, and ragged ones, which do not.
+#[test]
+fn gather_copies_more_than_a_cache_holds() {
+    let device = Device::cpu(Some(1));
+    for (width, elem) in [(1024, Elem::F32), (1024, Elem::Bf16), (1023, Elem::F32)] {
+        let row = width as u64 * elem.bytes();
+        let rows = device.as_cpu().caches[1] as u64 / row + 2;
+        let arena = device.alloc(rows * row);
+        let past = cfg!(target_arch = "x86_64") && device.vector_width() >= 8 && width == 1024;
+        assert_eq!(stream::pays(&device, &arena.slice(0, rows * row), row), past);
+        check_gather(rows as usize, 101, width, elem);
+    }
 }
 
 /// The order of the sum is that of the rows, so it is equal to the bit; some ids have no row.
