@@ -42,8 +42,10 @@ def main():
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="f32")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     rows = []
     for t in WIDTHS:
         for channels in CHANNELS:

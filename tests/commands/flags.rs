@@ -105,7 +105,7 @@ const WRONG: [(&[&str], i32, &[&str]); 26] = [
     ),
     (&["plan", "--config=no-such.toml"], USAGE, &["error[E0941]", "no-such.toml"]),
     (&["train", "llama", "--preset=tiny"], FAILED, &["error[E0941]", "--dataset FILES"]),
-    (&["bench", "attention", "--dtype=bf16"], FAILED, &["error[E0941]", "`mdlc bench gemm`"]),
+    (&["bench", "decode", "--dtype=bf16"], FAILED, &["error[E0941]", "`mdlc bench gemm`"]),
     (&["bench", "llama", "--dtype=bf16"], FAILED, &["error[E0941]", "takes --bf16 1"]),
     (&["bench", "llama", "--out=t"], FAILED, &["error[E0941]", "`mdlc bench tune`"]),
     (&["bench", "gemm", "--html=t"], FAILED, &["error[E0941]", "name a model"]),

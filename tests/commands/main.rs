@@ -2,6 +2,7 @@
 
 mod accumulation;
 mod cache;
+mod emit;
 mod flags;
 mod from_checkpoint;
 mod front;

@@ -1,4 +1,5 @@
-//! Fused executables on the CPU device against the interpreter in f64, on the graph before fusion.
+//! Fused executables on the CPU and on a software Vulkan against the interpreter in f64, on the
+//! graph before fusion.
 //!
 //! Whatever a pass after differentiation or a kernel does wrong shows here. Sizes are ragged: no
 //! axis is a multiple of a vector, a tile or a block. Besides the embedded models, `tests/models`
@@ -10,12 +11,15 @@ use mdl_driver::front::Front;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
 use mdl_ir::interp::{self, Env, mix};
+use mdl_ir::kernel::KernelSpec;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
 use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::incremental::{START, incremental};
 use mdl_train::machine::Machine;
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::sync::Arc;
 
 /// ‖difference‖ / ‖exact‖ of a tensor. One rounding of f32 is 6·10⁻⁸; a sum of k ≤ 400 products in
@@ -28,6 +32,9 @@ const SMALL: u64 = 1_000_000;
 
 const B: u64 = 3;
 const T: u64 = 37;
+
+/// Of `tests/models`, those that a GPU in software runs too: it takes a second for each kernel.
+const SOFTWARE: [&str; 2] = ["grouped.mdl", "odd.mdl"];
 
 /// Tokens that are generated one after the other.
 const CONTINUED: u64 = 13;
@@ -46,6 +53,11 @@ preset one_layer: Llama {
     hidden = 20, layers = 1, kv_heads = 5, group = 1, head = 4, ffn = 7, vocab = 19
 }
 ";
+
+fn ragged_llama() -> String {
+    let text = embedded::model("llama").expect("llama is part of the compiler").to_string();
+    text + RAGGED
+}
 
 /// A number in (−1, 1).
 fn noise(seed: u64, i: u64) -> f64 {
@@ -128,7 +140,7 @@ fn name(graph: &Graph, role: &OutputRole) -> String {
 }
 
 /// Compiles and compares the entries of a preset.
-fn agree(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Vec<String> {
+fn agree(file: &str, text: &str, preset: &str, on: &mut On) -> Vec<String> {
     let mut faults = Vec::new();
     for (entry, purpose, documents) in [
         ("logits", Purpose::Forward, false),
@@ -137,7 +149,7 @@ fn agree(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Vec<Stri
         ("loss", Purpose::Gradients, true),
     ] {
         let what = format!("{file}, {preset}: {entry}, {purpose:?}, documents: {documents}");
-        match compare(file, text, preset, (entry, &purpose, documents), device) {
+        match compare(file, text, preset, (entry, &purpose, documents), on) {
             Err(fault) => faults.push(format!("{what}: {fault}")),
             Ok((error, tensor)) if error > TOLERANCE => {
                 faults.push(format!("{what}: {tensor} is off by {error:.1e}"));
@@ -153,7 +165,7 @@ fn compare(
     text: &str,
     preset: &str,
     (entry, purpose, documents): (&str, &Purpose, bool),
-    device: &Arc<Device>,
+    on: &mut On,
 ) -> Result<(f64, String), String> {
     let mut front = Front::load(file, text, &|_| None);
     front.check();
@@ -167,14 +179,16 @@ fn compare(
     }
     let trace = run(graph, &mut front, purpose).map_err(|bug| bug.to_string())?;
     let state = state_layout(trace.last(), purpose);
-    let executable = finish(trace.last(), &state, device.units()).map_err(|bug| bug.to_string())?;
+    let executable =
+        finish(trace.last(), &state, on.device.target()).map_err(|bug| bug.to_string())?;
+    on.ran.extend(executable.specs.iter().cloned());
     let graph = trace.at(Stage::Training).ok_or("every compilation has this stage")?;
-    Ok(worst(graph, executable, device))
+    Ok(worst(graph, executable, &on.device))
 }
 
 /// Logits of one token after the other, with caches, against those of the whole sequence: the
 /// largest relative error of a position.
-fn generation(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Result<f64, String> {
+fn generation(file: &str, text: &str, preset: &str, on: &mut On) -> Result<f64, String> {
     let mut front = Front::load(file, text, &|_| None);
     let config = front.preset(preset).ok_or_else(|| front.report(false))?;
     let mut graph = |t: u64| {
@@ -190,8 +204,10 @@ fn generation(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Res
     let exact = interp::run(&whole.body, inputs(&whole), &Env::default()).remove(0).data;
     let trace = run(step, &mut front, &Purpose::Forward).map_err(|bug| bug.to_string())?;
     let state = state_layout(trace.last(), &Purpose::Forward);
-    let executable = finish(trace.last(), &state, device.units()).map_err(|bug| bug.to_string())?;
-    let machine = Machine::new(device.clone(), executable);
+    let executable =
+        finish(trace.last(), &state, on.device.target()).map_err(|bug| bug.to_string())?;
+    on.ran.extend(executable.specs.iter().cloned());
+    let machine = Machine::new(on.device.clone(), executable);
     let mut tokens = Vec::new();
     for (role, value) in whole.inputs.iter().zip(inputs(&whole)) {
         match role {
@@ -218,18 +234,67 @@ fn generation(file: &str, text: &str, preset: &str, device: &Arc<Device>) -> Res
     Ok(worst)
 }
 
-fn device() -> Arc<Device> {
-    Arc::new(Device::cpu(None))
+/// A device, and the kernels that ran on it.
+struct On {
+    device: Arc<Device>,
+    ran: Vec<KernelSpec>,
+}
+
+impl On {
+    fn new(device: Device) -> On {
+        On { device: Arc::new(device), ran: Vec::new() }
+    }
+
+    fn cpu() -> On {
+        On::new(Device::cpu(None))
+    }
+}
+
+/// The kernels that logits and gradients are made of. A new one has to be in a row below.
+const KINDS: [&str; 10] = [
+    "region",
+    "contract",
+    "attention",
+    "attention_grad",
+    "linear_cross_entropy",
+    "gather",
+    "scatter_add",
+    "grouped_contract",
+    "grouped_outer",
+    "cache_write",
+];
+
+fn kind(spec: &KernelSpec) -> Option<&'static str> {
+    let row = match spec {
+        KernelSpec::Region(_) => 0,
+        KernelSpec::Contract(_) => 1,
+        KernelSpec::Attention(_) => 2,
+        KernelSpec::AttentionGrad(_) => 3,
+        KernelSpec::LinearCrossEntropy(_) => 4,
+        KernelSpec::Gather(_) => 5,
+        KernelSpec::ScatterAdd(_) => 6,
+        KernelSpec::GroupedContract(_) => 7,
+        KernelSpec::GroupedOuter(_) => 8,
+        KernelSpec::CacheWrite(_) => 9,
+        // Those of accumulation and of the optimizer, which `software_gpu` takes steps with.
+        KernelSpec::ContractAdd(_)
+        | KernelSpec::SumOfSquares(_)
+        | KernelSpec::MoreSquares(_)
+        | KernelSpec::AdamW(_) => return None,
+        // Between memories and between ranks; no kernels.
+        KernelSpec::Transfer | KernelSpec::Collective(_) => return None,
+    };
+    Some(KINDS[row])
 }
 
 #[test]
 fn small_presets_of_embedded_models_agree_with_the_interpreter() {
-    let device = device();
+    let mut on = On::cpu();
     let mut faults = Vec::new();
     for (name, text) in embedded::MODELS {
         let file = format!("models/{name}.mdl");
         for preset in Front::load(&file, text, &|_| None).presets() {
-            faults.extend(agree(&file, text, &preset, &device));
+            faults.extend(agree(&file, text, &preset, &mut on));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -237,25 +302,23 @@ fn small_presets_of_embedded_models_agree_with_the_interpreter() {
 
 #[test]
 fn ragged_llamas_agree_with_the_interpreter() {
-    let device = device();
-    let text = embedded::model("llama").expect("llama is part of the compiler").to_string();
-    let text = text + RAGGED;
+    let (mut on, text) = (On::cpu(), ragged_llama());
     let mut faults = Vec::new();
     for preset in ["ragged", "ragged_tied", "one_layer"] {
-        faults.extend(agree("models/llama.mdl", &text, preset, &device));
+        faults.extend(agree("models/llama.mdl", &text, preset, &mut on));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
 fn other_architectures_agree_with_the_interpreter() {
-    let device = device();
+    let mut on = On::cpu();
     let mut faults = Vec::new();
     for (file, text) in mdl_tests::models() {
         // `small` is for gradients by differences.
         let presets = Front::load(&file, &text, &|_| None).presets();
         for preset in presets.iter().filter(|preset| *preset != "small") {
-            faults.extend(agree(&file, &text, preset, &device));
+            faults.extend(agree(&file, &text, preset, &mut on));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -263,17 +326,50 @@ fn other_architectures_agree_with_the_interpreter() {
 
 #[test]
 fn generation_with_caches_is_the_full_forward_pass() {
-    let device = device();
-    let llama = embedded::model("llama").expect("llama is part of the compiler").to_string();
+    let mut on = On::cpu();
     let mut models = mdl_tests::models();
-    models.push(("models/llama.mdl".to_string(), llama + RAGGED));
+    models.push(("models/llama.mdl".to_string(), ragged_llama()));
     let mut faults = Vec::new();
     for (file, text) in models {
-        match generation(&file, &text, "ragged", &device) {
+        match generation(&file, &text, "ragged", &mut on) {
             Err(fault) => faults.push(format!("{file}: {fault}")),
             Ok(error) if error > TOLERANCE => faults.push(format!("{file}: off by {error:.1e}")),
             Ok(_) => {}
         }
     }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// What runs on any GPU: every kind of kernel, with planes and cubes of many units.
+#[test]
+fn every_kind_of_kernel_on_a_software_vulkan_agrees_with_the_interpreter() {
+    let mut on = On::new(Device::wgpu().expect("`cargo xtask test` installs a Vulkan in software"));
+    let llama = ragged_llama();
+    let mut faults = agree("models/llama.mdl", &llama, "ragged", &mut on);
+    faults.extend(agree("models/llama.mdl", &llama, "ragged_tied", &mut on));
+    let models = mdl_tests::models();
+    for (file, text) in models.iter().filter(|(file, _)| SOFTWARE.contains(&file.as_str())) {
+        faults.extend(agree(file, text, "ragged", &mut on));
+    }
+    match generation("models/llama.mdl", &llama, "ragged", &mut on) {
+        Err(fault) => faults.push(fault),
+        Ok(error) if error > TOLERANCE => faults.push(format!("generation is off by {error:.1e}")),
+        Ok(_) => {}
+    }
+    let mut kernels: Vec<KernelSpec> = Vec::new();
+    for spec in std::mem::take(&mut on.ran) {
+        if !kernels.contains(&spec) {
+            kernels.push(spec);
+        }
+    }
+    let ran: BTreeSet<&str> = kernels.iter().filter_map(kind).collect();
+    let skipped: Vec<&str> = KINDS.into_iter().filter(|kind| !ran.contains(kind)).collect();
+    // Past the harness, which shows what a test prints only where it fails.
+    let planes = on.device.plane_units();
+    let count = kernels.len();
+    let line = format!("{count} kernels of {} kinds on a GPU with planes of {planes}\n", ran.len());
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr is open");
+    assert!(planes > 1, "a plane of one unit shows no mistake between units");
+    assert!(skipped.is_empty(), "never launched: {skipped:?}");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

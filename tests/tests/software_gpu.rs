@@ -3,7 +3,7 @@
 use mdl_kernels::{Class, Device};
 use mdl_train::model::Model;
 use mdl_train::packing::Stream;
-use mdl_train::session::Session;
+use mdl_train::session::{Session, Settings};
 use std::sync::Arc;
 
 /// Sums are added in other orders, a few roundings of 2⁻²⁴ in each of the layers.
@@ -12,12 +12,13 @@ const STEPS: usize = 3;
 
 fn losses(file: &str, device: Device) -> Vec<[f64; 2]> {
     let model = Model::open(file, Some("tiny")).expect("an embedded preset");
-    let settings = mdl_tests::settings(2, 40);
+    // Gradients of two micro-batches are added where they are made.
+    let settings = Settings { gradient_accumulation: 2, ..mdl_tests::settings(2, 40) };
     let mut session = Session::open(model, settings, Arc::new(device)).expect("compiles");
     let ids = |n: u32| (0..n).map(|i| (i * i + 3 * i) % 250).collect::<Vec<u32>>();
     let stream = Stream::new(&[ids(211), ids(530)], 5);
     let step = |_| {
-        let batch = stream.batch(session.cursor, 2, 40).expect("long enough");
+        let batch = stream.batch(session.cursor, 4, 40).expect("long enough");
         let report = session.step(&batch);
         [report.loss, report.grad_norm]
     };

@@ -340,7 +340,7 @@ pub struct GatherSpec {
 
 /// out[v, :] = (base[v, :] if accumulate, else 0) + Σ_{i: ids[i] = v} g[i, :], summed in the order
 /// of i. With `accumulate`, `out` already holds the base. Sums are f32, and rounded once where out
-/// is bf16.
+/// is bf16. Ids are below vocab.
 /// Buffers: ids i32 [rows], g [rows, width], out [vocab, width], workspace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScatterAddSpec {

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 const LAUNCHES_PER_FLUSH: u32 = 32;
 /// Kept behind each arena so that `Device::unaligned` may bind past the last slice's first element.
 const ARENA_TAIL_BYTES: u64 = 64;
-/// All launches of a process go to one stream, the opening thread's: two streams would share the
-/// worker threads, and two kernels with barriers could each hold a worker the other waits for.
+/// All launches of a process go to one stream, the opening thread's: memory that CubeCL gives to
+/// one stream is not another's.
 static CPU: OnceLock<Client> = OnceLock::new();
 static CPU_ON_PAPER: OnceLock<(Client, Requested)> = OnceLock::new();
 #[cfg(feature = "cuda")]
@@ -277,6 +277,16 @@ impl Device {
             Class::Cpu => u64::MAX,
             _ => self.client.properties().memory.max_page_size,
         }
+    }
+
+    /// Bytes that the start of each arena is a multiple of.
+    pub fn alignment(&self) -> u64 {
+        self.client.properties().memory.alignment
+    }
+
+    /// Units that run in step and exchange registers: a warp; one on a CPU.
+    pub fn plane_units(&self) -> u32 {
+        self.client.properties().hardware.plane_size_min
     }
 
     pub fn class(&self) -> Class {

@@ -44,6 +44,7 @@ fn copy_row<N: Size>(
     }
 }
 
+/// Where rows go past the caches they are whole vectors of f32, whatever they hold.
 #[cube(launch_unchecked, address_type = "u64")]
 fn gather<N: Size>(
     table: &[f32],
@@ -51,37 +52,31 @@ fn gather<N: Size>(
     out: &mut [f32],
     #[comptime] width: usize,
     #[comptime] elem: Elem,
+    #[comptime] past_caches: bool,
     _unaligned: &[f32],
 ) {
     let first = share(ids.len(), UNIT_POS as usize);
     let end = share(ids.len(), UNIT_POS as usize + 1);
+    let ahead = comptime!(rows_ahead(width, elem));
+    let whole = width / N::value() * N::value();
     for row in first..end {
-        let id = ids[row] as usize;
-        copy_row::<N>(table, id * width, out, row * width, width, elem);
-    }
-}
-
-/// The same of rows that are whole vectors of `words`, where `stream::pays`.
-#[cube(launch_unchecked, address_type = "u64")]
-fn gather_past_caches<N: Size>(
-    table: &[f32],
-    ids: &[i32],
-    out: &mut [f32],
-    #[comptime] words: usize,
-    _unaligned: &[f32],
-) {
-    let first = share(ids.len(), UNIT_POS as usize);
-    let end = share(ids.len(), UNIT_POS as usize + 1);
-    let ahead = comptime!(rows_ahead(words, Elem::F32));
-    for row in first..end {
-        let (from, to) = (ids[row] as usize * words, row * words);
-        let next = ids[min(row + ahead, end - 1)] as usize * words;
-        for i in range_stepped(0, words, N::value()) {
-            prefetch(table, next + i, Elem::F32);
-            store_past::<N>(out, to + i, load::<f32, N>(table, from + i));
+        let (from, to) = (ids[row] as usize * width, row * width);
+        let next = ids[min(row + ahead, end - 1)] as usize * width;
+        for i in range_stepped(0, whole, N::value()) {
+            prefetch(table, next + i, elem);
+            if comptime!(past_caches) {
+                store_past::<N>(out, to + i, load::<f32, N>(table, from + i));
+            } else {
+                copy::<N>(table, from + i, out, to + i, elem);
+            }
+        }
+        for i in whole..width {
+            copy::<Const<1>>(table, from + i, out, to + i, elem);
         }
     }
-    fence();
+    if comptime!(past_caches) {
+        fence();
+    }
 }
 
 /// Zeros, one behind the other: a row that a unit has a part of would be fetched to be written, and
@@ -122,6 +117,7 @@ fn scatter_add<N: Size>(
     out: &mut [f32],
     vocab: usize,
     #[comptime] width: usize,
+    #[comptime] ahead: usize,
     #[comptime] accumulate: bool,
     #[comptime] elem: Elem,
     _unaligned: &[f32],
@@ -133,7 +129,6 @@ fn scatter_add<N: Size>(
         clear::<N>(out, vocab * width, Elem::F32);
         sync_cube();
     }
-    let ahead = comptime!(rows_ahead(width, Elem::F32));
     for row in 0..ids.len() {
         let to = ids[row] as usize * width;
         let from = row * width;
@@ -161,6 +156,7 @@ fn scatter_rounded<N: Size>(
     #[comptime] rows: usize,
     #[comptime] vocab: usize,
     #[comptime] width: usize,
+    #[comptime] ahead: usize,
     #[comptime] accumulate: bool,
     #[comptime] elem: Elem,
     _unaligned: &[f32],
@@ -175,15 +171,16 @@ fn scatter_rounded<N: Size>(
     let lanes = N::value();
     let (first, end) = columns_of_unit(width, Elem::Bf16);
     let tail = first + (end - first) / lanes * lanes;
-    let ahead = comptime!(rows_ahead(width, elem));
     for id in 0..vocab {
         let from = start_of(&*sorted, id, rows);
         let to = start_of(&*sorted, id + 1, rows);
         if from < to {
-            let later = usize::cast_from(sorted[min(to + ahead, rows - 1)]);
-            let next = ids[later] as usize;
+            let next = ids[usize::cast_from(sorted[min(to + ahead, rows - 1)])] as usize;
             for i in range_stepped(first, tail, lanes) {
-                prefetch(g, later * width + i, elem);
+                for at in from..to {
+                    let later = usize::cast_from(sorted[min(at + ahead, rows - 1)]);
+                    prefetch(g, later * width + i, elem);
+                }
                 prefetch(&*out, next * width + i, Elem::Bf16);
                 sum_rows::<N>(g, &*sorted, from, to, out, id, i, width, accumulate, elem);
             }
@@ -245,10 +242,13 @@ fn cache_write<N: Size>(
 /// Buffers: table, ids, out.
 pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) {
     let row_bytes = u64::from(spec.width) * spec.elem.bytes();
-    if pays(device, &args[2], row_bytes) {
-        return launch_gather_past_caches(device, spec, args, row_bytes);
-    }
-    // SAFETY: ids are in range, and `out` has one row per id.
+    let past_caches = pays(device, &args[2], row_bytes);
+    let (width, elem) = match past_caches {
+        true => ((row_bytes / 4) as usize, Elem::F32),
+        false => (spec.width as usize, spec.elem),
+    };
+    // SAFETY: ids are in range, and `out` has one row per id. Past the caches `pays` says that each
+    // vector of `out` is aligned.
     unsafe {
         gather::launch_unchecked(
             device.client(),
@@ -258,27 +258,10 @@ pub(crate) fn launch_gather(device: &Device, spec: &GatherSpec, args: &[Slice]) 
             device.buffer(&args[0]),
             device.buffer(&args[1].part(0, u64::from(spec.rows) * 4)),
             device.buffer(&args[2]),
-            spec.width as usize,
-            spec.elem,
-            device.unaligned(&args[0], [spec.elem]),
-        );
-    }
-    device.launched();
-}
-
-fn launch_gather_past_caches(device: &Device, spec: &GatherSpec, args: &[Slice], row_bytes: u64) {
-    // SAFETY: as above, and rows begin and end with vectors.
-    unsafe {
-        gather_past_caches::launch_unchecked(
-            device.client(),
-            CubeCount::new_single(),
-            device.cube_dim(),
-            device.vector_width(),
-            device.buffer(&args[0]),
-            device.buffer(&args[1].part(0, u64::from(spec.rows) * 4)),
-            device.buffer(&args[2]),
-            (row_bytes / 4) as usize,
-            device.unaligned(&args[0], [Elem::F32]),
+            width,
+            elem,
+            past_caches,
+            device.unaligned(&args[0], [elem]),
         );
     }
     device.launched();
@@ -301,12 +284,18 @@ pub(crate) fn launch_scatter_add(device: &Device, spec: &ScatterAddSpec, args: &
             device.buffer(&args[2]),
             spec.vocab as usize,
             spec.width as usize,
+            columns_ahead(device, spec),
             spec.accumulate,
             spec.elem,
             device.unaligned(&args[0], [spec.elem]),
         );
     }
     device.launched();
+}
+
+/// How many rows ahead a unit asks for, of which it touches its own columns alone.
+fn columns_ahead(device: &Device, spec: &ScatterAddSpec) -> usize {
+    rows_ahead(spec.width.div_ceil(device.units()) as usize, spec.elem)
 }
 
 fn launch_scatter_rounded(device: &Device, spec: &ScatterAddSpec, args: &[Slice]) {
@@ -324,6 +313,7 @@ fn launch_scatter_rounded(device: &Device, spec: &ScatterAddSpec, args: &[Slice]
             spec.rows as usize,
             spec.vocab as usize,
             spec.width as usize,
+            columns_ahead(device, spec),
             spec.accumulate,
             spec.elem,
             device.unaligned(&args[0], [spec.elem, spec.out]),

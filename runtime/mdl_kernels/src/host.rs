@@ -13,7 +13,7 @@ mod table;
 mod threads;
 mod workers;
 
-pub(crate) use code::cpu_name;
+pub(crate) use code::{compiler, cpu_name};
 #[cfg(feature = "cuda")]
 pub(crate) use server::Whole;
 pub(crate) use server::{HostServer, Requested};

@@ -5,7 +5,7 @@
 //! is compiled here, by the same code. Memory has sizes and no bytes.
 
 use crate::device::{Class, Device};
-use crate::host::{Slot, Whole, compile, key, store};
+use crate::host::{Slot, Whole, compile, compiler, key, store};
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cpu::compute::server::CpuServer;
@@ -43,8 +43,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// A kernel in PTX.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ptx {
-    /// The kernel's function, and a number where a plan has several forms of it.
+    /// The entry, and a number for each of a plan's forms of it.
     pub name: String,
+    /// The function in the text.
+    pub entry: String,
     pub text: String,
     /// Bytes of memory that a cube shares, which the launch asks for.
     pub shared_bytes: u64,
@@ -79,8 +81,8 @@ impl Compiled {
         let mut kernels: BTreeMap<String, Ptx> = BTreeMap::new();
         for slot in slots {
             let mut ptx = slot.wait().clone()?;
-            let form = kernels.values().filter(|other| other.name.starts_with(&ptx.name)).count();
-            ptx.name = format!("{}_{form}", ptx.name);
+            let form = kernels.values().filter(|other| other.entry == ptx.entry).count();
+            ptx.name = format!("{}_{form}", ptx.entry);
             kernels.insert(ptx.name.clone(), ptx);
         }
         Ok(kernels.into_values().collect())
@@ -135,7 +137,7 @@ impl PaperServer {
 
 fn ptx(kernel: &dyn CubeKernel, capability: u32) -> Result<Ptx, String> {
     let units = kernel.id().cube_dim.num_elems();
-    let key = key(&kernel.id(), &format!("PTX for {DRIVER}, sm_{capability}"));
+    let key = key(&kernel.id(), &format!("{}, PTX for {DRIVER}, sm_{capability}", compiler()));
     let kept = store().read(&key).and_then(|text| read(&text, units));
     if let Some(ptx) = kept {
         return Ok(ptx);
@@ -155,16 +157,17 @@ fn ptx(kernel: &dyn CubeKernel, capability: u32) -> Result<Ptx, String> {
     let text = String::from_utf8(bytes).map_err(|fault| fault.to_string())?;
     let shared_bytes = module.shared_memory_size as u64;
     store().write(&key, format!("{} {shared_bytes}\n{text}", module.entrypoint).as_bytes());
-    Ok(Ptx { name: module.entrypoint, text, shared_bytes, units, new: true })
+    let (name, entry) = (String::new(), module.entrypoint);
+    Ok(Ptx { name, entry, text, shared_bytes, units, new: true })
 }
 
 /// From the entry's name and the shared bytes in a line, and the text behind it.
 fn read(kept: &[u8], units: u32) -> Option<Ptx> {
     let (head, text) = std::str::from_utf8(kept).ok()?.split_once('\n')?;
-    let (name, shared) = head.split_once(' ')?;
+    let (entry, shared) = head.split_once(' ')?;
     let shared_bytes = shared.parse().ok()?;
-    let (name, text) = (name.to_string(), text.to_string());
-    Some(Ptx { name, text, shared_bytes, units, new: false })
+    let (name, entry, text) = (String::new(), entry.to_string(), text.to_string());
+    Some(Ptx { name, entry, text, shared_bytes, units, new: false })
 }
 
 /// The CUDA release whose form of PTX is written.

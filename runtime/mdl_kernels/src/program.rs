@@ -134,7 +134,8 @@ fn compute<N: Size>(scope: &Scope, instr: &Instr, registers: &Registers<N>) -> L
     let b = || registers.get(instr.b);
     let c = || registers.get(instr.c);
     match instr.op {
-        InstrOp::Neg => splat::<N>(scope, 0.0).__expand_sub_method(scope, a),
+        // −0 − 0 is −0, as negation has it, and 0 − 0 is not.
+        InstrOp::Neg => splat::<N>(scope, -0.0).__expand_sub_method(scope, a),
         InstrOp::Exp => exp::expand::<N>(scope, a),
         InstrOp::Log => ln::expand::<N>(scope, a),
         InstrOp::Sqrt => a.__expand_sqrt_method(scope),

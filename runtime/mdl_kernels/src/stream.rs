@@ -101,13 +101,13 @@ pub(crate) fn fence() {
 }
 
 /// Is there an instruction for it, do rows of so many bytes lie as it wants them, and would they
-/// leave the second cache before anybody reads them?
+/// leave the second cache of the core that writes them before anybody reads them?
 pub(crate) fn pays(device: &Device, out: &Slice, row_bytes: u64) -> bool {
-    let cpu = device.as_cpu();
     let vector = 4 * device.vector_width() as u64;
+    let start = device.alignment() | out.offset | row_bytes;
     cfg!(target_arch = "x86_64")
         && device.class() == Class::Cpu
         && vector >= 32
-        && (out.offset | row_bytes).is_multiple_of(vector)
-        && out.bytes > cpu.caches[1] as u64
+        && start.is_multiple_of(vector)
+        && out.bytes > device.as_cpu().caches[1] as u64 * u64::from(device.units())
 }

@@ -133,7 +133,7 @@ impl Blocks {
             _ => {
                 divides(tile_rows, ContractBlocks::TILE_ROWS)
                     && divides(tile_vectors * width, ContractBlocks::TILE_COLUMNS)
-                    && tile_rows * tile_vectors + tile_vectors < 32
+                    && tile_rows * tile_vectors + tile_vectors < registers_of(width)
             }
         };
         let checks = [
@@ -149,6 +149,11 @@ impl Blocks {
         let broken = checks.into_iter().find(|(holds, _)| !holds);
         broken.map(|(_, rule)| format!("{self}: {rule}"))
     }
+}
+
+/// AVX has 16 registers of eight lanes; AVX-512 and NEON have 32 of theirs.
+fn registers_of(width: usize) -> usize {
+    if width == 8 { 16 } else { 32 }
 }
 
 impl fmt::Display for Blocks {

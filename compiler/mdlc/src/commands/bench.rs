@@ -95,7 +95,7 @@ pub struct Args {
     /// [default: llama_15m of llama; for `front` all embedded models]
     #[arg(long)]
     file: Option<String>,
-    /// Operands and results of `gemm` [default: f32]
+    /// Operands and results of `gemm` and `attention` [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
     /// Only these m, n and k of the forward form of `gemm` and `tune`, which need not be among
@@ -168,9 +168,10 @@ pub fn run(args: &Args) -> Outcome {
 fn refuse_flags_of_others(suite: Option<What>, args: &Args) -> Outcome {
     let of = |all: &[What]| suite.is_some_and(|suite| all.contains(&suite));
     let (gemm, tune) = (of(&[What::Gemm]), of(&[What::Tune]));
+    let typed = of(&[What::Gemm, What::Attention]);
     let html = "--html is the roofline of a model's kernels; name a model in place of the suite, \
                 such as `mdlc bench llama --preset llama_15m --html roofline.html`";
-    let dtype = "--dtype is of `mdlc bench gemm`; a model's step takes --bf16 1";
+    let dtype = "--dtype is of `mdlc bench gemm` and `attention`; a model's step takes --bf16 1";
     let sizes = args.shape.iter().all(|size| (1..1 << 31).contains(size));
     let wrong = [
         (args.html.is_some() && suite.is_some(), html),
@@ -179,7 +180,7 @@ fn refuse_flags_of_others(suite: Option<What>, args: &Args) -> Outcome {
             "--file is the model of `mdlc bench step`, `decode` and `front`",
         ),
         (args.out.is_some() && !tune, "--out is the table of `mdlc bench tune`"),
-        (args.dtype.is_some() && !gemm, dtype),
+        (args.dtype.is_some() && !typed, dtype),
         (!args.shape.is_empty() && !gemm && !tune, "--shape is of `mdlc bench gemm` and `tune`"),
         (
             !matches!(args.shape.len(), 0 | 3) || !sizes,
@@ -395,11 +396,13 @@ fn time(device: &Device, spec: &KernelSpec, elem: Elem, lengths: &[u64], runs: u
 }
 
 fn attention(device: &Device, args: &Args) -> Vec<Value> {
+    let dtype = args.dtype.unwrap_or(Dtype::F32);
+    let (elem, precision) = (dtype.elem(), dtype.precision());
     let mut rows = Vec::new();
     for t in [256u32, 512, 1024, 2048, 4096, 8192] {
         for head in [48u32, 64, 128] {
             let spec = AttentionSpec {
-                elem: Elem::F32,
+                elem,
                 batch: 1,
                 t,
                 s: t,
@@ -409,17 +412,18 @@ fn attention(device: &Device, args: &Args) -> Vec<Value> {
                 scale: 1.0 / (head as f32).sqrt(),
                 mask: MaskSpec { causal: true, ..MaskSpec::default() },
             };
-            let (x, lse) = (u64::from(t * 6 * head), u64::from(t * 6));
+            // One f32 for each row of a head, whatever the elements are.
+            let (x, lse) = (u64::from(t * 6 * head), u64::from(t * 6) * 4 / elem.bytes());
             // Half of the scores are masked: q·k and p·v forward, five such products backward.
             let product = f64::from(t) * f64::from(t) * f64::from(6 * head);
             let forward = KernelSpec::Attention(spec.clone());
-            let seconds = time(device, &forward, Elem::F32, &[x, x, x, x, lse], args.runs);
+            let seconds = time(device, &forward, elem, &[x, x, x, x, lse], args.runs);
             let shape = [1, u64::from(t), 6, u64::from(head)];
-            rows.push(row(device, (&shape, "forward"), Precision::F32, 2.0 * product, seconds));
+            rows.push(row(device, (&shape, "forward"), precision, 2.0 * product, seconds));
             let backward = KernelSpec::AttentionGrad(spec);
             let lengths = [x, x, x, x, lse, x, x, x, x];
-            let seconds = time(device, &backward, Elem::F32, &lengths, args.runs);
-            rows.push(row(device, (&shape, "backward"), Precision::F32, 5.0 * product, seconds));
+            let seconds = time(device, &backward, elem, &lengths, args.runs);
+            rows.push(row(device, (&shape, "backward"), precision, 5.0 * product, seconds));
         }
     }
     rows

@@ -179,7 +179,11 @@ fn write(folder: &Path, kernels: &[Ptx]) -> Outcome {
         let path = folder.join(format!("{}.ptx", kernel.name));
         std::fs::write(&path, &kernel.text).map_err(refused(&path))?;
     }
-    let row = |k: &Ptx| json!({ "name": k.name, "units": k.units, "shared_bytes": k.shared_bytes });
+    let row = |k: &Ptx| {
+        json!({
+            "name": k.name, "entry": k.entry, "units": k.units, "shared_bytes": k.shared_bytes
+        })
+    };
     let table: Vec<Value> = kernels.iter().map(row).collect();
     let path = folder.join("kernels.json");
     std::fs::write(&path, serde_json::to_string_pretty(&table)? + "\n").map_err(refused(&path))

@@ -121,41 +121,60 @@ pub(crate) fn rows(spec: &AttentionSpec, q: &[f64], k: &[f64]) -> Vec<Row> {
 }
 
 fn rows_from(spec: &AttentionSpec, start: usize, q: &[f64], k: &[f64]) -> Vec<Row> {
+    (0..row_count(spec)).map(|row| row_of(spec, start, (q, k), row)).collect()
+}
+
+pub(crate) fn row_count(spec: &AttentionSpec) -> usize {
+    (spec.batch * spec.t * spec.kv_heads * spec.group) as usize
+}
+
+/// Rows are in the order of memory: batch, t, head.
+pub(crate) fn row_of(
+    spec: &AttentionSpec,
+    start: usize,
+    (q, k): (&[f64], &[f64]),
+    row: usize,
+) -> Row {
     let head = spec.head as usize;
     let (heads, group) = ((spec.kv_heads * spec.group) as usize, spec.group as usize);
     let (t_count, s_count) = (spec.t as usize, spec.s as usize);
-    let mut rows = Vec::new();
-    for row in 0..spec.batch as usize * t_count * heads {
-        let (b, t, h) = (row / heads / t_count, row / heads % t_count, row % heads / group);
-        let key = |s: usize| ((b * s_count + s) * spec.kv_heads as usize + h) * head;
-        let keys: Vec<usize> = (0..s_count).map(key).collect();
-        let score = |s: usize| {
-            let pairs = q[row * head..][..head].iter().zip(&k[keys[s]..][..head]);
-            let dot: f64 = pairs.map(|(a, b)| a * b).sum();
-            if sees(spec, start, t, s) { dot * f64::from(spec.scale) } else { f64::NEG_INFINITY }
-        };
-        let scores: Vec<f64> = (0..s_count).map(score).collect();
-        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|x| (x - largest).exp()).sum();
-        let lse = if largest.is_finite() { largest + sum.ln() } else { f64::NEG_INFINITY };
-        let p = scores.iter().map(|x| if x.is_finite() { (x - lse).exp() } else { 0.0 });
-        rows.push(Row { q: row * head, keys, p: p.collect(), lse });
-    }
-    rows
+    let (b, t, h) = (row / heads / t_count, row / heads % t_count, row % heads / group);
+    let key = |s: usize| ((b * s_count + s) * spec.kv_heads as usize + h) * head;
+    let keys: Vec<usize> = (0..s_count).map(key).collect();
+    let score = |s: usize| {
+        let pairs = q[row * head..][..head].iter().zip(&k[keys[s]..][..head]);
+        let dot: f64 = pairs.map(|(a, b)| a * b).sum();
+        if sees(spec, start, t, s) { dot * f64::from(spec.scale) } else { f64::NEG_INFINITY }
+    };
+    let scores: Vec<f64> = (0..s_count).map(score).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|x| (x - largest).exp()).sum();
+    let lse = if largest.is_finite() { largest + sum.ln() } else { f64::NEG_INFINITY };
+    let p = scores.iter().map(|x| if x.is_finite() { (x - lse).exp() } else { 0.0 });
+    Row { q: row * head, keys, p: p.collect(), lse }
 }
 
+/// Results and log-sum-exp of these rows, and zeros for the others.
 pub(crate) fn reference(spec: &AttentionSpec, rows: &[Row], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let head = spec.head as usize;
-    let mut y = vec![0.0; rows.len() * head];
+    let (mut y, mut lse) = (vec![0.0; row_count(spec) * head], vec![0.0; row_count(spec)]);
     for row in rows {
+        lse[row.q / head] = row.lse;
         for (p, key) in row.p.iter().zip(&row.keys) {
             for d in 0..head {
                 y[row.q + d] += p * v[key + d];
             }
         }
     }
-    (y, rows.iter().map(|row| row.lse).collect())
+    (y, lse)
 }
+
+/// The longest sequence that is promised, and some of its rows: those beside the edges of tiles.
+pub(crate) fn long() -> (AttentionSpec, [usize; 8]) {
+    (AttentionSpec { batch: 1, ..case(8192, 8192, 1, 1, 48, causal()) }, LONG_ROWS)
+}
+
+const LONG_ROWS: [usize; 8] = [0, 47, 64, 1000, 4095, 4096, 8190, 8191];
 
 #[test]
 fn forward_matches_the_formula() {
@@ -177,6 +196,67 @@ fn forward_matches_the_formula() {
                 let close = (f64::from(*got) - expected).abs() < 4e-6;
                 assert!(same || close, "{class:?}, {spec:?}: log-sum-exp {got} for {expected}");
             }
+        }
+    }
+}
+
+/// Of each partial sum over the keys of one row at most 2⁻²⁴ is lost; over 8192 of them, as large as
+/// the result in the end, that is a random walk of √8192 such steps.
+const LONG_TOLERANCE: f64 = 90.5 / (1u64 << 24) as f64;
+
+/// On CPUs: on a GPU in software it takes minutes.
+#[test]
+fn forward_matches_the_formula_in_a_long_sequence() {
+    let (spec, picked) = long();
+    let mut buffers = Buffers::new();
+    let mut args = inputs(&mut buffers, &spec);
+    let [q, k, v] = [0, 1, 2].map(|i| buffers.f64(args[i]));
+    let y = buffers.zeros(spec.elem, q.len());
+    args.extend([y, buffers.zeros(Elem::F32, row_count(&spec))]);
+    let rows = picked.map(|row| row_of(&spec, 0, (&q, &k), row));
+    let (expected, _) = reference(&spec, &rows, &v);
+    let results = buffers.run_on_units(&KernelSpec::Attention(spec.clone()), &args);
+    let head = spec.head as usize;
+    for row in &rows {
+        let own = row.q..row.q + head;
+        let error = relative_error(spec.elem, &results[y][own.clone()], &expected[own]);
+        assert!(error < LONG_TOLERANCE, "row {}: {error}", row.q / head);
+    }
+}
+
+/// Tiles of keys that the mask hides from all queries of a tile are not read, or what is no number
+/// there would come out: those behind the last query, and those of another document.
+#[test]
+fn hidden_tiles_are_skipped() {
+    // Multiples of every tile of keys and of every block of queries, on all CPUs and GPUs.
+    const DOCUMENT: usize = 384;
+    const T: u32 = 3 * DOCUMENT as u32;
+    let documents = MaskSpec { documents: true, ..causal() };
+    let second = DOCUMENT..2 * DOCUMENT;
+    for (mask, hidden) in [(causal(), DOCUMENT..T as usize), (documents, 0..DOCUMENT)] {
+        let spec = AttentionSpec { batch: 1, ..case(T, T, 1, 1, 16, mask) };
+        let seen = if mask.documents { second.clone() } else { 0..DOCUMENT };
+        let mut buffers = Buffers::new();
+        let mut args = inputs(&mut buffers, &spec);
+        let [q, k, v] = [0, 1, 2].map(|i| buffers.f64(args[i]));
+        let head = spec.head as usize;
+        for i in [1, 2] {
+            let mut values = buffers.f32(args[i]).to_vec();
+            values[hidden.start * head..hidden.end * head].fill(f32::NAN);
+            args[i] = buffers.push(spec.elem, values);
+        }
+        let y = buffers.zeros(spec.elem, q.len());
+        args.extend([y, buffers.zeros(Elem::F32, row_count(&spec))]);
+        let rows: Vec<Row> = seen.clone().map(|row| row_of(&spec, 0, (&q, &k), row)).collect();
+        let (expected, _) = reference(&spec, &rows, &v);
+        let own = seen.start * head..seen.end * head;
+        let all = buffers.run_on_devices(&KernelSpec::Attention(spec.clone()), &args);
+        // GPUs read tiles of other documents, and hide them.
+        let skips = |class: Class| class == Class::Cpu || !mask.documents;
+        for (class, results) in all.into_iter().filter(|(class, _)| skips(*class)) {
+            let error = relative_error(spec.elem, &results[y][own.clone()], &expected[own.clone()]);
+            let tolerance = FORWARD_TOLERANCE + narrowing(class, &spec);
+            assert!(error < tolerance, "{class:?}, {mask:?}: {error}");
         }
     }
 }

@@ -71,7 +71,7 @@ fn sort(device: &Device, rows: u32, groups: u32, ids: &Slice, order: &Slice) {
 
 /// Buffers: a, w, ids, out, workspace.
 pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args: &[Slice]) {
-    if spec.rows * spec.n == 0 {
+    if [spec.rows, spec.n].contains(&0) {
         return;
     }
     sort(device, spec.rows, spec.groups, &args[2], &args[4]);
@@ -82,7 +82,7 @@ pub(crate) fn launch_contract(device: &Device, spec: &GroupedContractSpec, args:
 
 /// Buffers: a, b, ids, out, workspace.
 pub(crate) fn launch_outer(device: &Device, spec: &GroupedOuterSpec, args: &[Slice]) {
-    if spec.groups * spec.m * spec.n == 0 {
+    if [spec.groups, spec.m, spec.n].contains(&0) {
         return;
     }
     sort(device, spec.rows, spec.groups, &args[2], &args[4]);

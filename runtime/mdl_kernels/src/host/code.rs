@@ -187,13 +187,18 @@ pub(crate) fn cpu_name() -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// What machine code depends on besides the kernel and this program.
-pub(super) fn machine() -> String {
+/// `LLVM 22.1.0`: what is linked makes all code, here and for GPUs.
+pub(crate) fn compiler() -> String {
     let (mut major, mut minor, mut patch) = (0, 0, 0);
     // SAFETY: three numbers are written.
     unsafe { llvm::LLVMGetVersion(&mut major, &mut minor, &mut patch) };
+    format!("LLVM {major}.{minor}.{patch}")
+}
+
+/// What machine code depends on besides the kernel and this program.
+pub(super) fn machine() -> String {
     let Host { triple, cpu, features } = Host::new();
-    format!("LLVM {major}.{minor}.{patch}, {triple:?}, {cpu:?}, {features:?}")
+    format!("{}, {triple:?}, {cpu:?}, {features:?}", compiler())
 }
 
 fn buffer(bytes: &[u8]) -> Object {

@@ -139,10 +139,10 @@ fn replace(folder: &Path, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let draft = folder.join(format!("{}-{number}.draft", std::process::id()));
     fs::create_dir_all(folder)?;
-    let written = create(&draft).and_then(|mut file| {
-        parts.iter().try_for_each(|part| file.write_all(part))?;
-        fs::rename(&draft, path)
-    });
+    // A draft of that name may be another's: containers that share a folder number alike.
+    let mut file = create(&draft)?;
+    let write = |part: &&[u8]| file.write_all(part);
+    let written = parts.iter().try_for_each(write).and_then(|()| fs::rename(&draft, path));
     if written.is_err() {
         let _ = fs::remove_file(&draft);
     }
