@@ -248,3 +248,32 @@ fn large_modules_are_parsed_and_checked_in_portions_without_a_difference() {
     let places: Vec<u32> = found.iter().map(|d| d.labels[0].span.start).collect();
     assert!(places.len() == 9 && places.is_sorted(), "{places:?}");
 }
+
+/// A hundred warnings are enough, and leave room for what is wrong.
+#[test]
+fn warnings_hide_no_error() {
+    let idle: String = (0..150).map(|i| format!("    let unused{i} = x\n")).collect();
+    let text = format!("fn f(x: []) -> [] {{\n{idle}    x\n}}\n\nfn g(x: [A]) -> [B] = x\n");
+    let found = check("idle.mdl", &text, &[]).sink.diagnostics;
+    let count = |code| found.iter().filter(|d| d.code == code).count();
+    assert_eq!((count("E0209"), count("E0303")), (100, 1));
+}
+
+/// Texts that are right, of which something was once said.
+#[test]
+fn what_is_right_is_not_refused() {
+    let texts = [
+        // The numbers of axes are made up here, so where a slice ends is not known.
+        "fn tail[H, D](x: [.., H]) -> [.., D] = x[D = H from 200]",
+        // What is made up for a mask is not what uses the function that takes it.
+        "use std.attention.causal\n\
+         fn inverted[T, S](m: fn[T, S]) -> bool[T, S] = not m[T, S]()\n\
+         fn acausal[T, S]() -> bool[T, S] = inverted[T, S](causal)",
+        "config C {\n    a: bool = true\n    b: bool = false\n    assert a != b\n}\n\
+         fn f(c: C) -> [] = if c.a != c.b { 1.0 } else { 2.0 }",
+    ];
+    for text in texts {
+        let found = check("right.mdl", text, &[]).sink.diagnostics;
+        assert!(found.is_empty(), "{text}: {found:?}");
+    }
+}

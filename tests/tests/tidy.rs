@@ -15,7 +15,7 @@ const MAX_COLUMNS: usize = 100;
 const MAX_FILE_LINES: usize = 700;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_MODEL_LINES: usize = 200;
-const MAX_TREE_LINES: usize = 59_500;
+const MAX_TREE_LINES: usize = 60_000;
 // Of these are eight parts of CubeCL, for operations of our own and for devices on paper.
 const MAX_DEPENDENCIES: usize = 30;
 

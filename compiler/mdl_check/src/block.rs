@@ -123,7 +123,8 @@ impl Elaborator<'_> {
             // An instance copies its scope and takes the names of all its owners.
             let copied = scope.values.own_len() + scope.axes.own_len() + path.stored.len() + stored;
             self.step(50 + copied / 4, member.span)?;
-            match self.member_of(member, &members, &scope, path.join(member, !self.sketching())) {
+            let path = path.join(member, !self.sketching());
+            match self.member_of(member, shape, &members, &scope, path) {
                 Ok(val) => {
                     members.insert(member.name.text, val);
                 }
@@ -138,12 +139,14 @@ impl Elaborator<'_> {
         scope.values = scope.values.shared();
         scope.axes = scope.axes.shared();
         let layers = path.repeat.as_ref().map(|(axis, _)| *axis);
+        let shape = shape.map(|(shape, _)| shape);
         Ok(Rc::new(BlockVal { item, shape, first, layers, scope, members, repeat: None }))
     }
 
     fn member_of(
         &mut self,
         member: &Member,
+        shape: Option<(usize, bool)>,
         above: &Bindings<MemberVal>,
         scope: &Scope,
         mut path: Path,
@@ -159,7 +162,9 @@ impl Elaborator<'_> {
                 self.check_part(member, &axes, &path)?;
                 let whole = usize::from(path.part.is_some());
                 let init = match init {
-                    Some(e) => self.init(e, &axes[whole..], scope)?,
+                    Some(expr) => {
+                        self.init_of(shape, expr.span, |e| e.init(expr, &axes[whole..], scope))?
+                    }
                     None => None,
                 };
                 Ok(MemberVal::Param(self.add_param(member, axes, init, path)?))

@@ -15,7 +15,7 @@ use mdl_syntax::diag::Diagnostic;
 use mdl_syntax::span::Span;
 use std::sync::LazyLock;
 
-/// Names that no model may give to something else.
+/// Names that no item and no method may have.
 pub const BUILTINS: &[&str] = &[
     "neg",
     "exp",
@@ -515,7 +515,10 @@ impl Elaborator<'_> {
         };
         let end = first.saturating_add(length);
         let made_up = self.sample && !(old.size.is_number() && size.is_number());
-        if end > old.size.value().unwrap_or(0) && !made_up {
+        if end > old.size.value().unwrap_or(0) {
+            if made_up {
+                return Err(Reported);
+            }
             let message = format!("a slice ends at {end} of axis `{}`", old.name);
             let here = format!("the axis has {}", old.size.explained());
             let d = Diagnostic::error("E0304", message, change.span, here);

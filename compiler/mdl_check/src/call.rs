@@ -166,6 +166,10 @@ impl Elaborator<'_> {
             let message = format!("`{}` renames no axis", decl.name.text);
             return self.fail("E0208", message, name.span, "an axis by its name alone goes here");
         }
+        // A graph takes weights in here, in this order.
+        if axes.is_empty() && self.sketching() {
+            return Ok(Vec::new());
+        }
         let tensors: Vec<TensorVal> = given
             .iter()
             .filter_map(|g| match &g.val {

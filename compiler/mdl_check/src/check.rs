@@ -175,32 +175,32 @@ fn check_presets(program: &Program, model: &ModelRef, (sink, work): (&mut Sink, 
     }
 }
 
-/// Walks both entries; gives whether that worked.
+/// Walks both entries, with documents and without; gives whether that worked.
 fn check_model(
     program: &Program,
     model: &ModelRef,
     config: &Rc<Config>,
     (sink, work): (&mut Sink, &mut Work),
 ) -> bool {
-    let options = EntryOptions {
-        sizes: vec![("B".into(), 2), ("T".into(), 3)],
-        documents: true,
-        auxiliary: true,
-    };
     let mut used = BTreeSet::new();
     let mut built = true;
-    for entry in ["logits", "loss"] {
-        let fits = check_entry(program, model, entry, sink);
-        match weights(program, model, config, entry, &options, (sink, work)) {
-            Some(weights) => {
-                used.extend(weights);
-                built &= fits;
+    // Training has documents, and generation has none.
+    for documents in [true, false] {
+        let sizes = vec![("B".into(), 2), ("T".into(), 3)];
+        let options = EntryOptions { sizes, documents, auxiliary: true };
+        for entry in ["logits", "loss"] {
+            let fits = check_entry(program, model, entry, sink);
+            match weights(program, model, config, entry, &options, (sink, work)) {
+                Some(weights) => {
+                    used.extend(weights);
+                    built &= fits;
+                }
+                None => built = false,
             }
-            None => built = false,
         }
-    }
-    if !built {
-        return false;
+        if !built {
+            return false;
+        }
     }
     let all = params(program, model, config, sink).unwrap_or_default();
     for (i, (param, span)) in all.iter().enumerate() {

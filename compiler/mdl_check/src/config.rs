@@ -493,14 +493,11 @@ impl<'a, 'b> Binder<'a, 'b> {
             (BinaryOp::Eq, Setting::Text(a), Setting::Text(b)) => Some(Setting::Bool(a == b)),
             (BinaryOp::Ne, Setting::Text(a), Setting::Text(b)) => Some(Setting::Bool(a != b)),
             (BinaryOp::Eq, Setting::Bool(a), Setting::Bool(b)) => Some(Setting::Bool(a == b)),
-            (_, Setting::Size(a), Setting::Size(b)) if a.combine(op, b).is_some() => {
-                a.combine(op, b).map(Setting::Size)
-            }
-            _ => match (number(&x), number(&y)) {
-                (Some(a), Some(b)) => arithmetic(op, a, b),
-                _ => None,
-            },
+            (BinaryOp::Ne, Setting::Bool(a), Setting::Bool(b)) => Some(Setting::Bool(a != b)),
+            (_, Setting::Size(a), Setting::Size(b)) => a.combine(op, b).map(Setting::Size),
+            _ => None,
         };
+        let result = result.or_else(|| arithmetic(op, number(&x)?, number(&y)?));
         match result {
             Some(value) => Some(value),
             None => {

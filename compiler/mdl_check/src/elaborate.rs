@@ -18,7 +18,7 @@ use mdl_ir::place::Place;
 use mdl_ir::tensor_type::{Axis, DType};
 use mdl_symbol::{Quick, Symbol, SymbolMap};
 use mdl_syntax::ast::{self, BinaryOp, Expr, ExprKind, ItemKind, UnaryOp};
-use mdl_syntax::diag::{Diagnostic, Sink};
+use mdl_syntax::diag::{Diagnostic, Severity, Sink};
 use mdl_syntax::span::Span;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -86,7 +86,7 @@ impl Elaborator<'_> {
 
     /// Counts work that is about to be done; an error where it would be too much.
     pub fn step(&mut self, cost: usize, at: Span) -> Eval<()> {
-        if self.sink.diagnostics.len() >= mdl_syntax::diag::MAX_DIAGNOSTICS {
+        if self.sink.full(Severity::Error) {
             return Err(Reported);
         }
         match self.work.spend(cost) {
@@ -436,10 +436,13 @@ impl Elaborator<'_> {
     }
 
     fn known_binary(&mut self, op: BinaryOp, x: &Val, y: &Val, at: Span) -> Eval<Option<Val>> {
-        if let (Val::Size(a), Val::Size(b)) = (x, y)
-            && matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul)
-            && a.combine(op, b).is_none()
-        {
+        let (Val::Size(a), Val::Size(b)) = (x, y) else { return Ok(known_value(op, x, y)) };
+        // As many products of terms are made.
+        self.step(a.terms_count() * b.terms_count() / 8, at)?;
+        if let Some(size) = a.combine(op, b) {
+            return Ok(Some(Val::Size(size)));
+        }
+        if matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul) {
             let message = "the arithmetic of these sizes is out of range";
             let here = format!("{} and {}", a.explained(), b.explained());
             return self.fail("E0307", message, at, here);
@@ -549,7 +552,7 @@ pub fn from_setting(setting: &Setting) -> Val {
     }
 }
 
-/// Arithmetic on what is known at compile time.
+/// Arithmetic on what is known at compile time, but for what sizes have in symbols.
 fn known_value(op: BinaryOp, x: &Val, y: &Val) -> Option<Val> {
     let number = |v: &Val| match v {
         Val::Size(s) => Some(s.as_f64()),
@@ -557,9 +560,6 @@ fn known_value(op: BinaryOp, x: &Val, y: &Val) -> Option<Val> {
         _ => None,
     };
     match (x, y) {
-        (Val::Size(a), Val::Size(b)) if a.combine(op, b).is_some() => {
-            a.combine(op, b).map(Val::Size)
-        }
         (Val::Text(a), Val::Text(b)) if op == BinaryOp::Eq => Some(Val::Bool(a == b)),
         (Val::Text(a), Val::Text(b)) if op == BinaryOp::Ne => Some(Val::Bool(a != b)),
         (Val::Bool(a), Val::Bool(b)) => match op {

@@ -7,12 +7,12 @@
 //! decide whether it may stand for another call. In the sketch of such a walk one value stands for
 //! the call, made from what the call's own value was made from.
 
-use crate::config::Config;
+use crate::config::{Config, Setting};
 use crate::elaborate::{Elaborator, MAX_CALL_DEPTH, MAX_NESTING};
 use crate::frame::{FrameKind, Made, Outside};
 use crate::program::ItemRef;
 use crate::value::{AxisVal, BlockVal, Eval, Scope, TensorVal, Val};
-use mdl_ir::graph::ValueId;
+use mdl_ir::graph::{Body, ValueId};
 use mdl_symbol::{Quick, Symbol};
 use mdl_syntax::ast;
 use mdl_syntax::span::Span;
@@ -27,7 +27,8 @@ pub struct Memo {
     calls: Table<Vec<Rc<Expansion>>>,
     /// Blocks with their arguments; instances of the same one have the same members.
     shapes: Table<Vec<(Call, usize)>>,
-    count: usize,
+    /// For each of these the steps that initial values took.
+    init_steps: Vec<usize>,
     /// Configurations with made-up values.
     pub configs: BTreeMap<ItemRef, Rc<Config>>,
 }
@@ -87,17 +88,10 @@ impl Call {
         let h = &mut Quick::default();
         (self.name, self.shape, self.within.0, self.within.1).hash(h);
         self.axes.iter().for_each(|a| a.name.hash(h));
-        for arg in &self.args {
-            match arg {
-                Val::Tensor(t) => t.axes.iter().for_each(|a| (&a.name, a.size.value()).hash(h)),
-                Val::Size(s) => s.value().hash(h),
-                Val::Real(x) => x.to_bits().hash(h),
-                Val::Bool(b) => b.hash(h),
-                Val::Text(text) => text.hash(h),
-                Val::Function(f) => (f.item.module, f.item.item).hash(h),
-                _ => {}
-            }
+        if let FrameKind::Init(axes) = &self.within.2 {
+            axes.iter().for_each(|a| (a.name, a.size).hash(h));
         }
+        self.args.iter().for_each(|arg| hash_value(arg, h));
         h.finish()
     }
 
@@ -108,6 +102,22 @@ impl Call {
             && self.axes.len() == other.axes.len()
             && self.axes.iter().zip(&other.axes).all(axis)
             && self.args.iter().zip(&other.args).all(|(a, b)| same(a, b))
+    }
+}
+
+fn hash_value(val: &Val, h: &mut Quick) {
+    match val {
+        Val::Tensor(t) => t.axes.iter().for_each(|a| (&a.name, a.size.value()).hash(h)),
+        Val::Size(s) => s.value().hash(h),
+        Val::Real(x) => x.to_bits().hash(h),
+        Val::Bool(b) => b.hash(h),
+        Val::Text(text) => text.hash(h),
+        Val::Config(c) => (c.item.module, c.item.item).hash(h),
+        Val::Function(f) => {
+            (f.item.module, f.item.item).hash(h);
+            f.bound.iter().for_each(|given| hash_value(&given.val, h));
+        }
+        _ => {}
     }
 }
 
@@ -124,7 +134,7 @@ fn same(a: &Val, b: &Val) -> bool {
         (Val::Real(a), Val::Real(b)) => a.to_bits() == b.to_bits(),
         (Val::Bool(a), Val::Bool(b)) => a == b,
         (Val::Text(a), Val::Text(b)) => a == b,
-        (Val::Config(a), Val::Config(b)) => Rc::ptr_eq(a, b) || a == b,
+        (Val::Config(a), Val::Config(b)) => same_config(a, b),
         (Val::Function(a), Val::Function(b)) => {
             let mut bound = a.bound.iter().zip(&b.bound);
             a.item == b.item
@@ -133,6 +143,16 @@ fn same(a: &Val, b: &Val) -> bool {
         }
         _ => false,
     }
+}
+
+/// Numbers are compared by their bits: 0 is not −0, by which something may be divided.
+fn same_config(a: &Rc<Config>, b: &Rc<Config>) -> bool {
+    let setting = |(a, b): (&Setting, &Setting)| match (a, b) {
+        (Setting::Real(a), Setting::Real(b)) => a.to_bits() == b.to_bits(),
+        (Setting::Config(a), Setting::Config(b)) => same_config(a, b),
+        _ => a == b,
+    };
+    Rc::ptr_eq(a, b) || a == b && a.fields.values().zip(b.fields.values()).all(setting)
 }
 
 impl Elaborator<'_> {
@@ -166,19 +186,44 @@ impl Elaborator<'_> {
         owner.shape.filter(|_| !whole)
     }
 
-    /// Which instances have the same members as this one, if a memo is kept.
-    pub fn shape(&mut self, decl: &ast::Block, scope: &Scope) -> Option<usize> {
+    /// Which instances have the same members as this one, if a memo is kept, and whether there was
+    /// one before.
+    pub fn shape(&mut self, decl: &ast::Block, scope: &Scope) -> Option<(usize, bool)> {
         self.work.memo.as_ref()?;
         let mut call = self.call_of((&decl.name, &decl.axes, &decl.args), scope)?;
         call.within.2 = FrameKind::Graph;
         let memo = self.work.memo.as_mut()?;
         let known = memo.shapes.entry(call.hash()).or_default();
         if let Some((_, shape)) = known.iter().find(|(other, _)| other.same(&call)) {
-            return Some(*shape);
+            return Some((*shape, true));
         }
-        memo.count += 1;
-        known.push((call, memo.count));
-        Some(memo.count)
+        let shape = memo.init_steps.len();
+        memo.init_steps.push(0);
+        known.push((call, shape));
+        Some((shape, false))
+    }
+
+    /// What `init` says where an instance of this shape is made for the first time. A sketch keeps
+    /// no initial values, so where one was made before only the steps are counted.
+    pub fn init_of(
+        &mut self,
+        shape: Option<(usize, bool)>,
+        at: Span,
+        init: impl FnOnce(&mut Self) -> Eval<Option<Body>>,
+    ) -> Eval<Option<Body>> {
+        let Some((shape, known)) = shape else { return init(self) };
+        let kept = |e: &mut Self| e.work.memo.as_ref().map_or(0, |memo| memo.init_steps[shape]);
+        if known {
+            let steps = kept(self);
+            return self.step(steps, at).map(|()| None);
+        }
+        let before = self.work.steps();
+        let made = init(self)?;
+        let taken = self.work.steps() - before;
+        if let Some(memo) = &mut self.work.memo {
+            memo.init_steps[shape] = memo.init_steps[shape].max(taken);
+        }
+        Ok(made)
     }
 
     /// What `expand` gives for a call, if need be by expanding it.
@@ -322,12 +367,16 @@ impl Elaborator<'_> {
         let first = owner.map(|owner| owner.first);
         let (mut needs, mut whole) = (Vec::new(), true);
         sketch.each_source([id], since, |id| {
-            let arg = call.args.iter().position(|arg| is(arg, id)).map(Need::Arg);
-            let captured = || frame.captures.iter().find(|c| c.id == id);
-            let need = arg.or_else(|| match captured()?.what {
+            let args = || call.args.iter().enumerate().filter(|(_, arg)| is(arg, id));
+            let arg = args().next().map(|(i, _)| Need::Arg(i));
+            let captured = frame.captures.iter().find(|c| c.id == id);
+            let outside = captured.and_then(|c| match c.what {
                 Outside::Param(p) => p.checked_sub(first?).map(Need::Param),
                 Outside::Data(name) => Some(Need::Data(name)),
             });
+            // By which of two ways it came in is not known, and another call may have two values.
+            whole &= args().count() < 2 && (arg.is_none() || outside.is_none());
+            let need = arg.or(outside);
             // All that a call is made from and has not made is an argument or from outside.
             let own = id.index() >= since && !sketch.is_input(id);
             whole &= need.is_some() || own;

@@ -76,6 +76,8 @@ struct Looked<'a> {
 fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
     match &item.kind {
         ItemKind::Config(c) => {
+            own_name(&c.name, sink);
+            c.fields.iter().flat_map(|f| &f.default).for_each(|e| check_path(e, sink));
             once(c.fields.iter().map(|f| &f.name), "field", sink);
         }
         ItemKind::Fn(f) => {
@@ -101,11 +103,36 @@ fn check_item(program: &Program, at: ItemRef, item: &Item, sink: &mut Sink) {
                 }
             }
             for method in &b.methods {
+                own_name(&method.name, sink);
                 check_fn(method, false, sink);
             }
         }
-        ItemKind::Preset(p) => once(p.bindings.iter().map(|(name, _)| name), "field", sink),
+        ItemKind::Preset(p) => {
+            own_name(&p.name, sink);
+            once(p.bindings.iter().map(|(name, _)| name), "field", sink);
+        }
         ItemKind::Use(_) | ItemKind::Error => {}
+    }
+}
+
+/// Keys within each other that `from` looks through; a `config.json` is walked along them.
+const MAX_KEYS: usize = 16;
+
+/// `from("a.b")`, also on a side of `else`.
+fn check_path(e: &Expr, sink: &mut Sink) {
+    match &e.kind {
+        ExprKind::Else(a, b) => [a, b].into_iter().for_each(|e| check_path(e, sink)),
+        ExprKind::Call { args, .. } => {
+            for arg in args {
+                let ExprKind::Text(path) = &arg.value.kind else { continue };
+                if path.split('.').count() > MAX_KEYS {
+                    let message = format!("a path has more than {MAX_KEYS} keys");
+                    let here = "keys are separated by dots";
+                    sink.push(Diagnostic::error("E0405", message, arg.value.span, here));
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -195,17 +222,36 @@ fn check_body(body: &Body, sink: &mut Sink) {
 /// The bodies of the `if`s in a body.
 fn each_body(body: &Body, found: &mut dyn FnMut(&Body)) {
     for l in &body.lets {
-        if let Let::Value { value, .. } = l {
-            branches(value, found);
+        match l {
+            Let::Value { value, .. } => branches(value, found),
+            Let::Axis { size, .. } => branches(size, found),
         }
     }
     branches(&body.result, found);
 }
 
 fn branches(e: &Expr, found: &mut dyn FnMut(&Body)) {
-    if let ExprKind::If(_, yes, no) = &e.kind {
-        found(yes);
-        found(no);
+    match &e.kind {
+        ExprKind::If(condition, yes, no) => {
+            branches(condition, found);
+            found(yes);
+            found(no);
+        }
+        ExprKind::Member(inner, _) | ExprKind::Unary(_, inner) => branches(inner, found),
+        ExprKind::Call { function, args, .. } => {
+            branches(function, found);
+            args.iter().for_each(|arg| branches(&arg.value, found));
+        }
+        ExprKind::Reaxis(inner, changes) => {
+            branches(inner, found);
+            changes.iter().flat_map(|c| &c.start).for_each(|start| branches(start, found));
+        }
+        ExprKind::Binary(_, a, b) | ExprKind::Else(a, b) => {
+            branches(a, found);
+            branches(b, found);
+        }
+        ExprKind::Tuple(items) => items.iter().for_each(|item| branches(item, found)),
+        _ => {}
     }
 }
 

@@ -157,7 +157,8 @@ fn config(e: &mut Elaborator<'_>, name: &ast::Name, module: usize) -> Eval<Val> 
 
 /// Some function over this many axes; without one, what takes it is not looked into.
 fn mask(program: &Program, axes: usize) -> Eval<Val> {
-    let modules = program.modules.iter().enumerate().rev();
+    // Those that are imported come first: a function of the root may use what takes it.
+    let modules = program.modules.iter().enumerate();
     let items = modules.flat_map(|(module, m)| {
         let refs = (0..m.ast.items.len()).map(move |item| ItemRef { module, item });
         refs.zip(&m.ast.items)

@@ -87,6 +87,11 @@ impl Size {
         &self.0.terms
     }
 
+    /// How many terms the polynomial has.
+    pub fn terms_count(&self) -> usize {
+        self.terms().len()
+    }
+
     /// The whole number, if it is one.
     pub fn value(&self) -> Option<u64> {
         let value = self.0.value;

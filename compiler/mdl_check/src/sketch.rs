@@ -5,12 +5,19 @@
 
 use mdl_ir::graph::ValueId;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sketch {
     /// Where the arguments of each value end in `args`, which begin where those before end, and
     /// whether it comes from outside.
     ends: Vec<(u32, bool)>,
     args: Vec<ValueId>,
+}
+
+impl Default for Sketch {
+    /// With room for what most bodies hold.
+    fn default() -> Sketch {
+        Sketch { ends: Vec::with_capacity(48), args: Vec::with_capacity(64) }
+    }
 }
 
 impl Sketch {

@@ -64,7 +64,8 @@ impl Diagnostic {
     }
 }
 
-/// At most this many diagnostics are kept; a broken file is not a flood.
+/// At most so many errors are kept, and so many warnings, which may not hide an error; a broken
+/// file is not a flood.
 pub const MAX_DIAGNOSTICS: usize = 100;
 
 /// Where the front end puts its diagnostics.
@@ -76,9 +77,16 @@ pub struct Sink {
 impl Sink {
     pub fn push(&mut self, diagnostic: Diagnostic) {
         let repeated = self.diagnostics.contains(&diagnostic);
-        if self.diagnostics.len() < MAX_DIAGNOSTICS && !repeated {
+        if !self.full(diagnostic.severity) && !repeated {
             self.diagnostics.push(diagnostic);
         }
+    }
+
+    /// Would one more of these be dropped?
+    pub fn full(&self, severity: Severity) -> bool {
+        let least = self.diagnostics.len() >= MAX_DIAGNOSTICS;
+        let same = |d: &&Diagnostic| d.severity == severity;
+        least && self.diagnostics.iter().filter(same).count() >= MAX_DIAGNOSTICS
     }
 
     pub fn has_errors(&self) -> bool {

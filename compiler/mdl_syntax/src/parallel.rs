@@ -1,6 +1,7 @@
 //! Jobs on all cores, for texts of many items. What comes out is the same on any number of cores.
 
 use std::num::NonZero;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, available_parallelism};
 
@@ -16,7 +17,9 @@ pub fn map<S, T: Send>(
     job: impl Fn(&mut S, usize) -> T + Sync,
 ) -> Vec<T> {
     // One job needs no other thread, and to ask for the cores takes as long as a small file.
-    let cores = if count > 1 { available_parallelism().map_or(1, NonZero::get) } else { 1 };
+    static CORES: OnceLock<usize> = OnceLock::new();
+    let ask = || available_parallelism().map_or(1, NonZero::get);
+    let cores = if count > 1 { *CORES.get_or_init(ask) } else { 1 };
     let threads = cores.min(MOST_THREADS).min(count);
     let next = AtomicUsize::new(0);
     let work = || {

@@ -137,7 +137,7 @@ fn split(text: &str, stream: &[Token], range: Range<usize>, loose: bool) -> Vec<
             if at > begin {
                 chunks.push(begin..at);
             }
-            (begin, depth, braces) = (at, 0, 0);
+            (begin, depth, braces, annotated) = (at, 0, 0, false);
         }
         if depth == 0 && matches!(token.kind, Kind::Fn | Kind::At) {
             annotated = token.kind == Kind::At;

@@ -307,7 +307,8 @@ fn change<'t>(
     cx: Cx<'t>,
     expr: Rule<'t, Expr>,
 ) -> impl Parser<'t, In<'t>, AxisChange, Extra> + Clone {
-    let product = name(cx).separated_by(tok(Kind::Star)).at_least(1).collect::<Vec<Name>>();
+    let product = name(cx).separated_by(tok(Kind::Star)).at_least(1);
+    let product = product.collect::<Tight<Name>>().map(|names| names.0);
     let start = tok(Kind::From).ignore_then(expr).or_not();
     product.then(tok(Kind::Assign).ignore_then(product.then(start)).or_not()).map_with(
         move |(new, from), e| {
@@ -325,7 +326,8 @@ fn braces<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, Body> {
     let statement = statement(cx, expr.clone()).map(Some).recover_with(via_parser(skip));
     let is_statement =
         accept(Wanted::default(), |token| matches!(token.kind, Kind::Let | Kind::Axis));
-    let lets = is_statement.rewind().ignore_then(statement).repeated().collect::<Vec<_>>();
+    let lets = is_statement.rewind().ignore_then(statement).repeated();
+    let lets = lets.collect::<Tight<_>>().map(|lets| lets.0);
     let at_end = tok(Kind::BraceClose).rewind();
     let result = expr.map(Some).then_ignore(at_end).or(at_end.map(|_| None)).map(Some);
     let no_result = junk(|_, _| false).map(|()| None);

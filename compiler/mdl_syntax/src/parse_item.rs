@@ -172,8 +172,8 @@ fn entries<'t, O: 't>(
         .then_ignore(tok(Kind::Comma).or_not())
         .recover_with(via_parser(skipped))
         .repeated()
-        .collect::<Vec<O>>()
-        .validate(|mut entries, e, emitter| {
+        .collect::<Tight<O>>()
+        .validate(|Tight(mut entries), e, emitter| {
             if entries.len() > MAX_LIST {
                 emitter.emit(Fault::special(e.span(), &LONG_LIST));
                 entries.truncate(MAX_LIST);

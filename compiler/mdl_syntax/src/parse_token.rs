@@ -265,6 +265,22 @@ fn skip<'t>(
     })
 }
 
+/// A list as long as what it holds: most of them have one element or two, where a `Vec` that grows
+/// makes room for four.
+pub(crate) struct Tight<T>(pub Vec<T>);
+
+impl<T> FromIterator<T> for Tight<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(iter: I) -> Self {
+        let mut iter = iter.into_iter();
+        // After its end the iterator would parse again.
+        let Some(first) = iter.next() else { return Tight(Vec::new()) };
+        let Some(second) = iter.next() else { return Tight(vec![first]) };
+        let mut all = vec![first, second];
+        all.extend(iter);
+        Tight(all)
+    }
+}
+
 /// `open item, item close` with a comma allowed at the end; a broken list is skipped to its end.
 pub(crate) fn list<'t, O: 't>(
     open: impl Parser<'t, In<'t>, Token, Extra> + Clone + 't,
@@ -276,7 +292,8 @@ pub(crate) fn list<'t, O: 't>(
         .separated_by(tok(Kind::Comma))
         .at_least(least)
         .allow_trailing()
-        .collect::<Vec<O>>()
+        .collect::<Tight<O>>()
+        .map(|items| items.0)
         .then_ignore(tok(close));
     let skipped = junk(|_, _| false).or_not().then(tok(close)).map(|_| Vec::new());
     open.ignore_then(items.recover_with(via_parser(skipped)))

@@ -15,7 +15,8 @@ fn axis<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> impl Parser<'t, In<'t>, AxisExp
 
 /// `[..]`, `[.., D]`, `[B, T]`: whether it is open, and its axes.
 pub(crate) fn axes<'t>(cx: Cx<'t>, expr: Rule<'t, Expr>) -> Rule<'t, (bool, Vec<AxisExpr>)> {
-    let some = axis(cx, expr).separated_by(tok(Kind::Comma)).allow_trailing().collect::<Vec<_>>();
+    let some = axis(cx, expr).separated_by(tok(Kind::Comma)).allow_trailing();
+    let some = some.collect::<Tight<_>>().map(|axes| axes.0);
     let open = tok(Kind::DotDot)
         .ignore_then(tok(Kind::Comma).ignore_then(some.clone()).or_not())
         .map(|axes| (true, axes.unwrap_or_default()));

@@ -1,14 +1,24 @@
 //! The files of one compilation: `FileId` to name and text, and byte offsets to lines.
 
 use crate::span::{FileId, Span};
+use std::sync::OnceLock;
 
 /// One file.
 #[derive(Clone, Debug)]
 struct Source {
     name: String,
     text: String,
-    /// Byte offset at which each line starts; the first is 0.
-    lines: Vec<u32>,
+    /// Byte offset at which each line starts; the first is 0. Only who reports something asks.
+    lines: OnceLock<Vec<u32>>,
+}
+
+impl Source {
+    fn lines(&self) -> &[u32] {
+        self.lines.get_or_init(|| {
+            let breaks = self.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+            std::iter::once(0).chain(breaks.map(|(at, _)| at as u32 + 1)).collect()
+        })
+    }
 }
 
 /// Owns the texts that spans refer to. Ids are given in the order of `add`.
@@ -20,9 +30,7 @@ pub struct SourceMap {
 impl SourceMap {
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> FileId {
         let (name, text) = (name.into(), text.into());
-        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at as u32 + 1)).collect();
-        self.sources.push(Source { name, text, lines });
+        self.sources.push(Source { name, text, lines: OnceLock::new() });
         FileId(self.sources.len() as u32 - 1)
     }
 
@@ -54,8 +62,8 @@ impl SourceMap {
         let Some(source) = self.sources.get(file.0 as usize) else {
             return (1, 1);
         };
-        let line = source.lines.partition_point(|start| *start <= offset).max(1);
-        let start = source.lines[line - 1] as usize;
+        let line = source.lines().partition_point(|start| *start <= offset).max(1);
+        let start = source.lines()[line - 1] as usize;
         let end = (offset as usize).min(source.text.len());
         let column = source.text.get(start..end).map_or(0, |before| before.chars().count());
         (line, column + 1)
@@ -66,10 +74,10 @@ impl SourceMap {
         let Some(source) = self.sources.get(file.0 as usize) else {
             return 0..0;
         };
-        let Some(start) = line.checked_sub(1).and_then(|index| source.lines.get(index)) else {
+        let Some(start) = line.checked_sub(1).and_then(|index| source.lines().get(index)) else {
             return 0..0;
         };
-        let end = source.lines.get(line).map_or(source.text.len(), |next| *next as usize - 1);
+        let end = source.lines().get(line).map_or(source.text.len(), |next| *next as usize - 1);
         *start as usize..end
     }
 }

@@ -36,7 +36,7 @@ impl ToLLVMDialect for StreamOp {
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        // LLVM has no intrinsic for it, only a mark on its own stores, and those are made elsewhere.
+        // LLVM has no intrinsic for it, only a mark on its own stores, which are made elsewhere.
         let register = if self.lanes(ctx).0 == WIDE { 'v' } else { 'x' };
         let (operands, nothing) = (vec![self.at(ctx), self.value(ctx)], VoidType::get(ctx).into());
         let places = format!("r,{register},~{{memory}}");

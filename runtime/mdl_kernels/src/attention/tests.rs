@@ -200,8 +200,8 @@ fn forward_matches_the_formula() {
     }
 }
 
-/// Of each partial sum over the keys of one row at most 2⁻²⁴ is lost; over 8192 of them, as large as
-/// the result in the end, that is a random walk of √8192 such steps.
+/// Of each partial sum over the keys of one row at most 2⁻²⁴ is lost; over 8192 of them, as large
+/// as the result in the end, that is a random walk of √8192 such steps.
 const LONG_TOLERANCE: f64 = 90.5 / (1u64 << 24) as f64;
 
 /// On CPUs: on a GPU in software it takes minutes.
