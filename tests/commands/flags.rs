@@ -177,3 +177,17 @@ fn a_wrong_run_file_is_an_error_with_its_line() {
         assert!(called.err.contains(&place) && called.err.contains(said), "{}", called.err);
     }
 }
+
+/// A laptop is told at once that a model is too large for it, and what to do.
+#[test]
+fn a_run_that_has_no_room_is_refused_before_it_takes_memory() {
+    let text = file("room.txt", &"a tale of one byte after another. ".repeat(3000));
+    let dataset = text.display().to_string();
+    let run = ["train", "llama", "--preset=llama2_70b", "--train_batch_size=64", "--dataset"];
+    let called = mdlc(&[&run[..], &[&dataset]].concat());
+    std::fs::remove_file(text).expect("written above");
+    assert_eq!(called.status, FAILED);
+    for part in ["error[E0952]", "GiB are free", "--memory 16GiB"] {
+        assert!(called.err.contains(part), "{}", called.err);
+    }
+}

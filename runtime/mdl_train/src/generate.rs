@@ -12,7 +12,7 @@ pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, within_device, within_reach};
+use crate::model::{Model, ModelError, within_device, within_memory, within_reach};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::{Graph, OutputRole};
@@ -149,7 +149,8 @@ impl Generator {
             within_device(&device, &e.specs, e.state_bytes.max(e.work_bytes))?;
         }
         if device.class() == Class::Cpu {
-            fits(executable.state_bytes + executable.work_bytes)?;
+            let bytes = executable.state_bytes + executable.work_bytes;
+            within_memory(bytes, "ask for fewer or shorter sequences")?;
         }
         let single = Machine::new(device.clone(), executable);
         load(&single)?;
@@ -265,15 +266,4 @@ fn compile(
     let trace = run(graph, &mut model.front, &Purpose::Forward)?;
     let state = state_layout(trace.last(), &Purpose::Forward);
     Ok(finish(trace.last(), &state, target)?)
-}
-
-/// Refuses what cannot be in memory, where the system says how much there is.
-fn fits(bytes: u64) -> Result<(), ModelError> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let available = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    match available.map(|kib| kib * 1024) {
-        Some(there) if bytes > there => Err(ModelError::Memory { bytes, there }),
-        _ => Ok(()),
-    }
 }

@@ -2,6 +2,7 @@
 //! from.
 
 use crate::checkpoint;
+use crate::resident;
 use crate::tokenizer::TokenizerError;
 use crate::weights::WeightsError;
 use mdl_check::config::Config;
@@ -33,10 +34,10 @@ pub enum ModelError {
     #[error("error[E0923]: {0}")]
     Shape(String),
     #[error(
-        "error[E0952]: this needs {bytes} bytes of memory and {there} are free; ask for fewer or \
-         shorter sequences"
+        "error[E0952]: this needs {} of memory and {} are free; {way_out}", gib(*.bytes),
+        gib(*.there)
     )]
-    Memory { bytes: u64, there: u64 },
+    Memory { bytes: u64, there: u64, way_out: &'static str },
     #[error("error[{code}]: {0}", code = .0.code())]
     Weights(#[from] WeightsError),
     #[error("error[{code}]: {0}", code = .0.code())]
@@ -228,6 +229,19 @@ pub fn within_device(device: &Device, specs: &[KernelSpec], needed: u64) -> Resu
         return Err(ModelError::Asked(message));
     }
     Ok(())
+}
+
+/// Refuses what cannot be in the host's memory, where the system says how much is free: an
+/// allocation that is refused, or a process that is stopped, would say nothing of what to do.
+pub fn within_memory(bytes: u64, way_out: &'static str) -> Result<(), ModelError> {
+    match resident::available() {
+        Some(there) if bytes > there => Err(ModelError::Memory { bytes, there, way_out }),
+        _ => Ok(()),
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// Refuses sequences of `t` tokens where a table of positions is shorter.

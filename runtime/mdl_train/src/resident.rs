@@ -20,6 +20,11 @@ pub fn peak() -> Option<u64> {
     field("VmHWM:")
 }
 
+/// Bytes that a process can still have without others losing theirs.
+pub fn available() -> Option<u64> {
+    kib_of("/proc/meminfo", "MemAvailable:")
+}
+
 /// Begins to watch for the peak anew, where the system lets a process do that: compilers of kernels
 /// take memory that steps do not.
 pub fn forget_peak() {
@@ -28,8 +33,13 @@ pub fn forget_peak() {
 }
 
 fn field(name: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    kib_of("/proc/self/status", name)
+}
+
+/// The bytes behind a name in a file that counts kibibytes.
+fn kib_of(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }

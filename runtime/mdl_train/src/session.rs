@@ -5,10 +5,10 @@ use crate::floats;
 use crate::import::{self, ModelTensors};
 use crate::initial::each_part;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, stored_shape, within_device};
+use crate::model::{Model, ModelError, stored_shape, within_device, within_memory};
 use crate::packing::{Batch, Cursor, Evaluation};
 use crate::resident;
-use crate::step::StepMachines;
+use crate::step::{StepMachines, StepPlan};
 pub use crate::step::{executables, options, training_trace};
 use crate::weights::Weights;
 use mdl_check::entry::function;
@@ -18,7 +18,7 @@ use mdl_ir::kernel::Elem;
 use mdl_ir::op::Op;
 use mdl_ir::tensor::Tensor;
 use mdl_ir::tensor_type::{DType, Type};
-use mdl_kernels::{Device, StateFileError};
+use mdl_kernels::{Class, Device, StateFileError};
 use mdl_passes::micro_batch::{SHARE, WEIGHT};
 use mdl_passes::optimise::{SEED, StateTypes};
 use mdl_passes::request::{MemoryRequest, Precision};
@@ -158,6 +158,18 @@ pub struct Session {
     shapes: Vec<Vec<usize>>,
 }
 
+/// What there is to do about a step that is too large.
+const SMALLER: &str = "plan within what is free with --memory, such as --memory 16GiB, halve the \
+                       state with --bf16 1, or take a smaller --train_batch_size or preset";
+
+/// Bytes that a run has in the host's memory. What lies on a disk is not known before its files are
+/// there, and is left out.
+fn on_host(step: &StepPlan, settings: &Settings, class: Class) -> u64 {
+    let host = if settings.disk_offload.is_some() { 0 } else { step.host_bytes() };
+    let device = if class == Class::Cpu { step.state_bytes() + step.work_bytes() } else { 0 };
+    (host + device) * settings.ranks()
+}
+
 impl Session {
     /// Compiles, allocates, and initialises the weights from the seed.
     pub fn open(
@@ -175,6 +187,7 @@ impl Session {
         let (graph, train, validate) = executables(&mut model, &settings, device.target())?;
         let needed = train.state_bytes().max(train.work_bytes());
         within_device(&device, &train.first.specs, needed)?;
+        within_memory(on_host(&train, &settings, device.class()), SMALLER)?;
         let inputs = input_axes(&graph);
         let shapes = graph.params.iter().zip(inputs).map(|(p, n)| stored_shape(p, n)).collect();
         let resident_before = resident::now();
