@@ -69,7 +69,7 @@ fn a_model_without_presets_takes_all_sizes_from_flags() {
 }
 
 /// Arguments, the exit status, and what is said.
-const WRONG: [(&[&str], i32, &[&str]); 26] = [
+const WRONG: [(&[&str], i32, &[&str]); 31] = [
     (&["plan"], FAILED, &["error[E0941]: name a FILE"]),
     (&["plan", "--preset=tiny", "--max_step=3"], USAGE, &["error[E0941]", "`--max_steps`"]),
     (&["plan", "--preset=tiny", "--hidden_width=0"], USAGE, &["1 to 2147483647"]),
@@ -104,6 +104,15 @@ const WRONG: [(&[&str], i32, &[&str]); 26] = [
         &["error[E0404]", "scaling = \"yarn\""],
     ),
     (&["plan", "--config=no-such.toml"], USAGE, &["error[E0941]", "no-such.toml"]),
+    (&["train", "llama", "--preset=tiny", "--lr=nan"], USAGE, &["--lr", "from 0 on"]),
+    (&["train", "llama", "--preset=tiny", "--beta2=1"], USAGE, &["--beta2", "less than 1"]),
+    (&["train", "llama", "--preset=tiny", "--warmup=3"], USAGE, &["--warmup", "from 0 to 1"]),
+    (&["train", "llama", "--preset=tiny", "--threads=0"], USAGE, &["--threads", "1..=1024"]),
+    (
+        &["bench", "gemm", "--shape=2000000,2000000,2000000"],
+        FAILED,
+        &["error[E0952]", "give smaller sizes"],
+    ),
     (&["train", "llama", "--preset=tiny"], FAILED, &["error[E0941]", "--dataset FILES"]),
     (&["bench", "decode", "--dtype=bf16"], FAILED, &["error[E0941]", "`mdlc bench gemm`"]),
     (&["bench", "llama", "--dtype=bf16"], FAILED, &["error[E0941]", "takes --bf16 1"]),

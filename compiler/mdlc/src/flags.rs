@@ -6,6 +6,7 @@ pub mod config_values;
 pub mod device;
 pub mod given;
 pub mod mesh;
+mod numbers;
 pub mod request;
 pub mod run;
 
@@ -18,6 +19,7 @@ use given::Given;
 use mdl_ir::kernel::Target;
 use mdl_passes::request::{MemoryRequest, Precision};
 use mdl_train::session::Settings;
+use numbers::{fraction, not_negative, share};
 use request::RequestFlags;
 use run::RunFlags;
 use std::path::PathBuf;
@@ -125,10 +127,10 @@ pub struct TrainingFlags {
     #[arg(long = "max_steps", default_value_t = 5000, value_name = "N")]
     pub max_steps: u64,
     /// Highest learning rate
-    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    #[arg(long, default_value_t = 1e-4, value_name = "X", value_parser = not_negative)]
     pub lr: f64,
     /// Learning rate at the end of the decay
-    #[arg(long = "min_lr", default_value_t = 1e-5, value_name = "X")]
+    #[arg(long = "min_lr", default_value_t = 1e-5, value_name = "X", value_parser = not_negative)]
     pub min_lr: f64,
     /// constant, linear, cosine, exponential or wsd
     #[arg(long = "lr_decay_style", default_value = "cosine", value_name = "STYLE")]
@@ -137,28 +139,29 @@ pub struct TrainingFlags {
     #[arg(long = "lr_decay_iters", value_name = "N")]
     pub lr_decay_iters: Option<u64>,
     /// Fraction of the decay steps that warm up, from 0 to 1
-    #[arg(long, default_value_t = 0.0032, value_name = "X")]
+    #[arg(long, default_value_t = 0.0032, value_name = "X", value_parser = fraction)]
     pub warmup: f64,
     /// AdamW's decay of weights, per step a fraction lr · X
-    #[arg(long = "weight_decay", default_value_t = 0.2, value_name = "X")]
+    #[arg(long = "weight_decay", default_value_t = 0.2, value_name = "X",
+        value_parser = not_negative)]
     pub weight_decay: f64,
     /// What weight decay applies to: all or matrices
     #[arg(long, default_value = "all", value_parser = ["all", "matrices"], value_name = "WHAT")]
     pub decay: String,
     /// AdamW's share of the first moment that a step keeps
-    #[arg(long, default_value_t = 0.9, value_name = "X")]
+    #[arg(long, default_value_t = 0.9, value_name = "X", value_parser = share)]
     pub beta1: f64,
     /// AdamW's share of the second moment that a step keeps
-    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    #[arg(long, default_value_t = 0.95, value_name = "X", value_parser = share)]
     pub beta2: f64,
     /// Largest global norm of the gradients; 0 does not clip
-    #[arg(long = "grad_clip", default_value_t = 1.0, value_name = "X")]
+    #[arg(long = "grad_clip", default_value_t = 1.0, value_name = "X", value_parser = not_negative)]
     pub grad_clip: f64,
     /// Initial weights and the order of the data follow from it
     #[arg(long, default_value_t = 12345, value_name = "N")]
     pub seed: u64,
     /// Threads of the CPU [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
     /// What computes: cpu; cuda, an NVIDIA GPU; wgpu, a GPU through Vulkan, Metal or DirectX
     #[arg(long, value_enum, default_value = "cpu", value_name = "DEVICE")]

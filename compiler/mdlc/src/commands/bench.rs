@@ -23,6 +23,7 @@ use mdl_ir::kernel::{
 };
 use mdl_kernels::{Arena, Device, Slice};
 use mdl_passes::request::Precision;
+use mdl_train::model::within_memory;
 use mdl_train::packing::Batch;
 use mdl_train::resident;
 use mdl_train::session::Session;
@@ -142,6 +143,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     refuse_flags_of_others(suite, args)?;
     let Some(suite) = suite else { return model(&device()?, args) };
+    shape_fits(&args.shape)?;
     let rows = match suite {
         What::Tune => return tune::run(device()?.as_ref(), args),
         What::Gemm => gemm(device()?.as_ref(), args),
@@ -191,6 +193,15 @@ fn refuse_flags_of_others(suite: Option<What>, args: &Args) -> Outcome {
         Some((_, message)) => Err(Failure::coded("E0941", message)),
         None => Ok(()),
     }
+}
+
+/// Both operands and the result of a product of this shape, in f32.
+fn shape_fits(shape: &[u64]) -> Outcome {
+    if let [m, n, k] = *shape {
+        let elements = [m * k, n * k, m * n].into_iter().fold(0, u64::saturating_add);
+        within_memory(elements.saturating_mul(4), "give smaller sizes to --shape")?;
+    }
+    Ok(())
 }
 
 /// A row of kernels or of the step.
