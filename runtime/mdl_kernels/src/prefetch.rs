@@ -4,16 +4,14 @@
 // The macros that declare operations write accessors for everything.
 #![allow(dead_code)]
 
-use crate::tiles::address;
+use crate::tiles::{address, call};
 use cubecl::intrinsic;
 use cubecl::ir::attributes::IndexAttr;
 use cubecl::ir::prelude::*;
 use cubecl::prelude::*;
-use cubecl_llvm::shared::intrinsic::call_op;
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_int_const;
 use mdl_ir::kernel::Elem;
-use pliron_llvm::types::VoidType;
 
 /// What a cache fetches at once.
 pub(crate) const LINE_BYTES: usize = 64;
@@ -41,9 +39,8 @@ impl ToLLVMDialect for PrefetchOp {
         // Into the nearest cache, as data.
         let how = [self.what(ctx).0 as i128, 3, 1];
         let how = how.map(|number| insert_int_const(ctx, rewriter, 32, number));
-        let (args, nothing) = ([&[self.at(ctx)], &how[..]].concat(), VoidType::get(ctx).into());
-        let call = call_op(ctx, "llvm.prefetch.p0", nothing, args);
-        rewriter.insert_op(ctx, &call);
+        let args = [&[self.at(ctx)], &how[..]].concat();
+        call(ctx, rewriter, "llvm.prefetch.p0", args);
         rewriter.erase_operation(ctx, self.get_operation());
         Ok(())
     }

@@ -7,12 +7,11 @@
 #![allow(dead_code)]
 
 use crate::device::{Class, Device, Slice};
-use crate::tiles::address;
+use crate::tiles::{address, call};
 use cubecl::intrinsic;
 use cubecl::ir::attributes::IndexAttr;
 use cubecl::ir::prelude::*;
 use cubecl::prelude::*;
-use cubecl_llvm::shared::intrinsic::call_op;
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use pliron_llvm::ops::InlineAsmOp;
 use pliron_llvm::types::VoidType;
@@ -59,9 +58,7 @@ impl ToLLVMDialect for FenceOp {
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        let nothing = VoidType::get(ctx).into();
-        let call = call_op(ctx, "llvm.x86.sse.sfence", nothing, vec![]);
-        rewriter.insert_op(ctx, &call);
+        call(ctx, rewriter, "llvm.x86.sse.sfence", vec![]);
         rewriter.erase_operation(ctx, self.get_operation());
         Ok(())
     }

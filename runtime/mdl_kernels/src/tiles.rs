@@ -28,7 +28,12 @@ const LEFT: i128 = 6;
 const RIGHT: i128 = 7;
 
 /// Inserts a call that gives nothing.
-fn call(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, name: &str, args: Vec<Value>) {
+pub(crate) fn call(
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    name: &str,
+    args: Vec<Value>,
+) {
     let nothing = VoidType::get(ctx).into();
     let call = call_op(ctx, name, nothing, args);
     rewriter.insert_op(ctx, &call);

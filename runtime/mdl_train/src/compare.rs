@@ -3,13 +3,13 @@
 
 use crate::import::ModelTensors;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, within_device, within_memory};
+use crate::model::{Model, ModelError, has_room, within_device};
 use crate::runner::{Interpreter, Runner};
 use crate::weights::Weights;
 use mdl_check::entry::{AUXILIARY, EntryOptions};
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
 use mdl_ir::graph::{Graph, InputRole, OutputRole, Stage};
-use mdl_kernels::{Class, Device};
+use mdl_kernels::Device;
 use mdl_passes::optimise::Optimizer;
 use mdl_passes::request::Precision;
 use serde::Serialize;
@@ -140,10 +140,8 @@ fn open(
             let executable = finish(trace.last(), &state, device.target())?;
             let needed = executable.state_bytes.max(executable.work_bytes);
             within_device(device, &executable.specs, needed)?;
-            if device.class() == Class::Cpu {
-                let bytes = executable.state_bytes + executable.work_bytes;
-                within_memory(bytes, "take a smaller model, or answers to a shorter sequence")?;
-            }
+            let way_out = "take a smaller model, or answers to a shorter sequence";
+            has_room(device, &executable, way_out)?;
             Runner::Machine(Box::new(Machine::new(device.clone(), executable)))
         }
     };

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, state_layout};
-use mdl_kernels::{Class, Device};
+use mdl_kernels::Device;
 
 use crate::dataset::Document;
 use crate::import;
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, within_device, within_memory};
+use crate::model::{Model, ModelError, has_room, within_device};
 use crate::packing::Evaluation;
 use crate::session;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -169,10 +169,8 @@ impl<'a> Evaluator<'a> {
         if let Some(machine) = self.machines.values().next() {
             return Ok(machine.beside(executable));
         }
-        if self.device.class() == Class::Cpu {
-            let bytes = executable.state_bytes + executable.work_bytes;
-            within_memory(bytes, "take fewer or shorter sequences at a time, or a smaller model")?;
-        }
+        let way_out = "take fewer or shorter sequences at a time, or a smaller model";
+        has_room(&self.device, &executable, way_out)?;
         let machine = Machine::new(self.device.clone(), executable);
         import::load(&machine, self.weights, &trace.last().params)?;
         Ok(machine)

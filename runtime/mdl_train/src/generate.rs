@@ -12,13 +12,13 @@ pub use batch::{Batch, Event, Finish};
 pub use sampling::{Sampling, SamplingError, choose};
 
 use crate::machine::Machine;
-use crate::model::{Model, ModelError, within_device, within_memory, within_reach};
+use crate::model::{Model, ModelError, has_room, within_device, within_reach};
 use mdl_check::entry::EntryOptions;
 use mdl_driver::pipeline::{Purpose, finish, run, state_layout};
 use mdl_ir::graph::{Graph, OutputRole};
 use mdl_ir::kernel::Target;
 use mdl_ir::reach::reach;
-use mdl_kernels::{Class, Device};
+use mdl_kernels::Device;
 use mdl_passes::executable::Executable;
 use mdl_passes::incremental::{START, caches_only, incremental};
 use std::sync::Arc;
@@ -148,10 +148,7 @@ impl Generator {
         for e in [&executable].into_iter().chain(chunk.as_ref().map(|(_, e)| e)) {
             within_device(&device, &e.specs, e.state_bytes.max(e.work_bytes))?;
         }
-        if device.class() == Class::Cpu {
-            let bytes = executable.state_bytes + executable.work_bytes;
-            within_memory(bytes, "ask for fewer or shorter sequences")?;
-        }
+        has_room(&device, &executable, "ask for fewer or shorter sequences")?;
         let single = Machine::new(device.clone(), executable);
         load(&single)?;
         let chunk =

@@ -14,7 +14,8 @@ use mdl_driver::pipeline::{Bug, Purpose, Trace, run};
 use mdl_ir::graph::{Graph, Param};
 use mdl_ir::kernel::KernelSpec;
 use mdl_ir::reach::{Reach, reach};
-use mdl_kernels::Device;
+use mdl_kernels::{Class, Device};
+use mdl_passes::executable::Executable;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -237,6 +238,18 @@ pub fn within_memory(bytes: u64, way_out: &'static str) -> Result<(), ModelError
     match resident::available() {
         Some(there) if bytes > there => Err(ModelError::Memory { bytes, there, way_out }),
         _ => Ok(()),
+    }
+}
+
+/// The same for an executable that is about to be loaded: a CPU's arenas are the host's memory.
+pub fn has_room(
+    device: &Device,
+    executable: &Executable,
+    way_out: &'static str,
+) -> Result<(), ModelError> {
+    match device.class() {
+        Class::Cpu => within_memory(executable.state_bytes + executable.work_bytes, way_out),
+        Class::Cuda | Class::Wgpu => Ok(()),
     }
 }
 
